@@ -1,0 +1,37 @@
+#!/usr/bin/env python
+"""Write a trained hypernetwork as a `.pt` file for the AUTOMATIC1111 WebUI and ComfyUI.
+
+    python convert_to_webui.py output/my_style                                # writes output/my_style/my_style.pt
+    python convert_to_webui.py output/my_style/checkpoints/step-005000 my_style-5000.pt
+
+The file's name is the name that prompts use: my_style.pt is `<hypernet:my_style:1>`.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+from hypernet.script import run_script
+
+import hypernet
+from hypernet.errors import UserError
+from hypernet.files import replacing
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", help="a trained folder, a checkpoint of it, a .safetensors or a .pt file, or a Hub id")
+    parser.add_argument("target", nargs="?", type=Path, help="the .pt file to write; default: NAME.pt in the folder")
+    args = parser.parse_args(arguments)
+    if args.target is not None and args.target.suffix != ".pt":
+        raise UserError(f"{args.target}: the WebUI's files end in .pt")
+    hypernetwork = hypernet.load(args.source)
+    folder = Path(args.source) if os.path.isdir(args.source) else Path(args.source).parent
+    target = args.target or folder / f"{hypernetwork.config.name}.pt"
+    with replacing(target) as temporary:
+        hypernet.save_webui(hypernetwork, temporary, name=target.stem)
+    print(f"{target}: {target.stem}, step {hypernetwork.config.step}, {target.stat().st_size / 2**20:.1f} MiB")
+
+
+if __name__ == "__main__":
+    run_script(main)

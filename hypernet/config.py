@@ -1,0 +1,236 @@
+"""Every option of the training script, once, with its meaning; `--config FILE.yaml`; validation."""
+
+import dataclasses
+import difflib
+import sys
+from pathlib import Path
+
+import yaml
+from transformers import HfArgumentParser
+from transformers.hf_argparser import HfArg
+
+from hypernet.captions import read_templates
+from hypernet.errors import UserError
+from hypernet.network import check_structure
+from hypernet.schedule import Schedule, parse_schedule
+
+TRACKERS = ("wandb", "tensorboard", "all", "none")
+PRECISIONS = ("no", "fp16", "bf16")
+
+
+@dataclasses.dataclass
+class TrainingConfig:
+    """The options of `train_hypernetwork.py`; building one checks them.
+
+    Raises:
+        UserError: for a value that cannot work.
+    """
+
+    # Model
+    pretrained_model_name_or_path: str | None = HfArg(default=None, help="Stable Diffusion to train on: a diffusers folder or Hub id.")
+    revision: str | None = HfArg(default=None, help="Branch, tag or commit of the Hub id.")
+    variant: str | None = HfArg(default=None, help='Variant of its weight files, such as "fp16".')
+    # Data
+    train_data_dir: str | None = HfArg(default=None, help="Folder of images; NAME.txt beside an image is its caption, else its file name.")
+    resolution: int = HfArg(default=512, help="Side in pixels to which images are resized and centre-cropped.")
+    template: str = HfArg(default="[filewords]", help="Prompt text, or a file of them of which one is drawn each time; [filewords] is the caption, [name] the hypernetwork's name.")
+    cache_dir: str | None = HfArg(default=None, help="Where encoded images and prompts are kept; default: the cache folder of datasets.")
+    # Hypernetwork
+    name: str | None = HfArg(default=None, help="What prompts and files call it; default: the output folder's name.")
+    widths: str | None = HfArg(default=None, help='Context widths to transform, such as "320,640,768,1280"; default: all that the UNet has.')
+    layer_structure: str = HfArg(default="1,2,1", help="Layer widths as multiples of the context width, first and last 1.")
+    activation: str = HfArg(default="linear", help="Activation between the layers by the WebUI's name: linear (none), relu, leakyrelu, elu, swish, mish, ...")
+    weight_init: str = HfArg(default="normal", help="normal, xavier_uniform, xavier_normal, kaiming_uniform, kaiming_normal, or zero (starts as the identity).")
+    layer_norm: bool = HfArg(default=False, help="A LayerNorm after every layer.")
+    layer_norm_init: str = HfArg(default="ones", help="Start of the LayerNorm weights: ones, or normal (the WebUI's, which learns next to nothing).")
+    activate_output: bool = HfArg(default=False, help="The activation after the last layer, too.")
+    dropout_structure: str | None = HfArg(default=None, help='Dropout probability per entry of the layer structure, such as "0,0.3,0"; default: none.')
+    # Training
+    output_dir: str = HfArg(default="output/hypernetwork", help="Folder for everything the run writes.")
+    overwrite: bool = HfArg(default=False, help="Delete an earlier run in the output folder instead of going on with it.")
+    learning_rate: str = HfArg(default="1e-5", help='A number, or a schedule: "5e-6:12000, 5e-7:30000" is 5e-6 up to step 12000, then 5e-7 up to 30000.')
+    max_train_steps: int = HfArg(default=10000, help="Optimizer updates; a learning rate schedule that ends earlier ends the training.")
+    train_batch_size: int = HfArg(default=1, help="Images per process in one forward pass.")
+    gradient_accumulation_steps: int = HfArg(default=1, help="Forward passes per optimizer update.")
+    gradient_checkpointing: bool = HfArg(default=False, help="Compute activations twice to save memory.")
+    mixed_precision: str = HfArg(default="no", help="Precision of the frozen model: no (float32), fp16 or bf16; the hypernetwork stays float32.")
+    max_grad_norm: float = HfArg(default=1.0, help="Gradients are clipped to this norm; 0 turns clipping off.")
+    adam_beta1: float = HfArg(default=0.9, help="AdamW's beta1.")
+    adam_beta2: float = HfArg(default=0.999, help="AdamW's beta2.")
+    adam_weight_decay: float = HfArg(default=0.01, help="AdamW's weight decay.")
+    adam_epsilon: float = HfArg(default=1e-8, help="AdamW's epsilon.")
+    seed: int = HfArg(default=0, help="Of the initial weights, the order of the images, noise, timesteps and previews.")
+    # Checkpoints and previews
+    checkpointing_steps: int = HfArg(default=500, help="Save the training state every so many steps.")
+    checkpoints_total_limit: int | None = HfArg(default=None, help="Keep only so many of the newest training states.")
+    resume_from_checkpoint: str = HfArg(default="latest", help='Training state to go on from: "latest" of the output folder, a folder under its checkpoints, or "none".')
+    validation_prompt: list[str] | None = HfArg(default=None, help="One or more prompts to draw previews of.")
+    validation_steps: int = HfArg(default=500, help="Draw previews every so many steps.")
+    num_validation_images: int = HfArg(default=1, help="Previews per prompt, with the seeds seed, seed + 1, ...")
+    validation_guidance_scale: float = HfArg(default=7.5, help="Guidance scale of the previews.")
+    validation_inference_steps: int = HfArg(default=25, help="Sampling steps of the previews.")
+    # Reports
+    logging_steps: int = HfArg(default=10, help="Log the mean loss of so many steps, to the console, hypernetwork_loss.csv and the trackers.")
+    report_to: str = HfArg(default="wandb", help="Trackers: wandb (offline if not logged in), tensorboard (to be installed), all or none.")
+    tracker_project_name: str = HfArg(default="hypernetworks", help="The project's name in W&B.")
+    push_to_hub: bool = HfArg(default=False, help="Upload the hypernetwork, its card and previews to the Hugging Face Hub at the end.")
+    hub_model_id: str | None = HfArg(default=None, help="Hub repository to push to; default: the hypernetwork's name in your account.")
+
+    def __post_init__(self):
+        self._require("pretrained_model_name_or_path", "the model to train on, for example stable-diffusion-v1-5/stable-diffusion-v1-5")
+        self._require("train_data_dir", "a folder of images")
+        self._choose("mixed_precision", PRECISIONS)
+        self._choose("report_to", TRACKERS)
+        self._at_least(1, "resolution", "max_train_steps", "train_batch_size", "gradient_accumulation_steps", "checkpointing_steps")
+        self._at_least(1, "checkpoints_total_limit", "validation_steps", "num_validation_images", "validation_inference_steps", "logging_steps")
+        self._at_least(0, "max_grad_norm", "adam_weight_decay", "adam_epsilon", "seed")
+        self._below_one("adam_beta1", "adam_beta2")
+        self.name = self.name or Path(self.output_dir).resolve().name
+        if Path(self.name).name != self.name or self.name in (".", ".."):
+            raise UserError(f"--name {self.name}: it becomes a file name, so no slashes")
+        self._check("learning_rate", lambda: self.schedule)
+        self._check("template", lambda: self.templates)
+        for option in ("layer_structure", "dropout_structure", "widths"):
+            self._check(option, lambda option=option: getattr(self, f"{option}_numbers"))
+        self._check(None, lambda: check_structure(**self._structure()))
+
+    def _require(self, option, meaning):
+        if not getattr(self, option):
+            raise UserError(f"--{option} is missing: {meaning}")
+
+    def _choose(self, option, choices):
+        if getattr(self, option) not in choices:
+            raise UserError(f"--{option} {getattr(self, option)}: choose one of {', '.join(choices)}")
+
+    def _at_least(self, lowest, *options):
+        for option in options:
+            value = getattr(self, option)
+            if value is not None and not value >= lowest:
+                raise UserError(f"--{option} {value}: it must be {lowest} or more")
+
+    def _below_one(self, *options):
+        for option in options:
+            if not 0 <= getattr(self, option) < 1:
+                raise UserError(f"--{option} {getattr(self, option)}: it must be from 0 to below 1")
+
+    def _check(self, option, build):
+        try:
+            build()
+        except ValueError as error:
+            raise UserError(f"--{option} {error}" if option else f"--{error}") from None
+
+    @property
+    def schedule(self) -> Schedule:
+        return parse_schedule(self.learning_rate, self.max_train_steps)
+
+    @property
+    def templates(self) -> list[str]:
+        return read_templates(self.template)
+
+    @property
+    def layer_structure_numbers(self) -> list[float]:
+        return _numbers(self.layer_structure)
+
+    @property
+    def dropout_structure_numbers(self) -> list[float] | None:
+        return None if self.dropout_structure is None else _numbers(self.dropout_structure)
+
+    @property
+    def widths_numbers(self) -> list[int] | None:
+        """The widths asked for, or None for all that the UNet has."""
+        return None if self.widths is None else sorted({int(width) for width in _numbers(self.widths)})
+
+    def _structure(self):
+        return {
+            "layer_structure": self.layer_structure_numbers,
+            "activation": self.activation,
+            "weight_init": self.weight_init,
+            "layer_norm_init": self.layer_norm_init,
+            "activate_output": self.activate_output,
+            "dropout_structure": self.dropout_structure_numbers,
+        }
+
+    def hypernetwork_arguments(self) -> dict:
+        """What `Hypernetwork` takes, but for the widths and the base model."""
+        return {**self._structure(), "layer_norm": self.layer_norm, "name": self.name}
+
+    def run_identity(self) -> dict:
+        """The options that make two runs different runs: all but those that change nothing of what is learnt."""
+        changeable = {"output_dir", "overwrite", "cache_dir", "resume_from_checkpoint", "max_train_steps", "report_to"}
+        changeable |= {"checkpointing_steps", "checkpoints_total_limit", "logging_steps", "tracker_project_name"}
+        changeable |= {"push_to_hub", "hub_model_id", "learning_rate"}
+        changeable |= {field.name for field in dataclasses.fields(self) if "validation" in field.name}
+        return {key: value for key, value in dataclasses.asdict(self).items() if key not in changeable}
+
+
+def _numbers(text):
+    """ "1, 2, 1" -> [1, 2, 1]; a whole number becomes an int."""
+    numbers = []
+    for item in str(text).split(","):
+        try:
+            number = float(item)
+        except ValueError:
+            raise ValueError(f"{text}: {item.strip()!r} is not a number; write for example 1,2,1") from None
+        numbers.append(int(number) if number == int(number) else number)
+    return numbers
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message):  # argparse prints its whole usage first
+        raise UserError(message.removeprefix("argument "))
+
+
+def parse_config(arguments=None) -> TrainingConfig:
+    """The options from a command line; those of `--config FILE.yaml` come first, so that explicit flags win.
+
+    Raises:
+        UserError: for an unknown flag or key (with the nearest one), or a value that cannot work.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _Parser(TrainingConfig, description="Train a Stable Diffusion hypernetwork.", allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE.yaml", help="A YAML file of these options; flags given beside it win.")
+    given, rest = parser.parse_known_args(arguments)
+    if rest:
+        raise UserError(_unknown(rest[0].partition("=")[0].lstrip("-"), "--{}"))
+    if given.config:
+        given = parser.parse_args(_flags_from_yaml(given.config) + arguments)
+    options = vars(given)
+    options.pop("config")
+    return TrainingConfig(**options)
+
+
+def _flags_from_yaml(path):
+    """A YAML file's entries as command-line flags, so that both are converted by the same rules ("5e-6" is a number)."""
+    try:
+        entries = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"--config {path}: it cannot be read as YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(entries, dict):
+        raise UserError(f"--config {path}: it must hold lines such as max_train_steps: 1000")
+    fields, flags = {field.name: field for field in dataclasses.fields(TrainingConfig)}, []
+    for key, value in entries.items():
+        if key not in fields:
+            raise UserError(f"--config {path}: " + _unknown(str(key), "{}"))
+        if value is None:
+            continue
+        if isinstance(value, list) and key == "validation_prompt":
+            flags += [f"--{key}", *map(str, value)]
+        else:
+            flags.append(f"--{key}={','.join(map(str, value)) if isinstance(value, list) else value}")
+    return flags
+
+
+def _unknown(word, form):
+    names = [field.name for field in dataclasses.fields(TrainingConfig)] + ["config"]
+    nearest = difflib.get_close_matches(word.replace("-", "_"), names, 1, 0.5)
+    hint = f"did you mean {form.format(nearest[0])}?" if nearest else "README.md lists all options"
+    return f"unknown option {form.format(word)}; {hint}"
+
+
+def options_table() -> str:
+    """All options as a Markdown table, for the README."""
+    rows = ["| option | default | meaning |", "| --- | --- | --- |"]
+    for field in dataclasses.fields(TrainingConfig):
+        default = "" if field.default is None else f"`{field.default}`"
+        rows.append(f"| `--{field.name}` | {default} | {field.metadata['help']} |")
+    return "\n".join(rows)

@@ -1,0 +1,23 @@
+"""What is compared with what: noise and timestep, the target, the loss."""
+
+import torch
+import torch.nn.functional as F
+
+
+def draw_noise_and_timestep(shape, num_train_timesteps: int, generator: torch.Generator):
+    """Standard normal noise of `shape` and a timestep, uniform in 0..num_train_timesteps - 1, from `generator` (CPU)."""
+    noise = torch.randn(shape, generator=generator)
+    timestep = torch.randint(0, num_train_timesteps, (), generator=generator)
+    return noise, timestep
+
+
+def diffusion_target(scheduler, latents, noise, timesteps):
+    """What the model should predict: the noise, or for v-prediction models the velocity (Salimans & Ho 2022)."""
+    if scheduler.config.prediction_type == "v_prediction":
+        return scheduler.get_velocity(latents, noise, timesteps)
+    return noise
+
+
+def diffusion_loss(prediction, target):
+    """Mean squared error in float32, over channels and pixels, then over the batch."""
+    return F.mse_loss(prediction.float(), target.float())

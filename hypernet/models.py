@@ -1,0 +1,122 @@
+"""The frozen Stable Diffusion: check it, load it, cast it; encode prompts and images."""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from hypernet.errors import UserError
+
+PREDICTION_TYPES = ("epsilon", "v_prediction")
+
+
+@dataclasses.dataclass
+class StableDiffusion:
+    """The parts of a Stable Diffusion 1.x or 2.x, frozen. VAE and text encoder are float32, the UNet as it was cast."""
+
+    tokenizer: CLIPTokenizer
+    text_encoder: CLIPTextModel
+    vae: AutoencoderKL
+    unet: UNet2DConditionModel
+    scheduler: DDPMScheduler
+
+
+def image_multiple(path, revision=None) -> int:
+    """Images need sides that are multiples of this: the VAE's factor, from its config alone."""
+    config = AutoencoderKL.load_config(path, subfolder="vae", revision=revision)
+    return 2 ** (len(config["block_out_channels"]) - 1)
+
+
+def context_widths(path, revision=None) -> list[int]:
+    """Check that `path` is a model that can be trained on, from its configs alone; its UNet's context widths.
+
+    The widths are the input widths of the attention layers' to_k: for SD 1.x 320, 640, 768, 1280.
+
+    Raises:
+        UserError: if there is no such model, or it is of another kind.
+    """
+    config = _load_unet_config(path, revision)
+    if config.get("_class_name") != "UNet2DConditionModel":
+        raise UserError(f"--pretrained_model_name_or_path {path}: its UNet is a {config.get('_class_name')}; only Stable Diffusion 1.x and 2.x can be trained")
+    if config.get("addition_embed_type") or config.get("in_channels", 4) != 4:
+        kind = "an SDXL" if config.get("addition_embed_type") else "an inpainting, depth or pix2pix"
+        raise UserError(f"--pretrained_model_name_or_path {path}: it is {kind} model; Stable Diffusion 1.x and 2.x can be trained")
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(config)
+    layers = {name.removesuffix(".processor") for name in unet.attn_processors}
+    return sorted({unet.get_submodule(f"{layer}.to_k").in_features for layer in layers})
+
+
+def _load_unet_config(path, revision):
+    folder = Path(path)
+    if folder.exists() and not (folder / "model_index.json").is_file():
+        raise UserError(f"--pretrained_model_name_or_path {path}: there is no model_index.json in it, so it is no diffusers folder")
+    try:
+        return UNet2DConditionModel.load_config(path, subfolder="unet", revision=revision)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--pretrained_model_name_or_path {path}: no such folder, and no such model on the Hub ({reason})") from None
+
+
+def load_models(path, revision=None, variant=None, unet_dtype=torch.float32, device="cpu") -> StableDiffusion:
+    """Load the parts frozen and in evaluation mode on `device`; VAE and text encoder in float32 (their turn is short).
+
+    Raises:
+        UserError: if the weights cannot be loaded, or the model predicts what cannot be trained.
+    """
+    where = {"pretrained_model_name_or_path": path, "revision": revision}
+    weights = {**where, "variant": variant}
+    verbosity = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()  # a complaint about .bin files, say, is not the user's to act on here
+    try:
+        models = StableDiffusion(
+            tokenizer=CLIPTokenizer.from_pretrained(**where, subfolder="tokenizer"),
+            text_encoder=CLIPTextModel.from_pretrained(**weights, subfolder="text_encoder", dtype=torch.float32),
+            vae=AutoencoderKL.from_pretrained(**weights, subfolder="vae", torch_dtype=torch.float32),
+            unet=UNet2DConditionModel.from_pretrained(**weights, subfolder="unet", torch_dtype=unet_dtype),
+            scheduler=DDPMScheduler.from_pretrained(**where, subfolder="scheduler"),
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"--pretrained_model_name_or_path {path}: {' '.join(str(error).split())}") from None
+    finally:
+        diffusers_logging.set_verbosity(verbosity)
+    if models.scheduler.config.prediction_type not in PREDICTION_TYPES:
+        raise UserError(f"--pretrained_model_name_or_path {path}: it predicts {models.scheduler.config.prediction_type}; {' and '.join(PREDICTION_TYPES)} can be trained")
+    for module in (models.text_encoder, models.vae, models.unet):
+        module.requires_grad_(False).eval().to(device)
+    return models
+
+
+def load_sampler(path, revision=None):
+    """The scheduler that the model's own pipeline samples with."""
+    config = DiffusionPipeline.load_config(path, revision=revision)
+    scheduler_class = getattr(diffusers, config["scheduler"][1])
+    return scheduler_class.from_pretrained(path, subfolder="scheduler", revision=revision)
+
+
+@torch.no_grad()
+def encode_prompts(models: StableDiffusion, prompts: list[str]) -> torch.Tensor:
+    """The text encoder's last hidden state, (B, tokens, text width), of prompts cut to the tokenizer's length."""
+    tokens = models.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    return models.text_encoder(tokens.to(models.text_encoder.device)).last_hidden_state
+
+
+@torch.no_grad()
+def encode_images(models: StableDiffusion, pixels: torch.Tensor) -> torch.Tensor:
+    """The mean of the VAE's latents, scaled, (B, 4, height / 8, width / 8), of pixels (B, 3, height, width) in [-1, 1]."""
+    latents = models.vae.encode(pixels.to(models.vae.device, models.vae.dtype)).latent_dist.mode()
+    return latents * models.vae.config.scaling_factor
+
+
+def weights_hash(module: torch.nn.Module) -> str:
+    """Ten hex digits that change with any weight; the same whether float32 or float16 holds a float16 file's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().to("cpu", torch.float16).contiguous().numpy().data)
+    return digest.hexdigest()[:10]

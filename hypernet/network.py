@@ -1,0 +1,179 @@
+"""The hypernetwork: for each context width a pair of MLPs, one for an attention layer's keys and one for its values."""
+
+import inspect
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import nn
+
+# Activations by the WebUI's names. "swish" is Hardswish there, and so here.
+_NOT_ELEMENTWISE = {"multiheadattention", "threshold", "glu", "softmax2d"}
+ACTIVATIONS = {
+    **{
+        name.lower(): cls
+        for name, cls in inspect.getmembers(nn.modules.activation, inspect.isclass)
+        if cls.__module__ == nn.modules.activation.__name__ and name.lower() not in _NOT_ELEMENTWISE
+    },
+    "swish": nn.Hardswish,
+    "linear": None,
+}
+WEIGHT_INITS = ("normal", "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "zero")
+LAYER_NORM_INITS = ("ones", "normal")
+WIDTHS_SD1 = (320, 640, 768, 1280)
+
+
+def check_structure(
+    layer_structure=(1, 2, 1),
+    activation="linear",
+    weight_init="normal",
+    layer_norm_init="ones",
+    activate_output=False,
+    dropout_structure=None,
+):
+    """Raise ValueError, in one line that says what would be right, if no module can be built from this."""
+    shown = ",".join(f"{m:g}" for m in layer_structure)
+    if len(layer_structure) < 2 or layer_structure[0] != 1 or layer_structure[-1] != 1 or min(layer_structure) <= 0:
+        raise ValueError(f"layer_structure {shown}: it must start and end with 1, as in 1,2,1")
+    _choose("activation", activation, ACTIVATIONS)
+    _choose("weight_init", weight_init, WEIGHT_INITS)
+    _choose("layer_norm_init", layer_norm_init, LAYER_NORM_INITS)
+    if weight_init == "zero" and activate_output and ACTIVATIONS[activation] is not None:
+        if ACTIVATIONS[activation]()(torch.zeros(1, 1)).item() != 0:
+            raise ValueError(f"weight_init zero: {activation} of 0 is not 0, so with activate_output it is no identity")
+    if dropout_structure is not None:
+        inside = all(0 <= p < 1 for p in dropout_structure)
+        same_length = len(dropout_structure) == len(layer_structure)
+        if not (inside and same_length and dropout_structure[0] == dropout_structure[-1] == 0):
+            shown = ",".join(f"{p:g}" for p in dropout_structure)
+            example = ",".join(["0", *["0.3"] * (len(layer_structure) - 2), "0"])
+            raise ValueError(
+                f"dropout_structure {shown}: it needs {len(layer_structure)} probabilities from 0 to below 1, "
+                f"the first and the last 0, as in {example}"
+            )
+
+
+def _choose(option, value, choices):
+    if value not in choices:
+        raise ValueError(f"{option} {value!r} is unknown; choose one of {', '.join(sorted(choices))}")
+
+
+class HypernetworkModule(nn.Module):
+    """One MLP, `linear`, of the WebUI's layout: after each Linear the activation, the LayerNorm and the Dropout it has.
+
+    For the structure (1, 2, 1) and width d it holds Linear(d, 2d) and Linear(2d, d). The activation does not follow
+    the last Linear unless `activate_output`; the LayerNorm, if asked for, follows every Linear.
+    """
+
+    def __init__(self, width, layer_structure, activation, layer_norm, activate_output, dropout_structure):
+        super().__init__()
+        layers = []
+        for i, (before, after) in enumerate(zip(layer_structure, layer_structure[1:])):
+            last = i == len(layer_structure) - 2
+            layers.append(nn.Linear(int(width * before), int(width * after)))
+            if ACTIVATIONS[activation] is not None and (activate_output or not last):
+                layers.append(ACTIVATIONS[activation]())
+            if layer_norm:
+                layers.append(nn.LayerNorm(int(width * after)))
+            if dropout_structure is not None and dropout_structure[i + 1] > 0:
+                layers.append(nn.Dropout(dropout_structure[i + 1]))
+        self.linear = nn.Sequential(*layers)
+
+    def forward(self, context):  # (B, tokens, width)
+        return self.linear(context)  # (B, tokens, width), to be scaled by the strength and added to the context
+
+    @torch.no_grad()
+    def init_weights(self, weight_init, activation, layer_norm_init):
+        """Draw the weights from torch's global generator.
+
+        The five named after the WebUI's draw as it does: normal is N(0, 0.01), Kaiming takes the gain of leaky_relu
+        for leakyrelu and of relu otherwise, biases are 0. `zero` draws Kaiming normal weights but sets the last
+        Linear to 0, so that the module starts as the identity. `layer_norm_init="normal"` is the WebUI's start of
+        the LayerNorm weights, N(0, 0.01), which all but switches the module off; "ones" is PyTorch's.
+        """
+        nonlinearity = "leaky_relu" if activation == "leakyrelu" else "relu"
+        draw = {
+            "normal": lambda weight: nn.init.normal_(weight, mean=0.0, std=0.01),
+            "xavier_uniform": nn.init.xavier_uniform_,
+            "xavier_normal": nn.init.xavier_normal_,
+            "kaiming_uniform": lambda weight: nn.init.kaiming_uniform_(weight, nonlinearity=nonlinearity),
+            "kaiming_normal": lambda weight: nn.init.kaiming_normal_(weight, nonlinearity=nonlinearity),
+        }
+        draw["zero"] = draw["kaiming_normal"]
+        linears = [layer for layer in self.linear if isinstance(layer, nn.Linear)]
+        for layer in self.linear:
+            if isinstance(layer, nn.Linear):
+                draw[weight_init](layer.weight)
+                nn.init.zeros_(layer.bias)
+            elif isinstance(layer, nn.LayerNorm) and layer_norm_init == "normal":
+                nn.init.normal_(layer.weight, mean=0.0, std=0.01)
+        if weight_init == "zero":
+            nn.init.zeros_(linears[-1].weight)
+
+
+class Hypernetwork(ModelMixin, ConfigMixin):
+    """Pairs of `HypernetworkModule`s by context width: what turns an attention layer's context into its K and V context.
+
+    Args:
+        widths: context widths to transform, for SD 1.x any of 320, 640, 1280 (self-attention) and 768 (text).
+        layer_structure: multiples of the width, first and last 1.
+        activation: name from `ACTIVATIONS`, "linear" for none.
+        weight_init: name from `WEIGHT_INITS`.
+        layer_norm: a LayerNorm after every Linear.
+        layer_norm_init: "ones", or "normal" for the WebUI's start.
+        activate_output: the activation after the last Linear, too.
+        dropout_structure: dropout probabilities, one per entry of `layer_structure`, first and last 0.
+        name: what the file is called in prompts.
+        step: optimizer updates it was trained for.
+        base_model_name, base_model_hash: what it was trained on.
+
+    Raises:
+        ValueError: for a structure, activation, initialisation or dropout that does not exist.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        widths: tuple[int, ...] = WIDTHS_SD1,
+        layer_structure: tuple[float, ...] = (1, 2, 1),
+        activation: str = "linear",
+        weight_init: str = "normal",
+        layer_norm: bool = False,
+        layer_norm_init: str = "ones",
+        activate_output: bool = False,
+        dropout_structure: tuple[float, ...] | None = None,
+        name: str = "hypernetwork",
+        step: int = 0,
+        base_model_name: str | None = None,
+        base_model_hash: str | None = None,
+    ):
+        super().__init__()
+        check_structure(layer_structure, activation, weight_init, layer_norm_init, activate_output, dropout_structure)
+        self.pairs = nn.ModuleDict()
+        for width in widths:
+            pair = {}
+            for part in ("k", "v"):
+                pair[part] = HypernetworkModule(
+                    width, layer_structure, activation, layer_norm, activate_output, dropout_structure
+                )
+                pair[part].init_weights(weight_init, activation, layer_norm_init)
+            self.pairs[str(width)] = nn.ModuleDict(pair)
+
+    def forward(self, context, strength=1.0, context_v=None):  # (B, tokens, width)
+        """(context_k, context_v): `context + strength * mlp(context)` of each, shaped like the context.
+
+        `context_v`, if given, is what V is made from: where hypernetworks are stacked, the previous one's V context.
+        A context whose width has no pair here passes through. Outside autocast the MLPs run in their own precision
+        and the results come in the context's.
+        """
+        context_v = context if context_v is None else context_v
+        width = str(context.shape[-1])
+        if width not in self.pairs:
+            return context, context_v
+        autocast = torch.is_autocast_enabled(context.device.type)
+
+        def transform(part, x):
+            change = self.pairs[width][part](x if autocast else x.to(self.dtype))
+            return x + strength * change.to(x.dtype)
+
+        return transform("k", context), transform("v", context_v)

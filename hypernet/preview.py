@@ -1,0 +1,73 @@
+"""Draw samples with fixed seeds while training, and lay them out in labelled grids."""
+
+import textwrap
+
+import torch
+from diffusers import StableDiffusionPipeline
+from diffusers.image_processor import VaeImageProcessor
+from PIL import Image, ImageDraw, ImageFont
+
+from hypernet.models import StableDiffusion, encode_prompts
+
+
+class Previewer:
+    """Samples of a few prompts from the model as it is at the moment, always from the same noise.
+
+    Prompts are encoded when it is built. Its pipeline shares the models; it keeps torch's generators untouched.
+    """
+
+    def __init__(self, models: StableDiffusion, scheduler, prompts, num_images, steps, guidance_scale, seed):
+        self.vae, self.prompts, self.num_images = models.vae, prompts, num_images
+        self.steps, self.guidance_scale, self.seed = steps, guidance_scale, seed
+        self.embeds = encode_prompts(models, [*prompts, ""])
+        self.pipeline = StableDiffusionPipeline(
+            vae=models.vae,
+            text_encoder=None,
+            tokenizer=None,
+            unet=models.unet,
+            scheduler=scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        self.pipeline.set_progress_bar_config(disable=True)
+
+    @torch.no_grad()
+    def draw(self, resolution: int) -> list[list[Image.Image]]:
+        """One row of `num_images` pictures per prompt, drawn a prompt at a time."""
+        return [self._draw_prompt(embeds, resolution) for embeds in self.embeds[:-1]]
+
+    def _draw_prompt(self, embeds, resolution):
+        count, unet = self.num_images, self.pipeline.unet
+        latents = self.pipeline(
+            prompt_embeds=embeds.to(unet.dtype).expand(count, -1, -1),
+            negative_prompt_embeds=self.embeds[-1].to(unet.dtype).expand(count, -1, -1),
+            num_inference_steps=self.steps,
+            guidance_scale=self.guidance_scale,
+            height=resolution,
+            width=resolution,
+            generator=[torch.Generator().manual_seed(self.seed + i) for i in range(count)],
+            output_type="latent",
+        ).images
+        pixels = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
+        return VaeImageProcessor().postprocess(pixels.float().cpu(), output_type="pil")
+
+
+def labelled_grid(rows: list[list[Image.Image]], row_labels: list[str], column_labels: list[str]) -> Image.Image:
+    """Pictures of one size in rows and columns on white, with a label left of each row and above each column."""
+    width, height = rows[0][0].size
+    size = max(11, height // 18)
+    font = ImageFont.load_default(size)
+    margin, top, gap = 9 * size, 2 * size, max(2, height // 64)
+    grid = Image.new("RGB", (margin + len(rows[0]) * (width + gap), top + len(rows) * (height + gap)), "white")
+    draw = ImageDraw.Draw(grid)
+    for column, label in enumerate(column_labels):
+        middle = margin + column * (width + gap) + width // 2
+        draw.text((middle, top // 2), label, fill="black", font=font, anchor="mm")
+    for row, (images, label) in enumerate(zip(rows, row_labels)):
+        y = top + row * (height + gap)
+        text = "\n".join(textwrap.wrap(label, 16)[:6])
+        draw.multiline_text((size // 2, y + height // 2), text, fill="black", font=font, anchor="lm")
+        for column, image in enumerate(images):
+            grid.paste(image, (margin + column * (width + gap), y))
+    return grid

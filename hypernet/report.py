@@ -1,0 +1,137 @@
+"""What a run tells the world: trackers, the model card, the push to the Hub."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+from accelerate.utils import is_tensorboard_available, is_wandb_available
+
+from hypernet.config import TrainingConfig
+from hypernet.errors import UserError
+from hypernet.output import OutputFolder
+
+CARD = """---
+tags: [stable-diffusion, hypernetwork, text-to-image]
+{base_model}library_name: diffusers
+---
+# {name}
+
+A hypernetwork for Stable Diffusion, trained for {step} steps on {base}: layer structure {layer_structure}, activation
+{activation}, context widths {widths}.
+
+{preview}
+## Use it
+
+In the AUTOMATIC1111 WebUI: put [`{name}.pt`]({name}.pt) into `models/hypernetworks/` and write `<hypernet:{name}:1>` in
+the prompt. In ComfyUI: the same file into `models/hypernetworks/`, and the node HypernetworkLoader. In diffusers:
+
+```python
+import hypernet, torch
+from diffusers import StableDiffusionPipeline
+
+pipe = StableDiffusionPipeline.from_pretrained("{base}", torch_dtype=torch.float16).to("cuda")
+hypernet.attach(pipe.unet, hypernet.load("{source}"), strength=1.0)
+pipe("{prompt}").images[0]
+```
+
+## How it was trained
+
+| option | value |
+| --- | --- |
+{options}
+
+![loss](loss.png)
+"""
+
+
+def choose_trackers(config: TrainingConfig) -> list[str]:
+    """The trackers to report to.
+
+    Raises:
+        UserError: if one is asked for that is not installed.
+    """
+    wanted = {"all": ["tensorboard", "wandb"], "none": []}.get(config.report_to, [config.report_to])
+    installed = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
+    for tracker in wanted:
+        if not installed[tracker]():
+            raise UserError(f"--report_to {config.report_to}: {tracker} is not installed; pip install {tracker}")
+    return wanted
+
+
+def start_trackers(accelerator, config: TrainingConfig, output: OutputFolder):
+    """Begin a run in each tracker, with all options as its config. W&B without a login runs offline."""
+    options = {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in vars(config).items()}
+    run = {"wandb": {"name": config.name, "dir": str(output.root)}}
+    if "wandb" in choose_trackers(config) and "WANDB_MODE" not in os.environ and accelerator.is_main_process:
+        import wandb
+
+        run["wandb"]["mode"] = "online" if wandb.login(prompt=False) else "offline"
+    accelerator.init_trackers(config.tracker_project_name, config=options, init_kwargs=run)
+
+
+def log_previews(accelerator, rows, prompts, step):
+    """Send a validation's pictures to the trackers, each with its prompt."""
+    for tracker in accelerator.trackers:
+        if tracker.name == "wandb":
+            import wandb
+
+            images = [wandb.Image(image, caption=prompt) for row, prompt in zip(rows, prompts) for image in row]
+            tracker.log({"previews": images}, step=step)
+        elif tracker.name == "tensorboard":
+            import numpy as np
+
+            for row, prompt in zip(rows, prompts):
+                pictures = np.stack([np.asarray(image) for image in row])
+                tracker.log_images({prompt: pictures}, step=step, dataformats="NHWC")
+
+
+def wandb_sync_line(accelerator) -> str | None:
+    """How to send an offline W&B run to the site, if there is one."""
+    for tracker in accelerator.trackers:
+        if tracker.name == "wandb" and tracker.run.settings.mode == "offline":
+            return f"W&B ran offline; after `wandb login`, send the run with: wandb sync {Path(tracker.run.dir).parent}"
+    return None
+
+
+def write_card(output: OutputFolder, config: TrainingConfig, hypernetwork, source: str):
+    """README.md: what it is, what it looks like, how to load it from `source`, how it was trained."""
+    trained = hypernetwork.config
+    base = config.pretrained_model_name_or_path
+    is_hub_id = not Path(base).exists()
+    private = {"output_dir", "overwrite", "cache_dir", "train_data_dir", "push_to_hub", "hub_model_id"}
+    default = {field.name: field.default for field in dataclasses.fields(config)}
+    options = {key: value for key, value in vars(config).items() if key not in private and value != default[key]}
+    card = CARD.format(
+        base_model=f"base_model: {base}\n" if is_hub_id else "",
+        name=config.name,
+        step=trained.step,
+        base=base if is_hub_id else Path(base).name,
+        layer_structure=",".join(f"{multiple:g}" for multiple in trained.layer_structure),
+        activation=trained.activation,
+        widths=", ".join(map(str, trained.widths)),
+        preview="![without and with it](previews/before_after.png)\n" if output.before_after.exists() else "",
+        prompt=(config.validation_prompt or ["a painting"])[0].replace('"', "'"),
+        source=source,
+        options="\n".join(f"| {key} | {value} |" for key, value in options.items()),
+    )
+    (output.root / "README.md").write_text(card, encoding="utf-8")
+
+
+def check_hub_login(config: TrainingConfig):
+    """Raises: UserError if the run is to be pushed and there is no login to push with."""
+    if config.push_to_hub:
+        from huggingface_hub import get_token
+
+        if get_token() is None:
+            raise UserError("--push_to_hub: you are not logged in to the Hub; run `hf auth login`, or set HF_TOKEN")
+
+
+def push_to_hub(output: OutputFolder, repo_id: str) -> str:
+    """Upload what is to be used (not the training states and logs); the page's address."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    url = api.create_repo(repo_id, exist_ok=True)
+    ignored = ["checkpoints/*", "logs/*", "wandb/*", "run.json"]
+    api.upload_folder(repo_id=url.repo_id, folder_path=output.root, ignore_patterns=ignored, commit_message="Upload hypernetwork")
+    return str(url)

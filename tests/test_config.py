@@ -1,0 +1,66 @@
+"""Options from the command line and from YAML; what is refused, in one line."""
+
+from pathlib import Path
+
+import pytest
+from conftest import REPO
+
+from hypernet.config import options_table, parse_config
+from hypernet.errors import UserError
+
+NEEDED = ["--pretrained_model_name_or_path", "model", "--train_data_dir", "images"]
+
+
+def test_yaml_comes_before_flags(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text(
+        "pretrained_model_name_or_path: m\ntrain_data_dir: d\nmax_train_steps: 30\nlearning_rate: 5e-6\n"
+        "layer_structure: [1, 1.5, 1]\nlayer_norm: true\nvalidation_prompt: [a cat, 'a dog, running']\n"
+        "adam_epsilon: 1e-7\nwidths: null\noutput_dir: out/My style\n"
+    )
+    config = parse_config(["--config", str(file), "--max_train_steps", "50"])
+    assert (config.max_train_steps, config.learning_rate, config.adam_epsilon) == (50, "5e-6", 1e-7)
+    assert config.layer_structure_numbers == [1, 1.5, 1] and config.layer_norm and config.widths is None
+    assert config.validation_prompt == ["a cat", "a dog, running"] and config.name == "My style"
+    assert parse_config(["--layer_norm=false", "--config", str(file)]).layer_norm is False
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--learning_rte", "1"], r"unknown option --learning_rte; did you mean --learning_rate\?"),
+        (["--learn", "1"], "unknown option --learn"),
+        (["--max_train_steps", "ten"], "--max_train_steps.*invalid int value: 'ten'"),
+        (["--max_train_steps", "0"], "--max_train_steps 0: it must be 1 or more"),
+        (["--learning_rate", "1e-5:9, 1e-6:8"], r"--learning_rate .*>>> 1e-6:8<<<"),
+        (["--layer_structure", "2,1"], "--layer_structure 2,1: it must start and end with 1"),
+        (["--layer_structure", "1,x,1"], "--layer_structure 1,x,1: 'x' is not a number"),
+        (["--activation", "rellu"], "--activation 'rellu' is unknown; choose one of .*relu"),
+        (["--dropout_structure", "0,0.5"], "--dropout_structure 0,0.5: it needs 3"),
+        (["--mixed_precision", "fp8"], "--mixed_precision fp8: choose one of no, fp16, bf16"),
+        (["--report_to", "mlflow"], "--report_to mlflow: choose one of"),
+        (["--adam_beta2", "1"], "--adam_beta2 1.0: it must be from 0 to below 1"),
+        (["--name", "a/b"], "--name a/b: it becomes a file name"),
+        (["--template", "none.txt"], "--template none.txt: there is no such file"),
+        (["--widths", "320,abc"], "--widths 320,abc: 'abc' is not a number"),
+        (["--config", "none.yaml"], "--config none.yaml: it cannot be read"),
+        (["--train_data_dir", ""], "--train_data_dir is missing"),
+    ],
+)
+def test_mistakes_get_one_line(flags, message):
+    with pytest.raises(UserError, match=message) as error:
+        parse_config([*NEEDED, *flags])
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_key_in_yaml(tmp_path):
+    (tmp_path / "a.yaml").write_text("train_data: x\n")
+    with pytest.raises(UserError, match=r"a\.yaml: unknown option train_data; did you mean train_data_dir\?"):
+        parse_config(["--config", str(tmp_path / "a.yaml")])
+    (tmp_path / "a.yaml").write_text("[1, 2")
+    with pytest.raises(UserError, match="it cannot be read as YAML"):
+        parse_config(["--config", str(tmp_path / "a.yaml")])
+
+
+def test_readme_lists_every_option():
+    assert options_table() in Path(REPO / "README.md").read_text(encoding="utf-8")

@@ -1,0 +1,49 @@
+"""Previews against the model's own pipeline; grids and plots by their measures."""
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+import hypernet
+from hypernet import Hypernetwork
+from hypernet.models import load_models, load_sampler
+from hypernet.plot import plot_losses
+from hypernet.preview import Previewer, labelled_grid
+
+
+def test_previews_equal_the_pipeline(models_dir):
+    path, prompts = str(models_dir / "v_prediction"), ["a red star", "a cat"]
+    hypernetwork = Hypernetwork([12, 16, 32], weight_init="kaiming_normal", activation="relu")
+    models = load_models(path)
+    hypernet.attach(models.unet, hypernetwork)
+    state = torch.get_rng_state()
+    rows = Previewer(models, load_sampler(path), prompts, 2, 3, 5.0, seed=8).draw(64)
+    assert torch.equal(torch.get_rng_state(), state)
+
+    pipe = StableDiffusionPipeline.from_pretrained(path, torch_dtype=torch.float32)
+    pipe.text_encoder.float()
+    hypernet.attach(pipe.unet, hypernetwork)
+    for row, prompt in zip(rows, prompts):
+        for i, image in enumerate(row):
+            generator = torch.Generator().manual_seed(8 + i)
+            expected = pipe(
+                prompt, num_inference_steps=3, guidance_scale=5.0, height=64, width=64, generator=generator
+            ).images[0]
+            difference = np.asarray(image, np.int16) - np.asarray(expected, np.int16)
+            assert np.abs(difference).max() <= 1
+
+
+def test_grid_keeps_every_picture():
+    pictures = [[Image.new("RGB", (64, 64), (50 * row, 80 * column, 9)) for column in range(3)] for row in range(2)]
+    grid = labelled_grid(pictures, ["a", "a much longer prompt with many words"], ["without", "0.5", "1"])
+    colors = dict(grid.getcolors(grid.width * grid.height)[i][::-1] for i in range(len(grid.getcolors(10**6))))
+    for row in range(2):
+        for column in range(3):
+            assert colors[(50 * row, 80 * column, 9)] >= 64 * 64
+
+
+def test_plot_of_few_and_of_many():
+    for count in (0, 1, 500):
+        rows = [{"step": 10 * (i + 1), "loss": 1 / (i + 1)} for i in range(count)]
+        assert plot_losses(rows, "neon").size == (800, 450)

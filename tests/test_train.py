@@ -1,0 +1,190 @@
+"""The training script, run as its users run it."""
+
+import csv
+import json
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import REPO, TINY_WIDTHS, run, train
+from diffusers import DDPMScheduler, StableDiffusionPipeline
+from test_attention import with_hooks
+
+import hypernet
+import train_hypernetwork
+from hypernet.captions import read_caption
+from hypernet.dataset import derive_seed, find_images, load_image
+from hypernet.errors import UserError
+
+# Attention does not depend on a constant in its keys, so some gradients are rounding noise; AdamW with its usual epsilon
+# would blow that noise up to whole steps, and no two ways of computing the same would agree.
+ADAM_EPSILON = 1e-4
+LAUNCH_TWO = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1"]
+LAUNCH_TWO += ["--mixed_precision=no", "--dynamo_backend=no"]
+
+
+def plain_loop(model_dir, images_dir, steps, batch_size, seed, rate_at):
+    """Twenty lines of PyTorch and diffusers: what the script should do, without Accelerate and without caches."""
+    pipe = StableDiffusionPipeline.from_pretrained(model_dir, torch_dtype=torch.float32)
+    scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
+    for module in (pipe.unet, pipe.vae, pipe.text_encoder):
+        module.float().eval().requires_grad_(False)
+    images = find_images(images_dir)
+    pixels = torch.stack([torch.from_numpy(load_image(image, 64)) for image in images])
+    latents = pipe.vae.encode(pixels).latent_dist.mode() * pipe.vae.config.scaling_factor
+    texts = [pipe.encode_prompt(read_caption(image), "cpu", 1, False)[0][0] for image in images]
+
+    torch.manual_seed(seed)
+    hypernetwork = hypernet.Hypernetwork(TINY_WIDTHS, weight_init="kaiming_normal", activation="relu")
+    with_hooks(pipe.unet, [(hypernetwork, 1.0)])
+    optimizer = torch.optim.AdamW(hypernetwork.parameters(), weight_decay=0.01, eps=ADAM_EPSILON)
+    position, losses = 0, []
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = rate_at(step)
+        for _ in range(2):  # gradient accumulation
+            epoch, batch = divmod(position, -(-len(images) // batch_size))
+            order = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
+            chosen = torch.randperm(len(images), generator=order)[batch * batch_size : (batch + 1) * batch_size]
+            noise, timesteps = torch.empty(len(chosen), 4, 8, 8), torch.empty(len(chosen), dtype=torch.long)
+            for row, index in enumerate(chosen.tolist()):
+                generator = torch.Generator().manual_seed(derive_seed(seed, "item", epoch, index))
+                torch.randint(1, (), generator=generator)  # which of the one template
+                noise[row] = torch.randn(4, 8, 8, generator=generator)
+                timesteps[row] = torch.randint(1000, (), generator=generator)
+            clean, text = latents[chosen], torch.stack([texts[index] for index in chosen])
+            target = noise
+            if scheduler.config.prediction_type == "v_prediction":
+                target = scheduler.get_velocity(clean, noise, timesteps)
+            prediction = pipe.unet(scheduler.add_noise(clean, noise, timesteps), timesteps, text).sample
+            loss = F.mse_loss(prediction, target)
+            (loss / 2).backward()
+            losses.append(loss.item())
+            position += 1
+        torch.nn.utils.clip_grad_norm_(hypernetwork.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return hypernetwork, losses
+
+
+@pytest.mark.parametrize("model", ["epsilon", "v_prediction"])
+def test_twenty_steps_equal_a_plain_loop(models_dir, images_dir, tmp_path, model):
+    flags = ["--max_train_steps=20", "--learning_rate=1e-3:12, 1e-4", "--train_batch_size=3", "--logging_steps=1"]
+    flags += ["--gradient_accumulation_steps=2", "--seed=5", "--activation=relu", "--weight_init=kaiming_normal"]
+    flags += [f"--adam_epsilon={ADAM_EPSILON}"]
+    train(models_dir, images_dir, tmp_path / "run", *flags, model=model)
+    expected, losses = plain_loop(
+        models_dir / model, images_dir, 20, 3, 5, lambda step: 1e-3 if step < 12 else 1e-4
+    )
+    trained = hypernet.load(tmp_path / "run")
+    start = hypernet.Hypernetwork(TINY_WIDTHS, weight_init="kaiming_normal", activation="relu")
+    for (name, ours), theirs in zip(trained.named_parameters(), expected.parameters(), strict=True):
+        assert (ours - theirs).abs().max() < 1e-6, name
+    assert trained.config.step == 20 and start.config.step == 0
+    rows = list(csv.DictReader(open(tmp_path / "run" / "hypernetwork_loss.csv")))
+    assert list(rows[0]) == ["step", "epoch", "epoch_step", "loss", "learn_rate"]
+    for i, row in enumerate(rows):
+        assert float(row["loss"]) == pytest.approx((losses[2 * i] + losses[2 * i + 1]) / 2, abs=1e-5)
+    assert [row["learn_rate"] for row in rows] == ["0.001"] * 12 + ["0.0001"] * 8
+    assert [(row["epoch"], row["epoch_step"]) for row in rows[:3]] == [("0", "1"), ("1", "0"), ("1", "2")]
+
+
+def test_resumed_equals_uninterrupted(models_dir, images_dir, tmp_path):
+    flags = ["--learning_rate=1e-3", "--dropout_structure=0,0.3,0", "--train_batch_size=3", "--logging_steps=1"]
+    flags += ["--validation_prompt=a cat", "--validation_steps=2", "--validation_inference_steps=2"]
+    flags += ["--checkpointing_steps=2", "--name=x"]
+    train(models_dir, images_dir, tmp_path / "whole", *flags, "--max_train_steps=7")
+    train(models_dir, images_dir, tmp_path / "parts", *flags, "--max_train_steps=4")
+    done = train(models_dir, images_dir, tmp_path / "parts", *flags, "--max_train_steps=7", "--checkpoints_total_limit=2")
+    assert "Going on from" in done.stdout and "3 steps in" in done.stdout
+    whole, parts = (hypernet.load(tmp_path / folder / "x.pt") for folder in ("whole", "parts"))
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), parts.state_dict().values()))
+    assert (tmp_path / "whole/hypernetwork_loss.csv").read_text() == (tmp_path / "parts/hypernetwork_loss.csv").read_text()
+    assert sorted(path.name for path in (tmp_path / "parts/checkpoints").iterdir()) == ["step-000006", "step-000007"]
+
+
+def test_two_processes_equal_one_with_the_same_total_batch(models_dir, images_dir, tmp_path):
+    flags = ["--learning_rate=1e-3", "--max_train_steps=5", "--name=x", "--validation_prompt=a cat", "--activation=relu"]
+    flags += ["--validation_inference_steps=2", "--weight_init=kaiming_normal", "--checkpointing_steps=3", f"--adam_epsilon={ADAM_EPSILON}"]
+    train(models_dir, images_dir, tmp_path / "one", "--train_batch_size=4", *flags)
+    train(models_dir, images_dir, tmp_path / "two", "--train_batch_size=2", *flags, launch=LAUNCH_TWO)
+    one, two = (hypernet.load(tmp_path / folder) for folder in ("one", "two"))
+    assert all((a - b).abs().max() < 1e-6 for a, b in zip(one.state_dict().values(), two.state_dict().values()))
+    a, b = ((tmp_path / folder / "hypernetwork_loss.csv").read_text().splitlines()[1].split(",") for folder in ("one", "two"))
+    assert a[0] == b[0] and float(a[3]) == pytest.approx(float(b[3]), abs=1e-5)
+
+
+def test_everything_is_where_it_is_said_to_be(models_dir, images_dir, tmp_path):
+    output = tmp_path / "my style"
+    flags = ["--max_train_steps=4", "--checkpointing_steps=2", "--validation_steps=2", "--validation_inference_steps=2"]
+    flags += ["--validation_prompt", "a cat", "a dog", "--num_validation_images=2", "--widths=12,32"]
+    flags += ["--gradient_checkpointing", "--mixed_precision=bf16", "--report_to=all"]
+    done = train(models_dir, images_dir, output, *flags)
+    found = {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()}
+    assert {
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+        "my style.pt",
+        "README.md",
+        "hypernetwork_loss.csv",
+        "loss.png",
+        "previews/before_after.png",
+        "previews/step-000002.png",
+        "checkpoints/step-000002/optimizer.bin",
+        "checkpoints/step-000004/config.json",
+    } <= found
+    assert not any("UNet" in name or name.startswith(".") or "model.safetensors" == name for name in found)
+    ours, theirs = hypernet.load(output), hypernet.load(output / "my style.pt")
+    assert ours.dtype == torch.float32 and list(ours.config.widths) == [12, 32] and ours.config.name == "my style"
+    assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), theirs.state_dict().values()))
+    card = (output / "README.md").read_text()
+    assert "trained for 4 steps" in card and "previews/before_after.png" in card and "widths 12, 32" in card
+    assert list((output / "logs").rglob("events.out.tfevents*"))
+    (sync,) = (line for line in done.stdout.splitlines() if "wandb sync" in line)
+    assert list((output / "wandb").glob("offline-run-*/*.wandb")) and "offline-run-" in sync
+    for line in done.stderr.splitlines():  # nothing but progress bars
+        assert "it/s" in line or "s/it" in line or "examples/s" in line or not line.strip(), line
+    json.loads((output / "run.json").read_text())
+
+
+def command(models_dir, images_dir, output, *flags):
+    needed = {"--pretrained_model_name_or_path": models_dir / "epsilon", "--train_data_dir": images_dir}
+    needed |= {"--output_dir": output, "--resolution": 64, "--report_to": "none"}
+    return [str(item) for pair in needed.items() for item in pair] + list(flags)
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--pretrained_model_name_or_path={images}"], "there is no model_index.json in it"),
+        (["--pretrained_model_name_or_path=somebody/no-such-model"], "no such folder, and no such model on the Hub"),
+        (["--train_data_dir={models}/none"], "there is no such folder"),
+        (["--train_data_dir={models}/epsilon/unet"], "there is no image in it"),
+        (["--widths=12,320"], "--widths 12,320: the UNet has no attention layer of width 320; it has 12,16,32"),
+        (["--resume_from_checkpoint=step-9"], "there is no training state"),
+        (["--output_dir={images}"], "it is not empty and holds no run"),
+        (["--mixed_precision=fp16"], "--mixed_precision fp16: it needs a GPU"),
+        (["--push_to_hub"], "--push_to_hub: you are not logged in"),
+        (["--resolution=60"], "--resolution 60: it must be a multiple of 8"),
+    ],
+)
+def test_mistakes_are_told_before_models_load(models_dir, images_dir, tmp_path, monkeypatch, flags, message):
+    monkeypatch.setattr(train_hypernetwork, "load_models", lambda *_: pytest.fail("models were loaded"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    flags = [flag.format(models=models_dir, images=images_dir) for flag in flags]
+    with pytest.raises(UserError, match=message) as error:
+        train_hypernetwork.main(command(models_dir, images_dir, tmp_path / "run", *flags))
+    assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
+
+
+def test_another_run_in_the_folder(models_dir, images_dir, tmp_path):
+    train(models_dir, images_dir, tmp_path / "run", "--max_train_steps=1")
+    arguments = command(models_dir, images_dir, tmp_path / "run", "--max_train_steps=1", "--activation=relu")
+    before = (tmp_path / "run/config.json").read_text()
+    done = run(REPO / "train_hypernetwork.py", *arguments)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and not done.stdout
+    assert "holds another run; differing:" in done.stderr and "activation (was linear, now relu)" in done.stderr
+    assert (tmp_path / "run/config.json").read_text() == before
+    done = run(REPO / "train_hypernetwork.py", *arguments, "--overwrite", "--cache_dir", models_dir / "cache")
+    assert done.returncode == 0, done.stderr
+    assert hypernet.load(tmp_path / "run").config.activation == "relu"

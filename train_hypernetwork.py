@@ -1,0 +1,300 @@
+#!/usr/bin/env python
+"""Train a Stable Diffusion hypernetwork on a folder of images.
+
+    accelerate launch train_hypernetwork.py --config examples/quickstart.yaml
+
+    accelerate launch train_hypernetwork.py \\
+        --pretrained_model_name_or_path stable-diffusion-v1-5/stable-diffusion-v1-5 \\
+        --train_data_dir my_pictures --output_dir output/my_style \\
+        --mixed_precision fp16 --learning_rate "5e-5:2000, 5e-6:6000" \\
+        --validation_prompt "a house by the sea" --validation_steps 500
+
+To resume, run the same command again.
+"""
+
+import math
+import os
+import time
+
+from hypernet.script import run_script
+
+import torch
+from accelerate import Accelerator, skip_first_batches
+from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, ProjectConfiguration, set_seed
+from tqdm.auto import tqdm
+
+import hypernet
+from hypernet.captions import read_caption
+from hypernet.config import TrainingConfig, parse_config
+from hypernet.dataset import EpochBatches, derive_seed, encode_folder, find_images
+from hypernet.errors import UserError
+from hypernet.files import replacing
+from hypernet.loss import diffusion_loss, diffusion_target
+from hypernet.models import context_widths, image_multiple, load_models, load_sampler, weights_hash
+from hypernet.output import OutputFolder
+from hypernet.plot import plot_losses
+from hypernet.preview import Previewer, labelled_grid
+from hypernet.report import (
+    check_hub_login,
+    choose_trackers,
+    log_previews,
+    push_to_hub,
+    start_trackers,
+    wandb_sync_line,
+    write_card,
+)
+
+
+def main(arguments=None):
+    # What the user may have got wrong, before anything slow
+    config = parse_config(arguments)
+    images = find_images(config.train_data_dir)
+    captions = [read_caption(image) for image in images]
+    widths = choose_widths(config)
+    check_resolution(config)
+    output = OutputFolder(config)
+    output.check(config.overwrite)
+    state = None if config.overwrite else output.find_state(config.resume_from_checkpoint)
+    trackers = choose_trackers(config)
+    check_hub_login(config)
+    accelerator = build_accelerator(config, output, trackers)
+
+    # Models
+    accelerator.print(f"Loading {config.pretrained_model_name_or_path}")
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(config.mixed_precision, torch.float32)
+    models = load_models(
+        config.pretrained_model_name_or_path, config.revision, config.variant, dtype, accelerator.device
+    )
+    unet = models.unet
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+
+    # Data
+    with accelerator.main_process_first():
+        dataset = encode_folder(models, images, captions, config)
+    processes = accelerator.num_processes
+    batch_size = processes * min(config.train_batch_size, max(1, len(dataset) // processes))
+    batches = EpochBatches(len(dataset), batch_size, config.seed)
+    loader = torch.utils.data.DataLoader(dataset, batch_sampler=batches, pin_memory=accelerator.device.type == "cuda")
+
+    # Previews; the first ones show the model without the hypernetwork
+    previewer, before = None, None
+    if accelerator.is_main_process:
+        output.create(config.overwrite)
+        if config.validation_prompt:
+            previewer = build_previewer(models, config)
+            before = previewer.draw(config.resolution)
+    models.text_encoder.to("cpu")
+    if previewer is None:
+        models.vae.to("cpu")
+
+    # Hypernetwork and optimizer
+    set_seed(config.seed)
+    hypernetwork = hypernet.Hypernetwork(
+        widths=widths,
+        **config.hypernetwork_arguments(),
+        base_model_name=os.path.basename(config.pretrained_model_name_or_path.rstrip("/")),
+        base_model_hash=weights_hash(unet),
+    )
+    model = hypernet.HypernetworkUNet(unet, hypernetwork)
+    optimizer = torch.optim.AdamW(
+        hypernetwork.parameters(),
+        betas=(config.adam_beta1, config.adam_beta2),
+        weight_decay=config.adam_weight_decay,
+        eps=config.adam_epsilon,
+        fused=accelerator.device.type == "cuda",
+    )
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    save_only_hypernetwork(accelerator, hypernetwork)
+
+    # Resume
+    schedule, first_step = config.schedule, 0
+    if state is not None:
+        accelerator.load_state(state)
+        first_step = hypernetwork.config.step
+        accelerator.print(f"Going on from {state}, step {first_step}")
+    if accelerator.is_main_process:
+        output.forget_losses_after(first_step)
+    start_trackers(accelerator, config, output)
+    scheduler = models.scheduler
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.to(accelerator.device)
+
+    # Train
+    started, losses = time.monotonic(), []
+    stream = endless(loader, batches, first_step * config.gradient_accumulation_steps)
+    bar = tqdm(
+        range(first_step, schedule.last_step),
+        initial=first_step,
+        total=max(first_step, schedule.last_step),
+        desc="Training",
+        disable=not accelerator.is_main_process,
+    )
+    for step in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = schedule.at(step)
+        for _ in range(config.gradient_accumulation_steps):
+            epoch, epoch_step, batch = next(stream)
+            torch.manual_seed(derive_seed(config.seed, "dropout", epoch, epoch_step, accelerator.process_index))
+            with accelerator.accumulate(model):
+                latents, noise, timesteps = batch["latents"], batch["noise"], batch["timesteps"]
+                noisy = scheduler.add_noise(latents, noise, timesteps)
+                prediction = model(noisy.to(dtype), timesteps, batch["prompt_embeds"].to(dtype))
+                loss = diffusion_loss(prediction, diffusion_target(scheduler, latents, noise, timesteps))
+                accelerator.backward(loss)
+                if accelerator.sync_gradients and config.max_grad_norm > 0:
+                    accelerator.clip_grad_norm_(hypernetwork.parameters(), config.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+                losses.append(loss.detach())
+
+        done, last = step + 1, step + 1 == schedule.last_step
+        if done % config.logging_steps == 0 or last:
+            mean = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
+            losses.clear()
+            bar.set_postfix(loss=f"{mean:.4f}", lr=f"{schedule.at(step):.1e}")
+            accelerator.log({"loss": mean, "learning_rate": schedule.at(step), "epoch": epoch}, step=done)
+            if accelerator.is_main_process:
+                output.log_loss(done, epoch, epoch_step, mean, schedule.at(step))
+            if not math.isfinite(mean):
+                raise UserError(
+                    f"the loss is {mean} at step {done}: the run has died; go on from an earlier training state "
+                    f"(--resume_from_checkpoint NAME, one of {output.checkpoints}) with a lower --learning_rate"
+                )
+        if done % config.checkpointing_steps == 0 or last:
+            save(accelerator, output, hypernetwork, done, config.checkpoints_total_limit)
+        if previewer is not None and done % config.validation_steps == 0 and not last:
+            pictures = preview(previewer, output, config, hypernetwork, before, f"step {done}", f"step-{done:06d}.png")
+            log_previews(accelerator, pictures, config.validation_prompt, done)
+
+    # The result: what is drawn here has been saved, converted and loaded again
+    if accelerator.is_main_process:
+        steps = hypernetwork.config.step
+        if previewer is not None:
+            hypernet.detach(unet)
+            hypernet.attach(unet, hypernet.load(output.webui_file).to(unet.device))
+            pictures = preview(previewer, output, config, hypernetwork, before, "with", output.before_after.name)
+            log_previews(accelerator, pictures, config.validation_prompt, steps)
+        finish(accelerator, output, config, hypernetwork, time.monotonic() - started, steps - first_step)
+    accelerator.end_training()
+
+
+def choose_widths(config: TrainingConfig) -> list[int]:
+    """The context widths to train: all that the model's UNet has, or those asked for among them."""
+    available = context_widths(config.pretrained_model_name_or_path, config.revision)
+    missing = sorted(set(config.widths_numbers or []) - set(available))
+    if missing:
+        shown = ",".join(map(str, available))
+        raise UserError(f"--widths {config.widths}: the UNet has no attention layer of width {missing[0]}; it has {shown}")
+    return config.widths_numbers or available
+
+
+def check_resolution(config: TrainingConfig):
+    multiple = image_multiple(config.pretrained_model_name_or_path, config.revision)
+    if config.resolution % multiple:
+        raise UserError(f"--resolution {config.resolution}: it must be a multiple of {multiple} for this model")
+
+
+def build_accelerator(config: TrainingConfig, output: OutputFolder, trackers) -> Accelerator:
+    if config.mixed_precision == "fp16" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        raise UserError("--mixed_precision fp16: it needs a GPU; on a CPU leave it at no")
+    return Accelerator(
+        mixed_precision=config.mixed_precision,
+        log_with=trackers,
+        project_config=ProjectConfiguration(project_dir=str(output.root), logging_dir=str(output.logs)),
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=config.gradient_accumulation_steps, sync_with_dataloader=False
+        ),
+        dataloader_config=DataLoaderConfiguration(split_batches=True),
+    )
+
+
+def build_previewer(models, config: TrainingConfig) -> Previewer:
+    """Previews use the model's own sampler, as its pipeline would."""
+    scheduler = load_sampler(config.pretrained_model_name_or_path, config.revision)
+    return Previewer(
+        models,
+        scheduler,
+        config.validation_prompt,
+        config.num_validation_images,
+        config.validation_inference_steps,
+        config.validation_guidance_scale,
+        config.seed,
+    )
+
+
+def save_only_hypernetwork(accelerator: Accelerator, hypernetwork):
+    """Let training states hold the hypernetwork as it is loaded everywhere, and not the frozen UNet around it."""
+
+    def before_save(models, weights, folder):
+        weights.clear()
+        hypernetwork.save_pretrained(folder)
+
+    def before_load(models, folder):
+        models.clear()
+        saved = hypernet.load(folder)
+        hypernetwork.load_state_dict(saved.state_dict())
+        hypernetwork.register_to_config(step=saved.config.step)
+
+    accelerator.register_save_state_pre_hook(before_save)
+    accelerator.register_load_state_pre_hook(before_load)
+
+
+def endless(loader, batches: EpochBatches, position: int):
+    """(epoch, batch of the epoch, batch) from the `position`-th batch of the run on, epoch after epoch."""
+    epoch, skipped = divmod(position, len(batches))
+    while True:
+        batches.epoch = epoch
+        epoch_loader = skip_first_batches(loader, skipped) if skipped else loader
+        for epoch_step, batch in enumerate(epoch_loader, start=skipped):
+            yield epoch, epoch_step, batch
+        epoch, skipped = epoch + 1, 0
+
+
+def save(accelerator: Accelerator, output: OutputFolder, hypernetwork, step: int, limit: int | None):
+    """The training state, and beside it the hypernetwork to use, in our format and the WebUI's."""
+    hypernetwork.register_to_config(step=step)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        with replacing(output.checkpoint(step)) as temporary:
+            accelerator.save_state(temporary)
+        output.save_hypernetwork(hypernetwork)
+        with replacing(output.webui_file) as temporary:
+            hypernet.save_webui(hypernetwork, temporary, name=output.webui_file.stem)
+        output.prune(limit)
+        plot_losses(output.read_losses(), hypernetwork.config.name).save(output.loss_plot)
+    accelerator.wait_for_everyone()
+
+
+def preview(previewer, output, config, hypernetwork, before, label, file_name):
+    """Draw the previews as the hypernetwork is now, and save them beside those without it."""
+    hypernetwork.eval()
+    pictures = previewer.draw(config.resolution)
+    hypernetwork.train()
+    rows = [[*without, *with_it] for without, with_it in zip(before, pictures)]
+    labels = ["without"] * config.num_validation_images + [label] * config.num_validation_images
+    labelled_grid(rows, config.validation_prompt, labels).save(output.previews / file_name)
+    return pictures
+
+
+def finish(accelerator, output: OutputFolder, config: TrainingConfig, hypernetwork, seconds, steps):
+    """Card and push; then tell where everything is and what to do next."""
+    repo_id = config.hub_model_id or config.name
+    write_card(output, config, hypernetwork, repo_id if config.push_to_hub else str(output.root))
+    lines = [
+        f"\n{steps} steps in {seconds:.0f} s; {config.name} has been trained for {hypernetwork.config.step} steps.",
+        f"  hypernetwork    {output.root}  (diffusers: hypernet.load)",
+        f"  for the WebUI   {output.webui_file}  (ComfyUI reads it, too)",
+        f"  before / after  {output.before_after}" if config.validation_prompt else "",
+        f"  loss            {output.loss_plot} and {output.loss_csv}",
+        f"  model card      {output.root / 'README.md'}",
+        f"Next: look at the pictures, then draw your own:\n  python examples/generate.py --hypernetwork {output.root} "
+        f"--prompt \"{(config.validation_prompt or ['a painting'])[0]}\"",
+        wandb_sync_line(accelerator) or "",
+    ]
+    if config.push_to_hub:
+        lines.append(f"On the Hub: {push_to_hub(output, repo_id)}")
+    accelerator.print("\n".join(line for line in lines if line))
+
+
+if __name__ == "__main__":
+    run_script(main)
