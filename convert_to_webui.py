@@ -8,28 +8,27 @@ The file's name is the name that prompts use: my_style.pt is `<hypernet:my_style
 """
 
 import argparse
-import os
 from pathlib import Path
 
 from hypernet.script import run_script
 
 import hypernet
 from hypernet.errors import UserError
-from hypernet.files import replacing
 
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", help="a trained folder, a checkpoint of it, a .safetensors or a .pt file, or a Hub id")
-    parser.add_argument("target", nargs="?", type=Path, help="the .pt file to write; default: NAME.pt in the folder")
+    parser.add_argument("target", nargs="?", type=Path, help="the .pt file to write; default: NAME.pt in that folder")
     args = parser.parse_args(arguments)
+    if args.target is None and args.source.endswith(".pt"):
+        raise UserError(f"{args.source}: it is a WebUI file already; name the file to write, if you want another one")
     if args.target is not None and args.target.suffix != ".pt":
         raise UserError(f"{args.target}: the WebUI's files end in .pt")
     hypernetwork = hypernet.load(args.source)
-    folder = Path(args.source) if os.path.isdir(args.source) else Path(args.source).parent
+    folder = Path(args.source) if Path(args.source).is_dir() else Path()
     target = args.target or folder / f"{hypernetwork.config.name}.pt"
-    with replacing(target) as temporary:
-        hypernet.save_webui(hypernetwork, temporary, name=target.stem)
+    hypernet.save_webui(hypernetwork, target)
     print(f"{target}: {target.stem}, step {hypernetwork.config.step}, {target.stat().st_size / 2**20:.1f} MiB")
 
 

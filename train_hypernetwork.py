@@ -12,15 +12,24 @@
 To resume, run the same command again.
 """
 
+import datetime
 import math
 import os
+import shlex
 import time
+from pathlib import Path
 
 from hypernet.script import run_script
 
 import torch
 from accelerate import Accelerator, skip_first_batches
-from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, ProjectConfiguration, set_seed
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+    set_seed,
+)
 from tqdm.auto import tqdm
 
 import hypernet
@@ -28,12 +37,12 @@ from hypernet.captions import read_caption
 from hypernet.config import TrainingConfig, parse_config
 from hypernet.dataset import EpochBatches, derive_seed, encode_folder, find_images
 from hypernet.errors import UserError
-from hypernet.files import replacing
 from hypernet.loss import diffusion_loss, diffusion_target
 from hypernet.models import context_widths, image_multiple, load_models, load_sampler, weights_hash
 from hypernet.output import OutputFolder
 from hypernet.plot import plot_losses
 from hypernet.preview import Previewer, labelled_grid
+from hypernet.replacing import replacing
 from hypernet.report import (
     check_hub_login,
     choose_trackers,
@@ -43,6 +52,7 @@ from hypernet.report import (
     wandb_sync_line,
     write_card,
 )
+from hypernet.webui import comfyui_reads
 
 
 def main(arguments=None):
@@ -61,7 +71,7 @@ def main(arguments=None):
 
     # Models
     accelerator.print(f"Loading {config.pretrained_model_name_or_path}")
-    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(config.mixed_precision, torch.float32)
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
     models = load_models(
         config.pretrained_model_name_or_path, config.revision, config.variant, dtype, accelerator.device
     )
@@ -93,8 +103,8 @@ def main(arguments=None):
     hypernetwork = hypernet.Hypernetwork(
         widths=widths,
         **config.hypernetwork_arguments(),
-        base_model_name=os.path.basename(config.pretrained_model_name_or_path.rstrip("/")),
-        base_model_hash=weights_hash(unet),
+        base_model_name=model_name(config),
+        base_model_hash=weights_hash(unet, torch.float16),
     )
     model = hypernet.HypernetworkUNet(unet, hypernetwork)
     optimizer = torch.optim.AdamW(
@@ -113,11 +123,12 @@ def main(arguments=None):
         accelerator.load_state(state)
         first_step = hypernetwork.config.step
         accelerator.print(f"Going on from {state}, step {first_step}")
+        if accelerator.is_main_process:
+            output.export(hypernetwork)
     if accelerator.is_main_process:
-        output.forget_losses_after(first_step)
+        output.go_back_to(first_step)
     start_trackers(accelerator, config, output)
     scheduler = models.scheduler
-    scheduler.alphas_cumprod = scheduler.alphas_cumprod.to(accelerator.device)
 
     # Train
     started, losses = time.monotonic(), []
@@ -148,7 +159,8 @@ def main(arguments=None):
                 losses.append(loss.detach())
 
         done, last = step + 1, step + 1 == schedule.last_step
-        if done % config.logging_steps == 0 or last:
+        saves = last or done % config.checkpointing_steps == 0
+        if saves or done % config.logging_steps == 0:
             mean = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
             losses.clear()
             bar.set_postfix(loss=f"{mean:.4f}", lr=f"{schedule.at(step):.1e}")
@@ -160,7 +172,7 @@ def main(arguments=None):
                     f"the loss is {mean} at step {done}: the run has died; go on from an earlier training state "
                     f"(--resume_from_checkpoint NAME, one of {output.checkpoints}) with a lower --learning_rate"
                 )
-        if done % config.checkpointing_steps == 0 or last:
+        if saves:
             save(accelerator, output, hypernetwork, done, config.checkpoints_total_limit)
         if previewer is not None and done % config.validation_steps == 0 and not last:
             pictures = preview(previewer, output, config, hypernetwork, before, f"step {done}", f"step-{done:06d}.png")
@@ -185,7 +197,17 @@ def choose_widths(config: TrainingConfig) -> list[int]:
     if missing:
         shown = ",".join(map(str, available))
         raise UserError(f"--widths {config.widths}: the UNet has no attention layer of width {missing[0]}; it has {shown}")
-    return config.widths_numbers or available
+    widths = config.widths_numbers or available
+    for multiple in config.layer_structure_numbers:
+        if int(multiple * widths[0]) < 1:
+            raise UserError(f"--layer_structure {config.layer_structure}: {multiple:g} times width {widths[0]} is nothing")
+    return widths
+
+
+def model_name(config: TrainingConfig) -> str:
+    """The base model as the hypernetwork remembers it: a Hub id, or the folder's name."""
+    path = Path(config.pretrained_model_name_or_path)
+    return path.resolve().name if path.exists() else config.pretrained_model_name_or_path
 
 
 def check_resolution(config: TrainingConfig):
@@ -195,17 +217,23 @@ def check_resolution(config: TrainingConfig):
 
 
 def build_accelerator(config: TrainingConfig, output: OutputFolder, trackers) -> Accelerator:
-    if config.mixed_precision == "fp16" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+    precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION")
+    if precision == "fp16" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
         raise UserError("--mixed_precision fp16: it needs a GPU; on a CPU leave it at no")
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
-        log_with=trackers,
+        log_with=trackers or None,
         project_config=ProjectConfiguration(project_dir=str(output.root), logging_dir=str(output.logs)),
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=config.gradient_accumulation_steps, sync_with_dataloader=False
         ),
         dataloader_config=DataLoaderConfiguration(split_batches=True),
+        # the others wait for the main process while it encodes a large folder, or draws many previews
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=datetime.timedelta(hours=6))],
     )
+    if accelerator.device.type == "cpu" and torch.get_num_threads() == 1:  # so `accelerate launch` sets it, unasked
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // accelerator.num_processes))
+    return accelerator
 
 
 def build_previewer(models, config: TrainingConfig) -> Previewer:
@@ -257,9 +285,7 @@ def save(accelerator: Accelerator, output: OutputFolder, hypernetwork, step: int
     if accelerator.is_main_process:
         with replacing(output.checkpoint(step)) as temporary:
             accelerator.save_state(temporary)
-        output.save_hypernetwork(hypernetwork)
-        with replacing(output.webui_file) as temporary:
-            hypernet.save_webui(hypernetwork, temporary, name=output.webui_file.stem)
+        output.export(hypernetwork)
         output.prune(limit)
         plot_losses(output.read_losses(), hypernetwork.config.name).save(output.loss_plot)
     accelerator.wait_for_everyone()
@@ -278,21 +304,23 @@ def preview(previewer, output, config, hypernetwork, before, label, file_name):
 
 def finish(accelerator, output: OutputFolder, config: TrainingConfig, hypernetwork, seconds, steps):
     """Card and push; then tell where everything is and what to do next."""
-    repo_id = config.hub_model_id or config.name
-    write_card(output, config, hypernetwork, repo_id if config.push_to_hub else str(output.root))
     lines = [
         f"\n{steps} steps in {seconds:.0f} s; {config.name} has been trained for {hypernetwork.config.step} steps.",
-        f"  hypernetwork    {output.root}  (diffusers: hypernet.load)",
-        f"  for the WebUI   {output.webui_file}  (ComfyUI reads it, too)",
+        f"  hypernetwork    {output.root}  (for diffusers: hypernet.load)",
+        f"  for the WebUI   {output.webui_file}{'  (for ComfyUI, too)' if comfyui_reads(hypernetwork) else ''}",
         f"  before / after  {output.before_after}" if config.validation_prompt else "",
         f"  loss            {output.loss_plot} and {output.loss_csv}",
-        f"  model card      {output.root / 'README.md'}",
-        f"Next: look at the pictures, then draw your own:\n  python examples/generate.py --hypernetwork {output.root} "
-        f"--prompt \"{(config.validation_prompt or ['a painting'])[0]}\"",
+        f"  model card      {output.card}",
         wandb_sync_line(accelerator) or "",
     ]
     if config.push_to_hub:
-        lines.append(f"On the Hub: {push_to_hub(output, repo_id)}")
+        lines.append(push_to_hub(output, config, hypernetwork))
+    else:
+        write_card(output, config, hypernetwork, str(output.root))
+    prompt = (config.validation_prompt or ["a painting"])[0]
+    lines.append("Look at the pictures first. Then draw your own:")
+    quoted = shlex.join(["--hypernetwork", str(output.root), "--prompt", prompt])
+    lines.append(f"  python examples/generate.py {quoted}")
     accelerator.print("\n".join(line for line in lines if line))
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from hypernet.schedule import Schedule, parse_schedule
 
 TRACKERS = ("wandb", "tensorboard", "all", "none")
 PRECISIONS = ("no", "fp16", "bf16")
+CONFIG_HELP = "YAML file with any of these options; flags given beside it win."
 
 
 @dataclasses.dataclass
@@ -47,13 +49,13 @@ class TrainingConfig:
     dropout_structure: str | None = HfArg(default=None, help='Dropout probability per entry of the layer structure, such as "0,0.3,0"; default: none.')
     # Training
     output_dir: str = HfArg(default="output/hypernetwork", help="Folder for everything the run writes.")
-    overwrite: bool = HfArg(default=False, help="Delete an earlier run in the output folder instead of going on with it.")
+    overwrite: bool = HfArg(default=False, help="Start anew and delete the earlier run in the output folder; leave it out to resume.")
     learning_rate: str = HfArg(default="1e-5", help='A number, or a schedule: "5e-6:12000, 5e-7:30000" is 5e-6 up to step 12000, then 5e-7 up to 30000.')
     max_train_steps: int = HfArg(default=10000, help="Optimizer updates; a learning rate schedule that ends earlier ends the training.")
     train_batch_size: int = HfArg(default=1, help="Images per process in one forward pass.")
     gradient_accumulation_steps: int = HfArg(default=1, help="Forward passes per optimizer update.")
     gradient_checkpointing: bool = HfArg(default=False, help="Compute activations twice to save memory.")
-    mixed_precision: str = HfArg(default="no", help="Precision of the frozen model: no (float32), fp16 or bf16; the hypernetwork stays float32.")
+    mixed_precision: str | None = HfArg(default=None, help="Precision of the frozen model: no (float32), fp16 or bf16, the hypernetwork stays float32; default: what accelerate is set to.")
     max_grad_norm: float = HfArg(default=1.0, help="Gradients are clipped to this norm; 0 turns clipping off.")
     adam_beta1: float = HfArg(default=0.9, help="AdamW's beta1.")
     adam_beta2: float = HfArg(default=0.999, help="AdamW's beta2.")
@@ -79,15 +81,20 @@ class TrainingConfig:
     def __post_init__(self):
         self._require("pretrained_model_name_or_path", "the model to train on, for example stable-diffusion-v1-5/stable-diffusion-v1-5")
         self._require("train_data_dir", "a folder of images")
-        self._choose("mixed_precision", PRECISIONS)
+        self._choose("mixed_precision", (*PRECISIONS, None))
         self._choose("report_to", TRACKERS)
         self._at_least(1, "resolution", "max_train_steps", "train_batch_size", "gradient_accumulation_steps", "checkpointing_steps")
         self._at_least(1, "checkpoints_total_limit", "validation_steps", "num_validation_images", "validation_inference_steps", "logging_steps")
         self._at_least(0, "max_grad_norm", "adam_weight_decay", "adam_epsilon", "seed")
         self._below_one("adam_beta1", "adam_beta2")
+        if self.seed >= 2**32:
+            raise UserError(f"--seed {self.seed}: it must be below 2**32")
         self.name = self.name or Path(self.output_dir).resolve().name
-        if Path(self.name).name != self.name or self.name in (".", ".."):
-            raise UserError(f"--name {self.name}: it becomes a file name, so no slashes")
+        if set(self.name) & set('<>:"/\\|?*') or self.name in (".", ".."):
+            raise UserError(f"--name {self.name}: it becomes a file name and part of prompts, so none of < > : \" / \\ | ? *")
+        output, pictures = Path(self.output_dir).resolve(), Path(self.train_data_dir).resolve()
+        if output.is_relative_to(pictures):
+            raise UserError(f"--output_dir {self.output_dir}: it lies in --train_data_dir, so previews would be trained on")
         self._check("learning_rate", lambda: self.schedule)
         self._check("template", lambda: self.templates)
         for option in ("layer_structure", "dropout_structure", "widths"):
@@ -100,7 +107,7 @@ class TrainingConfig:
 
     def _choose(self, option, choices):
         if getattr(self, option) not in choices:
-            raise UserError(f"--{option} {getattr(self, option)}: choose one of {', '.join(choices)}")
+            raise UserError(f"--{option} {getattr(self, option)}: choose one of {', '.join(filter(None, choices))}")
 
     def _at_least(self, lowest, *options):
         for option in options:
@@ -138,7 +145,7 @@ class TrainingConfig:
     @property
     def widths_numbers(self) -> list[int] | None:
         """The widths asked for, or None for all that the UNet has."""
-        return None if self.widths is None else sorted({int(width) for width in _numbers(self.widths)})
+        return None if self.widths is None else sorted(set(_numbers(self.widths)))
 
     def _structure(self):
         return {
@@ -170,7 +177,9 @@ def _numbers(text):
         try:
             number = float(item)
         except ValueError:
-            raise ValueError(f"{text}: {item.strip()!r} is not a number; write for example 1,2,1") from None
+            number = math.nan
+        if not math.isfinite(number):
+            raise ValueError(f"{text}: {item.strip()!r} is not a number; write numbers with commas between them")
         numbers.append(int(number) if number == int(number) else number)
     return numbers
 
@@ -188,7 +197,7 @@ def parse_config(arguments=None) -> TrainingConfig:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = _Parser(TrainingConfig, description="Train a Stable Diffusion hypernetwork.", allow_abbrev=False)
-    parser.add_argument("--config", metavar="FILE.yaml", help="A YAML file of these options; flags given beside it win.")
+    parser.add_argument("--config", metavar="FILE.yaml", help=CONFIG_HELP)
     given, rest = parser.parse_known_args(arguments)
     if rest:
         raise UserError(_unknown(rest[0].partition("=")[0].lstrip("-"), "--{}"))
@@ -229,7 +238,7 @@ def _unknown(word, form):
 
 def options_table() -> str:
     """All options as a Markdown table, for the README."""
-    rows = ["| option | default | meaning |", "| --- | --- | --- |"]
+    rows = ["| option | default | meaning |", "| --- | --- | --- |", f"| `--config` |  | {CONFIG_HELP} |"]
     for field in dataclasses.fields(TrainingConfig):
         default = "" if field.default is None else f"`{field.default}`"
         rows.append(f"| `--{field.name}` | {default} | {field.metadata['help']} |")

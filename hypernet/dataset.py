@@ -16,21 +16,34 @@ from hypernet.models import StableDiffusion, encode_images, encode_prompts, weig
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 ENCODE_BATCH_SIZE = 8
+CACHE_VERSION = 1  # to be raised when the same inputs are encoded in another way
+BROKEN_IMAGE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 def find_images(folder) -> list[Path]:
-    """The image files below `folder`, sorted by name.
+    """The image files below `folder`, sorted by name, but for hidden ones.
 
     Raises:
-        UserError: if there is no such folder, or no image in it.
+        UserError: if there is no such folder, no image in it, or one that is broken.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"--train_data_dir {folder}: there is no such folder")
-    images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    files = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    images = sorted(path for path in files if not any(part[0] == "." for part in path.relative_to(folder).parts))
     if not images:
         raise UserError(f"--train_data_dir {folder}: there is no image in it (PNG, JPEG, WebP, BMP, GIF or TIFF)")
+    for path in images:
+        try:
+            with Image.open(path) as image:
+                image.verify()
+        except BROKEN_IMAGE as error:
+            raise _broken(path, error) from None
     return images
+
+
+def _broken(path, error):
+    return UserError(f"{path}: it cannot be read as an image ({error}); mend or remove it")
 
 
 def load_image(path, resolution: int) -> np.ndarray:
@@ -45,8 +58,8 @@ def load_image(path, resolution: int) -> np.ndarray:
             if image.has_transparency_data:
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
             image = ImageOps.fit(image.convert("RGB"), (resolution, resolution), Image.Resampling.BICUBIC)
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: it cannot be read as an image ({error}); mend or remove it") from None
+    except BROKEN_IMAGE as error:
+        raise _broken(path, error) from None
     return np.asarray(image, np.float32).transpose(2, 0, 1) / 127.5 - 1
 
 
@@ -89,6 +102,7 @@ def derive_seed(*parts) -> int:
 class EpochBatches(torch.utils.data.Sampler):
     """Batches of (epoch, index): every image once per epoch in a new order, the left-overs in a smaller batch.
 
+    (Shared out to several processes, Accelerate fills that last batch up with images from the epoch's first one.)
     Whoever iterates sets `epoch` first. (There is no set_epoch: Accelerate would call it with a count of its own.)
     """
 
@@ -133,17 +147,17 @@ def encode_folder(models: StableDiffusion, images, captions, config) -> EncodedI
         encode_image_batch,
         "latents",
         datasets.Array3D((models.vae.config.latent_channels, side, side), "float32"),
-        key=[image_hashes, config.resolution, weights_hash(models.vae), models.vae.config.scaling_factor],
+        key=[image_hashes, config.resolution, weights_hash(models.vae), dict(models.vae.config)],
         cache_dir=config.cache_dir,
         description="Encoding images",
     )
-    length, width = models.tokenizer.model_max_length, models.text_encoder.config.hidden_size
+    text_config = models.text_encoder.config
     embeds = _encode_once(
         {"prompt": unique},
         encode_prompt_batch,
         "prompt_embeds",
-        datasets.Array2D((length, width), "float32"),
-        key=[unique, length, sorted(models.tokenizer.get_vocab().items()), weights_hash(models.text_encoder)],
+        datasets.Array2D((models.tokenizer.model_max_length, text_config.hidden_size), "float32"),
+        key=[unique, sorted(models.tokenizer.get_vocab().items()), text_config.to_dict(), weights_hash(models.text_encoder)],
         cache_dir=config.cache_dir,
         description="Encoding prompts",
     )
@@ -153,7 +167,7 @@ def encode_folder(models: StableDiffusion, images, captions, config) -> EncodedI
 
 def _encode_once(columns, encode, column, feature, key, cache_dir, description):
     """`encode` applied to the columns in batches, from the cache file named by the hash of `key` if there is one."""
-    fingerprint = hashlib.sha256(repr(key).encode()).hexdigest()[:32]
+    fingerprint = hashlib.sha256(repr([CACHE_VERSION, key]).encode()).hexdigest()[:32]
     folder = Path(cache_dir or os.path.join(datasets.config.HF_DATASETS_CACHE, "hypernet"))
     folder.mkdir(parents=True, exist_ok=True)
     encoded = datasets.Dataset.from_dict(columns).map(

@@ -1,15 +1,16 @@
-"""Open a hypernetwork whatever its file, and write files and folders so that a crash leaves the old ones whole."""
+"""Open a hypernetwork, whatever its file."""
 
-import contextlib
 import json
-import os
-import shutil
 from pathlib import Path
 
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 
 from hypernet.network import Hypernetwork
 from hypernet.webui import NotAHypernetwork, load_webui
+
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"  # as diffusers' save_pretrained calls it
 
 
 def load(path) -> Hypernetwork:
@@ -27,8 +28,8 @@ def load(path) -> Hypernetwork:
         return load_webui(path)
     if path.suffix == ".safetensors":
         return _load_safetensors(path)
-    if path.is_dir() or path.suffix or path.is_absolute() or len(path.parts) != 2:
-        return _load_safetensors(path / "diffusion_pytorch_model.safetensors")
+    if path.is_dir() or path.is_absolute() or len(path.parts) != 2:
+        return _load_safetensors(path / WEIGHTS_NAME)
     return _load_from_hub(path.as_posix())
 
 
@@ -54,38 +55,8 @@ def _load_safetensors(path):
 
 def _load_from_hub(repo_id):
     try:
-        return Hypernetwork.from_pretrained(repo_id).eval()
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        hf_hub_download(repo_id, "config.json")
+        return _load_safetensors(Path(hf_hub_download(repo_id, WEIGHTS_NAME)))
+    except (OSError, HFValidationError) as error:
+        reason = str(error).strip().splitlines()[0]
         raise NotAHypernetwork(f"{repo_id}: there is no such folder, and no such hypernetwork on the Hub: {reason}") from None
-
-
-@contextlib.contextmanager
-def replacing(path):
-    """Yield a temporary path beside `path`; what is written there replaces `path` once it is complete and on disk."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove(temporary)
-    try:
-        yield temporary
-        for file in [temporary, *temporary.rglob("*")]:
-            _flush(file)
-        if path.is_dir():
-            _remove(path)  # a folder cannot be renamed over another one
-        os.replace(temporary, path)
-    finally:
-        _remove(temporary)
-
-
-def _flush(path):
-    if path.is_file():
-        with open(path, "rb+") as file:
-            os.fsync(file.fileno())
-
-
-def _remove(path):
-    if path.is_dir():
-        shutil.rmtree(path)
-    elif path.exists():
-        path.unlink()

@@ -8,6 +8,7 @@ import diffusers
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from hypernet.errors import UserError
@@ -28,7 +29,7 @@ class StableDiffusion:
 
 def image_multiple(path, revision=None) -> int:
     """Images need sides that are multiples of this: the VAE's factor, from its config alone."""
-    config = AutoencoderKL.load_config(path, subfolder="vae", revision=revision)
+    config = _load_config(AutoencoderKL, "vae", path, revision)
     return 2 ** (len(config["block_out_channels"]) - 1)
 
 
@@ -40,7 +41,7 @@ def context_widths(path, revision=None) -> list[int]:
     Raises:
         UserError: if there is no such model, or it is of another kind.
     """
-    config = _load_unet_config(path, revision)
+    config = _load_config(UNet2DConditionModel, "unet", path, revision)
     if config.get("_class_name") != "UNet2DConditionModel":
         raise UserError(f"--pretrained_model_name_or_path {path}: its UNet is a {config.get('_class_name')}; only Stable Diffusion 1.x and 2.x can be trained")
     if config.get("addition_embed_type") or config.get("in_channels", 4) != 4:
@@ -52,15 +53,15 @@ def context_widths(path, revision=None) -> list[int]:
     return sorted({unet.get_submodule(f"{layer}.to_k").in_features for layer in layers})
 
 
-def _load_unet_config(path, revision):
+def _load_config(model_class, subfolder, path, revision):
     folder = Path(path)
     if folder.exists() and not (folder / "model_index.json").is_file():
         raise UserError(f"--pretrained_model_name_or_path {path}: there is no model_index.json in it, so it is no diffusers folder")
     try:
-        return UNet2DConditionModel.load_config(path, subfolder="unet", revision=revision)
+        return model_class.load_config(path, subfolder=subfolder, revision=revision)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"--pretrained_model_name_or_path {path}: no such folder, and no such model on the Hub ({reason})") from None
+        raise UserError(f"--pretrained_model_name_or_path {path}: there is no such model, neither here nor on the Hub ({reason})") from None
 
 
 def load_models(path, revision=None, variant=None, unet_dtype=torch.float32, device="cpu") -> StableDiffusion:
@@ -81,12 +82,13 @@ def load_models(path, revision=None, variant=None, unet_dtype=torch.float32, dev
             unet=UNet2DConditionModel.from_pretrained(**weights, subfolder="unet", torch_dtype=unet_dtype),
             scheduler=DDPMScheduler.from_pretrained(**where, subfolder="scheduler"),
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"--pretrained_model_name_or_path {path}: {' '.join(str(error).split())}") from None
     finally:
         diffusers_logging.set_verbosity(verbosity)
     if models.scheduler.config.prediction_type not in PREDICTION_TYPES:
         raise UserError(f"--pretrained_model_name_or_path {path}: it predicts {models.scheduler.config.prediction_type}; {' and '.join(PREDICTION_TYPES)} can be trained")
+    models.vae.enable_slicing()  # one image at a time, for small cards
     for module in (models.text_encoder, models.vae, models.unet):
         module.requires_grad_(False).eval().to(device)
     return models
@@ -113,10 +115,10 @@ def encode_images(models: StableDiffusion, pixels: torch.Tensor) -> torch.Tensor
     return latents * models.vae.config.scaling_factor
 
 
-def weights_hash(module: torch.nn.Module) -> str:
-    """Ten hex digits that change with any weight; the same whether float32 or float16 holds a float16 file's weights."""
+def weights_hash(module: torch.nn.Module, dtype: torch.dtype | None = None) -> str:
+    """Ten hex digits that change with any weight, or with `dtype` after rounding: the same for a file loaded so or so."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().to("cpu", torch.float16).contiguous().numpy().data)
+        digest.update(tensor.detach().to("cpu", dtype).contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:10]

@@ -5,14 +5,16 @@ import dataclasses
 import json
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 from hypernet.config import TrainingConfig
 from hypernet.errors import UserError
-from hypernet.files import replacing
+from hypernet.files import WEIGHTS_NAME
+from hypernet.replacing import remove, replacing
+from hypernet.webui import save_webui
 
 LOSS_COLUMNS = ("step", "epoch", "epoch_step", "loss", "learn_rate")  # the WebUI's
-WEIGHT_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
 
 
 class OutputFolder:
@@ -29,7 +31,11 @@ class OutputFolder:
         self.loss_plot = self.root / "loss.png"
         self.before_after = self.previews / "before_after.png"
         self.webui_file = self.root / f"{config.name}.pt"
+        self.card = self.root / "README.md"
         self._run_file = self.root / "run.json"
+        folders = [self.checkpoints, self.previews, self.logs, self.root / "wandb"]
+        files = [self.loss_csv, self.loss_plot, self.card, self.root / "config.json", self.root / WEIGHTS_NAME]
+        self._written = [*folders, *files, self._run_file]
 
     def check(self, overwrite: bool):
         """See that the folder is new, or empty, or holds this very run.
@@ -39,6 +45,9 @@ class OutputFolder:
         """
         if self.root.exists() and not self.root.is_dir():
             raise UserError(f"--output_dir {self.root}: it is a file; name a folder")
+        existing = next(path for path in (self.root, *self.root.resolve().parents) if path.exists())
+        if not os.access(existing, os.W_OK):
+            raise UserError(f"--output_dir {self.root}: {existing} cannot be written to")
         if not self.root.exists() or not any(self.root.iterdir()):
             return
         if not self._run_file.is_file():
@@ -49,15 +58,18 @@ class OutputFolder:
             other = json.loads(self._run_file.read_text(encoding="utf-8"))
         except ValueError:
             other = {}
-        differing = sorted(key for key in self.identity if key not in other or other[key] != self.identity[key])
+        defaults = {field.name: field.default for field in dataclasses.fields(TrainingConfig)}
+        other = {**defaults, **other}  # an option that the other run did not know yet had its default
+        differing = sorted(key for key in self.identity if other[key] != self.identity[key])
         if differing:
-            shown = ", ".join(f"{key} (was {other.get(key)}, now {self.identity[key]})" for key in differing[:4])
+            shown = ", ".join(f"{key} (was {other[key]}, now {self.identity[key]})" for key in differing[:4])
             raise UserError(f"--output_dir {self.root}: it holds another run; differing: {shown}; name a new folder, or add --overwrite")
 
     def create(self, overwrite: bool):
-        """Make the folder, after deleting the run in it if `overwrite`, and sign it with this run's options."""
-        if overwrite and self._run_file.is_file():
-            shutil.rmtree(self.root)
+        """Make the folder, after deleting the earlier run in it if `overwrite`, and sign it with this run's options."""
+        if overwrite:
+            for path in [*self._written, *self.root.glob("*.pt")] if self._run_file.is_file() else []:
+                remove(path)
         self.previews.mkdir(parents=True, exist_ok=True)
         with replacing(self._run_file) as temporary:
             temporary.write_text(json.dumps(self.options, indent=2) + "\n", encoding="utf-8")
@@ -66,11 +78,12 @@ class OutputFolder:
         return self.checkpoints / f"step-{step:06d}"
 
     def states(self) -> list[Path]:
-        """Complete training states, oldest first."""
-        return sorted(path for path in self.checkpoints.glob("step-*") if path.is_dir())
+        """Complete training states, oldest step first."""
+        found = [path for path in self.checkpoints.glob("step-*") if (path / "optimizer.bin").is_file()]
+        return sorted(found, key=_step)
 
     def find_state(self, wanted: str) -> Path | None:
-        """The training state to go on from: "latest", "none", or a checkpoint's path or name.
+        """The training state to go on from: "latest", "none", or the name or path of one of this run's.
 
         Raises:
             UserError: if the one that is named does not exist.
@@ -78,23 +91,37 @@ class OutputFolder:
         states = self.states()
         if wanted in ("none", "latest"):
             return states[-1] if states and wanted == "latest" else None
-        for path in (Path(wanted), self.checkpoints / wanted):
-            if (path / "optimizer.bin").is_file():
-                return path
+        for state in states:
+            if wanted == state.name or Path(wanted).resolve() == state.resolve():
+                return state
         found = ", ".join(path.name for path in states) or "none"
-        raise UserError(f"--resume_from_checkpoint {wanted}: there is no training state; {self.checkpoints} has: {found}")
+        raise UserError(f"--resume_from_checkpoint {wanted}: {self.checkpoints} has no such training state; it has {found}")
+
+    def go_back_to(self, step: int):
+        """Forget what lies after `step`: the loss rows are dropped, later states are kept under another name."""
+        if self.loss_csv.exists():
+            rows = [row for row in self.read_losses() if int(row["step"]) <= step]
+            with replacing(self.loss_csv) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, LOSS_COLUMNS)
+                writer.writeheader()
+                writer.writerows(rows)
+        for state in self.states():
+            if _step(state) > step:
+                aside = state.with_name(f"abandoned-{state.name}")
+                remove(aside)
+                state.rename(aside)
 
     def prune(self, limit: int | None):
         for path in self.states()[: -limit if limit else 0]:
             shutil.rmtree(path)
 
-    def save_hypernetwork(self, hypernetwork):
-        """config.json and safetensors into the root, each replaced at once."""
-        with replacing(self.root / "export") as temporary:
+    def export(self, hypernetwork):
+        """The hypernetwork to use: config.json and safetensors in the root, and the WebUI's file beside them."""
+        with tempfile.TemporaryDirectory(dir=self.root, prefix=".export-") as temporary:
             hypernetwork.save_pretrained(temporary)
-        for name in WEIGHT_FILES:
-            os.replace(self.root / "export" / name, self.root / name)
-        shutil.rmtree(self.root / "export")
+            for name in ("config.json", WEIGHTS_NAME):
+                os.replace(Path(temporary, name), self.root / name)
+        save_webui(hypernetwork, self.webui_file)
 
     def log_loss(self, step, epoch, epoch_step, loss, rate):
         """Append a row to hypernetwork_loss.csv, as the WebUI writes it."""
@@ -106,15 +133,12 @@ class OutputFolder:
             writer.writerow([step, epoch, epoch_step, f"{loss:.7f}", rate])
 
     def read_losses(self) -> list[dict]:
+        """The complete rows of the loss file."""
         if not self.loss_csv.exists():
             return []
         with open(self.loss_csv, newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+            return [row for row in csv.DictReader(file) if None not in row.values()]
 
-    def forget_losses_after(self, step: int):
-        """Drop the rows of steps that a resumed run makes again."""
-        rows = [row for row in self.read_losses() if int(row["step"]) <= step]
-        with replacing(self.loss_csv) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, LOSS_COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
+
+def _step(state: Path) -> int:
+    return int(state.name.removeprefix("step-"))

@@ -7,7 +7,7 @@ LEFT, TOP, RIGHT, BOTTOM = 70, 45, 20, 50
 
 
 def plot_losses(rows: list[dict], name: str) -> Image.Image:
-    """Each logged loss as a dot and their running mean (weight 0.1 for the newest) as a line, over the steps."""
+    """Each logged loss as a dot, and the mean of it and the nine before it as a line, over the steps."""
     steps, losses = [int(row["step"]) for row in rows], [float(row["loss"]) for row in rows]
     top = 1.1 * max(losses, default=1.0) or 1.0
     first, last = min(steps, default=0), max(steps, default=1)
@@ -21,9 +21,7 @@ def plot_losses(rows: list[dict], name: str) -> Image.Image:
     image = Image.new("RGB", (SCALE * WIDTH, SCALE * HEIGHT), "white")
     draw = ImageDraw.Draw(image)
     _draw_axes(draw, place, name, first, last, top)
-    means = []
-    for loss in losses:
-        means.append(loss if not means else 0.9 * means[-1] + 0.1 * loss)
+    means = [sum(losses[max(0, i - 9) : i + 1]) / len(losses[max(0, i - 9) : i + 1]) for i in range(len(losses))]
     for x, y in map(place, steps, losses):
         draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=(165, 195, 235))
     draw.line(list(map(place, steps, means)), fill=(30, 90, 180), width=2 * SCALE, joint="curve")

@@ -58,7 +58,7 @@ def labelled_grid(rows: list[list[Image.Image]], row_labels: list[str], column_l
     width, height = rows[0][0].size
     size = max(11, height // 18)
     font = ImageFont.load_default(size)
-    margin, top, gap = 9 * size, 2 * size, max(2, height // 64)
+    margin, top, gap = 10 * size, 2 * size, max(2, height // 64)
     grid = Image.new("RGB", (margin + len(rows[0]) * (width + gap), top + len(rows) * (height + gap)), "white")
     draw = ImageDraw.Draw(grid)
     for column, label in enumerate(column_labels):

@@ -9,7 +9,12 @@ from accelerate.utils import is_tensorboard_available, is_wandb_available
 from hypernet.config import TrainingConfig
 from hypernet.errors import UserError
 from hypernet.output import OutputFolder
+from hypernet.webui import comfyui_reads
 
+COMFYUI = {
+    True: "In ComfyUI: the same file into `models/hypernetworks/`, and the node HypernetworkLoader.",
+    False: "(ComfyUI would draw it wrongly: it does not know this activation, dropout or LayerNorm.)",
+}
 CARD = """---
 tags: [stable-diffusion, hypernetwork, text-to-image]
 {base_model}library_name: diffusers
@@ -23,7 +28,7 @@ A hypernetwork for Stable Diffusion, trained for {step} steps on {base}: layer s
 ## Use it
 
 In the AUTOMATIC1111 WebUI: put [`{name}.pt`]({name}.pt) into `models/hypernetworks/` and write `<hypernet:{name}:1>` in
-the prompt. In ComfyUI: the same file into `models/hypernetworks/`, and the node HypernetworkLoader. In diffusers:
+the prompt. {comfyui} In diffusers:
 
 ```python
 import hypernet, torch
@@ -65,7 +70,11 @@ def start_trackers(accelerator, config: TrainingConfig, output: OutputFolder):
     if "wandb" in choose_trackers(config) and "WANDB_MODE" not in os.environ and accelerator.is_main_process:
         import wandb
 
-        run["wandb"]["mode"] = "online" if wandb.login(prompt=False) else "offline"
+        try:
+            logged_in = wandb.login(prompt=False)
+        except wandb.errors.Error:
+            logged_in = False
+        run["wandb"]["mode"] = "online" if logged_in else "offline"
     accelerator.init_trackers(config.tracker_project_name, config=options, init_kwargs=run)
 
 
@@ -99,6 +108,7 @@ def write_card(output: OutputFolder, config: TrainingConfig, hypernetwork, sourc
     base = config.pretrained_model_name_or_path
     is_hub_id = not Path(base).exists()
     private = {"output_dir", "overwrite", "cache_dir", "train_data_dir", "push_to_hub", "hub_model_id"}
+    private |= set() if is_hub_id else {"pretrained_model_name_or_path"}
     default = {field.name: field.default for field in dataclasses.fields(config)}
     options = {key: value for key, value in vars(config).items() if key not in private and value != default[key]}
     card = CARD.format(
@@ -109,29 +119,46 @@ def write_card(output: OutputFolder, config: TrainingConfig, hypernetwork, sourc
         layer_structure=",".join(f"{multiple:g}" for multiple in trained.layer_structure),
         activation=trained.activation,
         widths=", ".join(map(str, trained.widths)),
+        comfyui=COMFYUI[comfyui_reads(hypernetwork)],
         preview="![without and with it](previews/before_after.png)\n" if output.before_after.exists() else "",
         prompt=(config.validation_prompt or ["a painting"])[0].replace('"', "'"),
         source=source,
-        options="\n".join(f"| {key} | {value} |" for key, value in options.items()),
+        options="\n".join(f"| {key} | {str(value).replace('|', ' ')} |" for key, value in options.items()),
     )
-    (output.root / "README.md").write_text(card, encoding="utf-8")
+    output.card.write_text(card, encoding="utf-8")
 
 
 def check_hub_login(config: TrainingConfig):
-    """Raises: UserError if the run is to be pushed and there is no login to push with."""
+    """Raises: UserError if the run is to be pushed, and there is no login to push with or no valid name."""
     if config.push_to_hub:
         from huggingface_hub import get_token
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils import validate_repo_id
 
+        try:
+            validate_repo_id(config.hub_model_id or config.name)
+        except HFValidationError as error:
+            raise UserError(f"--hub_model_id {config.hub_model_id or config.name}: {error}") from None
         if get_token() is None:
             raise UserError("--push_to_hub: you are not logged in to the Hub; run `hf auth login`, or set HF_TOKEN")
 
 
-def push_to_hub(output: OutputFolder, repo_id: str) -> str:
-    """Upload what is to be used (not the training states and logs); the page's address."""
+def push_to_hub(output: OutputFolder, config: TrainingConfig, hypernetwork) -> str:
+    """Write the card for the Hub and upload what is to be used (not the training states and logs).
+
+    Returns the line to tell: the page's address, or why it failed; a run that is done is not lost to a bad connection.
+    """
     from huggingface_hub import HfApi
 
-    api = HfApi()
-    url = api.create_repo(repo_id, exist_ok=True)
+    api, name = HfApi(), config.hub_model_id or config.name
+    write_card(output, config, hypernetwork, name)
     ignored = ["checkpoints/*", "logs/*", "wandb/*", "run.json"]
-    api.upload_folder(repo_id=url.repo_id, folder_path=output.root, ignore_patterns=ignored, commit_message="Upload hypernetwork")
-    return str(url)
+    try:
+        repo_id = api.create_repo(name, exist_ok=True).repo_id
+        write_card(output, config, hypernetwork, repo_id)
+        commit = "Upload hypernetwork"
+        api.upload_folder(repo_id=repo_id, folder_path=output.root, ignore_patterns=ignored, commit_message=commit)
+    except Exception as error:  # whatever it is: the run is done, and only the upload is not
+        reason = " ".join(str(error).split())
+        return f"The upload to the Hub failed ({reason}); everything is in {output.root}, run the same command again."
+    return f"  on the Hub      https://huggingface.co/{repo_id}"

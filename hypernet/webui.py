@@ -8,6 +8,7 @@ import torch
 
 from hypernet.errors import UserError
 from hypernet.network import ACTIVATIONS, Hypernetwork
+from hypernet.replacing import replacing
 
 WEIGHT_INIT_NAMES = {  # ours -> the WebUI's; it has no zero start, and none is needed once there are weights
     "normal": "Normal",
@@ -17,6 +18,7 @@ WEIGHT_INIT_NAMES = {  # ours -> the WebUI's; it has no zero start, and none is 
     "kaiming_normal": "KaimingNormal",
     "zero": "Normal",
 }
+COMFYUI_ACTIVATIONS = ("linear", "relu", "leakyrelu", "elu", "swish", "tanh", "sigmoid", "softsign", "mish")
 OLD_LAYER_NAMES = {"linear1": "linear.0", "linear2": "linear.1"}  # files of the first weeks of October 2022
 
 
@@ -24,17 +26,17 @@ class NotAHypernetwork(UserError):
     """The file cannot be read as a hypernetwork. The message is one line: the file and what is wrong with it."""
 
 
-def save_webui(hypernetwork: Hypernetwork, path, name=None):
+def save_webui(hypernetwork: Hypernetwork, path):
     """Write a WebUI `.pt`: the legacy serialisation, which passes the file check of every WebUI version.
 
-    The file's `name` field is the file's stem (or `name`, for a file that is renamed later), because the WebUI caches a hypernetwork under the one and looks for it
+    The file's `name` field is the file's stem, because the WebUI caches a hypernetwork under the one and looks for it
     under the other.
     """
     path, config = Path(path), hypernetwork.config
     dropout = config.dropout_structure
     data = {
         "step": config.step,
-        "name": name or path.stem,
+        "name": path.stem,
         "layer_structure": [int(m) if m == int(m) else m for m in config.layer_structure],
         "activation_func": config.activation,
         "is_layer_norm": config.layer_norm,
@@ -49,7 +51,22 @@ def save_webui(hypernetwork: Hypernetwork, path, name=None):
     }
     for width, pair in hypernetwork.pairs.items():
         data[int(width)] = tuple(_plain_state_dict(pair[part]) for part in ("k", "v"))
-    torch.save(data, path, _use_new_zipfile_serialization=False)
+    with replacing(path) as temporary:
+        torch.save(data, temporary, _use_new_zipfile_serialization=False)
+
+
+def comfyui_reads(hypernetwork: Hypernetwork) -> bool:
+    """Whether ComfyUI draws with the file what the WebUI does.
+
+    It knows few activations, leaves dropout active, and with a LayerNorm and an activation activates the output, too.
+    """
+    config = hypernetwork.config
+    dropout = config.dropout_structure is not None and any(config.dropout_structure)
+    return (
+        config.activation in COMFYUI_ACTIVATIONS
+        and not dropout
+        and not (config.layer_norm and config.activation != "linear")
+    )
 
 
 def _plain_state_dict(module):

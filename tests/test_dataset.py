@@ -118,6 +118,13 @@ def test_folders_that_are_none(tmp_path):
         find_images(tmp_path)
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "a.PNG").write_bytes(b"not an image")
-    assert [path.name for path in find_images(tmp_path)] == ["a.PNG"]
     with pytest.raises(UserError, match=r"a\.PNG: it cannot be read as an image"):
-        load_image(tmp_path / "deep" / "a.PNG", 64)
+        find_images(tmp_path)
+    (tmp_path / "deep" / "a.PNG").unlink()
+    (tmp_path / "deep" / ".hidden.png").write_bytes(b"not an image")
+    Image.new("RGB", (70, 64)).save(tmp_path / "deep" / "b.JPEG")
+    assert [path.name for path in find_images(tmp_path)] == ["b.JPEG"]
+    content = (tmp_path / "deep" / "b.JPEG").read_bytes()
+    (tmp_path / "deep" / "b.JPEG").write_bytes(content[: len(content) // 2])  # its head is whole, its body is not
+    with pytest.raises(UserError, match=r"b\.JPEG: it cannot be read as an image"):
+        load_image(tmp_path / "deep" / "b.JPEG", 64)

@@ -77,10 +77,9 @@ def test_twenty_steps_equal_a_plain_loop(models_dir, images_dir, tmp_path, model
         models_dir / model, images_dir, 20, 3, 5, lambda step: 1e-3 if step < 12 else 1e-4
     )
     trained = hypernet.load(tmp_path / "run")
-    start = hypernet.Hypernetwork(TINY_WIDTHS, weight_init="kaiming_normal", activation="relu")
     for (name, ours), theirs in zip(trained.named_parameters(), expected.parameters(), strict=True):
         assert (ours - theirs).abs().max() < 1e-6, name
-    assert trained.config.step == 20 and start.config.step == 0
+    assert trained.config.step == 20
     rows = list(csv.DictReader(open(tmp_path / "run" / "hypernetwork_loss.csv")))
     assert list(rows[0]) == ["step", "epoch", "epoch_step", "loss", "learn_rate"]
     for i, row in enumerate(rows):
@@ -100,7 +99,34 @@ def test_resumed_equals_uninterrupted(models_dir, images_dir, tmp_path):
     whole, parts = (hypernet.load(tmp_path / folder / "x.pt") for folder in ("whole", "parts"))
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), parts.state_dict().values()))
     assert (tmp_path / "whole/hypernetwork_loss.csv").read_text() == (tmp_path / "parts/hypernetwork_loss.csv").read_text()
-    assert sorted(path.name for path in (tmp_path / "parts/checkpoints").iterdir()) == ["step-000006", "step-000007"]
+    states = tmp_path / "parts" / "checkpoints"
+    assert sorted(path.name for path in states.iterdir()) == ["step-000006", "step-000007"]
+
+    (tmp_path / "parts" / "x.pt").unlink()  # as if the run had been killed between the state and this file
+    back = [*flags, "--max_train_steps=6", "--resume_from_checkpoint=step-000006"]
+    assert "0 steps in" in train(models_dir, images_dir, tmp_path / "parts", *back).stdout
+    assert sorted(path.name for path in states.iterdir()) == ["abandoned-step-000007", "step-000006"]
+    again, state = hypernet.load(tmp_path / "parts" / "x.pt"), hypernet.load(states / "step-000006")
+    assert again.config.step == 6
+    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), state.state_dict().values()))
+    assert len((tmp_path / "parts/hypernetwork_loss.csv").read_text().splitlines()) == 7
+
+
+def test_a_run_that_has_died_stops_before_it_saves(models_dir, images_dir, tmp_path):
+    flags = ["--learning_rate=1e30", "--max_grad_norm=0", "--checkpointing_steps=3", "--logging_steps=50"]
+    arguments = command(models_dir, images_dir, tmp_path / "run", "--cache_dir", str(models_dir / "cache"), *flags)
+    done = run(REPO / "train_hypernetwork.py", *arguments)
+    assert done.returncode == 2 and "error: the loss is nan at step 3: the run has died" in done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "run" / "config.json").exists()
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+def test_overwrite_leaves_the_files_of_others(models_dir, images_dir, tmp_path):
+    train(models_dir, images_dir, tmp_path / "run", "--max_train_steps=1")
+    (tmp_path / "run" / "notes.md").write_text("mine")
+    train(models_dir, images_dir, tmp_path / "run", "--max_train_steps=1", "--activation=relu", "--overwrite")
+    assert (tmp_path / "run" / "notes.md").read_text() == "mine"
+    assert hypernet.load(tmp_path / "run").config.activation == "relu"
 
 
 def test_two_processes_equal_one_with_the_same_total_batch(models_dir, images_dir, tmp_path):
@@ -157,7 +183,7 @@ def command(models_dir, images_dir, output, *flags):
     "flags, message",
     [
         (["--pretrained_model_name_or_path={images}"], "there is no model_index.json in it"),
-        (["--pretrained_model_name_or_path=somebody/no-such-model"], "no such folder, and no such model on the Hub"),
+        (["--pretrained_model_name_or_path=somebody/no-such-model"], "there is no such model, neither here nor on the Hub"),
         (["--train_data_dir={models}/none"], "there is no such folder"),
         (["--train_data_dir={models}/epsilon/unet"], "there is no image in it"),
         (["--widths=12,320"], "--widths 12,320: the UNet has no attention layer of width 320; it has 12,16,32"),
@@ -166,6 +192,9 @@ def command(models_dir, images_dir, output, *flags):
         (["--mixed_precision=fp16"], "--mixed_precision fp16: it needs a GPU"),
         (["--push_to_hub"], "--push_to_hub: you are not logged in"),
         (["--resolution=60"], "--resolution 60: it must be a multiple of 8"),
+        (["--output_dir={images}/run"], "it lies in --train_data_dir"),
+        (["--layer_structure=1,0.01,1"], "0.01 times width 12 is nothing"),
+        (["--push_to_hub", "--name=my style"], "--hub_model_id my style: "),
     ],
 )
 def test_mistakes_are_told_before_models_load(models_dir, images_dir, tmp_path, monkeypatch, flags, message):
@@ -185,6 +214,3 @@ def test_another_run_in_the_folder(models_dir, images_dir, tmp_path):
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and not done.stdout
     assert "holds another run; differing:" in done.stderr and "activation (was linear, now relu)" in done.stderr
     assert (tmp_path / "run/config.json").read_text() == before
-    done = run(REPO / "train_hypernetwork.py", *arguments, "--overwrite", "--cache_dir", models_dir / "cache")
-    assert done.returncode == 0, done.stderr
-    assert hypernet.load(tmp_path / "run").config.activation == "relu"

@@ -71,7 +71,7 @@ def random_scene(rng: random.Random) -> Scene:
 
 
 def is_held_out(scene: Scene) -> bool:
-    """Whether this subject, colour and background never occur together in the model's training pictures (1 in 10)."""
+    """Whether this subject, colour and background never occur together in the training pictures (about 1 in 11)."""
     indices = (SUBJECTS.index(scene.subject), list(COLORS).index(scene.color), list(BACKGROUNDS).index(scene.background))
     return (indices[0] + 3 * indices[1] + 7 * indices[2]) % 10 == 0
 

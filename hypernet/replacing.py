@@ -1,0 +1,34 @@
+"""Write files and folders so that a crash leaves either the old one or the new one, whole."""
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """Yield a temporary path beside `path`; what is written there replaces `path` once it is complete and on disk."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove(temporary)
+    try:
+        yield temporary
+        for file in [temporary, *temporary.rglob("*")]:
+            if file.is_file():
+                with open(file, "rb+") as opened:
+                    os.fsync(opened.fileno())
+        if path.is_dir():
+            shutil.rmtree(path)  # a folder cannot be renamed over another one
+        os.replace(temporary, path)
+    finally:
+        remove(temporary)
+
+
+def remove(path):
+    """Delete a file or a folder, if there is one."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,104 @@
+"""The README's first command as it stands, and what the pictures it makes show."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import REPO, run
+from PIL import Image
+
+import hypernet
+from classifier import judge, load_classifier
+from draw import draw, write_images
+from measure import held_out_loss, load_pipeline, matches, prompt_scenes, sample, share
+
+MODEL = REPO / "examples" / "quickstart" / "model"
+LEFT_OUT = shutil.ignore_patterns(".git", "output", "build", "wandb", "__pycache__", ".*cache", ".venv")
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory):
+    """The finished run of README's first command in a copy of the repository, and the copy."""
+    copy = tmp_path_factory.mktemp("newcomer") / "repo"
+    shutil.copytree(REPO, copy, ignore=LEFT_OUT)
+    (command,) = re.findall(r"^pip install -r requirements\.txt && .*$", (copy / "README.md").read_text(), re.M)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "HF_HOME": str(copy / "cache")}
+    done = subprocess.run(command, shell=True, cwd=copy, env=environment, capture_output=True, text=True, timeout=600)
+    return done, copy
+
+
+OPEN_MODEL = """
+import sys, diffusers
+diffusers.StableDiffusionPipeline  # what importing says is not the model's fault
+print("opening", file=sys.stderr)
+pipeline = diffusers.StableDiffusionPipeline.from_pretrained(sys.argv[1], dtype=diffusers.utils.torch_utils.torch.float32)
+print({str(p.dtype) for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder) for p in part.parameters()})
+"""
+
+
+def test_model_opens_without_a_warning_and_is_small():
+    assert sum(path.stat().st_size for path in MODEL.rglob("*")) <= 12e6
+    done = run("-W", "always", "-c", OPEN_MODEL, MODEL)
+    assert done.returncode == 0 and done.stdout.strip() == "{'torch.float32'}", done.stderr
+    said = done.stderr.partition("opening\n")[2]
+    assert not re.search(r"warn|deprecat|expected|unused|not |error", said, re.I), said
+
+
+def test_the_style_pictures_are_those_of_the_script(tmp_path):
+
+    write_images(tmp_path, "neon", 32, 32)
+    committed = REPO / "examples" / "quickstart" / "images"
+    names = sorted(path.name for path in committed.iterdir())
+    assert names == sorted(path.name for path in tmp_path.iterdir()) and len(names) == 64
+    for name in names:
+        if name.endswith(".txt"):
+            assert (committed / name).read_text() == (tmp_path / name).read_text()
+        else:  # Pillow's versions may round differently
+            pictures = [np.asarray(Image.open(folder / name), np.int16) for folder in (committed, tmp_path)]
+            assert np.abs(pictures[0] - pictures[1]).mean() < 1
+
+
+def test_the_command_runs_and_says_where_everything_is(quickstart):
+    done, copy = quickstart
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = done.stdout[done.stdout.index("700 steps in") :]
+    for path in re.findall(r"output/quickstart[\w./]*", said):
+        assert (copy / path).exists(), path
+    assert "output/quickstart/previews/before_after.png" in said and "examples/generate.py" in said
+    ours = done.stderr.rpartition("run `accelerate config`.")[2]  # the launcher's own advice comes first
+    noise = [line for line in ours.splitlines() if line.strip() and "it/s" not in line and "examples/s" not in line]
+    assert not noise
+
+
+def test_the_style_is_learnt_and_the_subjects_stay(quickstart):
+    _, copy = quickstart
+    pipeline, classifier, scenes = load_pipeline(MODEL), load_classifier(), prompt_scenes(48)
+
+    def figures():
+        seen = judge(classifier, sample(pipeline, scenes))
+        neon = share(style == "neon" for style in seen["style"])
+        return held_out_loss(pipeline, "neon"), neon, share(matches(scenes, seen, "subject")), seen
+
+    loss_before, neon_before, subject_before, seen = figures()
+    hypernet.attach(pipeline.unet, hypernet.load(copy / "output" / "quickstart" / "neon.pt"))
+    loss_after, neon_after, subject_after, _ = figures()
+    print(f"loss {loss_before:.3f} -> {loss_after:.3f}, neon {neon_before:.0%} -> {neon_after:.0%}")
+    print(f"subject {subject_before:.0%} -> {subject_after:.0%}")
+    assert loss_after <= 0.3 * loss_before
+    assert neon_before <= 0.05 and neon_after >= 0.90
+    assert subject_before >= 0.80 and subject_after >= 0.60
+    assert share(matches(scenes, seen, "color", "background")) >= 0.90
+
+
+def test_the_classifier_sees_what_is_drawn():
+    scenes = prompt_scenes(60)
+    for style in ("flat", "neon"):
+        seen = judge(load_classifier(), [draw(scene, style) for scene in scenes])
+        assert share(matches(scenes, seen, "subject")) >= 0.97
+        assert share(s == style for s in seen["style"]) >= 0.97
