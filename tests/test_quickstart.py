@@ -67,7 +67,7 @@ def test_the_style_pictures_are_those_of_the_script(tmp_path):
 def test_the_command_runs_and_says_where_everything_is(quickstart):
     done, copy = quickstart
     assert done.returncode == 0, done.stderr[-3000:]
-    said = done.stdout[done.stdout.index("700 steps in") :]
+    said = done.stdout[done.stdout.index("1000 steps in") :]
     for path in re.findall(r"output/quickstart[\w./]*", said):
         assert (copy / path).exists(), path
     assert "output/quickstart/previews/before_after.png" in said and "examples/generate.py" in said

@@ -2,8 +2,8 @@
 
     python examples/quickstart/measure.py model                                # does it draw what the prompt says?
     python examples/quickstart/measure.py model --samples 120 --sheet model.png
-    python examples/quickstart/measure.py hypernetwork output/neon.pt          # does it draw in the new style now?
-    python examples/quickstart/measure.py hypernetwork output/neon.pt --strength 0.5 --sheet neon.png --json
+    python examples/quickstart/measure.py hypernetwork output/quickstart          # does it draw in the new style now?
+    python examples/quickstart/measure.py hypernetwork output/quickstart --strength 0.5 --sheet neon.png --json
 
 A small classifier, trained on drawn pictures only (about a minute, once), says what is in a sample. Everything is
 drawn from fixed seeds and computed on the CPU, so the same weights give the same figures.
@@ -187,7 +187,7 @@ def main():
     model.set_defaults(measure=measure_model, samples=240)
     hypernetwork = commands.add_parser("hypernetwork", help="what a hypernetwork changes")
     hypernetwork.set_defaults(measure=measure_hypernetwork, samples=120)
-    hypernetwork.add_argument("path", type=Path, help="the hypernetwork's file")
+    hypernetwork.add_argument("path", type=Path, help="a trained folder, a checkpoint or a file")
     hypernetwork.add_argument("--strength", type=float, default=1.0)
     hypernetwork.add_argument("--style", choices=STYLES, default="neon")
     for command in (model, hypernetwork):
