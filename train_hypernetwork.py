@@ -220,7 +220,9 @@ def build_accelerator(config: TrainingConfig, output: OutputFolder, trackers) ->
     precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION")
     if precision == "fp16" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
         raise UserError("--mixed_precision fp16: it needs a GPU; on a CPU leave it at no")
+    several_on_cpu = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.accelerator.is_available()
     accelerator = Accelerator(
+        cpu=several_on_cpu,  # unless told, Accelerate takes processes without a GPU for unrelated ones
         mixed_precision=config.mixed_precision,
         log_with=trackers or None,
         project_config=ProjectConfiguration(project_dir=str(output.root), logging_dir=str(output.logs)),

@@ -21,7 +21,8 @@ from hypernet.errors import UserError
 # would blow that noise up to whole steps, and no two ways of computing the same would agree. Nor would they where an
 # activation has a kink; mish has none.
 ADAM_EPSILON = 1e-4
-LAUNCH_TWO = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1"]
+# (`--cpu --num_processes=2` starts one process, as of Accelerate 1.15; this starts two, on CPUs, too.)
+LAUNCH_TWO = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
 LAUNCH_TWO += ["--mixed_precision=no", "--dynamo_backend=no"]
 
 
