@@ -18,7 +18,7 @@ from hypernet.errors import UserError
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", help="a trained folder, a checkpoint of it, a .safetensors or a .pt file, or a Hub id")
+    parser.add_argument("source", help="a trained folder, a checkpoint of it, a .safetensors, a .pt, or a Hub id")
     parser.add_argument("target", nargs="?", type=Path, help="the .pt file to write; default: NAME.pt in that folder")
     args = parser.parse_args(arguments)
     if args.target is None and args.source.endswith(".pt"):

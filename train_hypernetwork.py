@@ -196,11 +196,13 @@ def choose_widths(config: TrainingConfig) -> list[int]:
     missing = sorted(set(config.widths_numbers or []) - set(available))
     if missing:
         shown = ",".join(map(str, available))
-        raise UserError(f"--widths {config.widths}: the UNet has no attention layer of width {missing[0]}; it has {shown}")
+        problem = f"the UNet has no attention layer of width {missing[0]}; it has {shown}"
+        raise UserError(f"--widths {config.widths}: {problem}")
     widths = config.widths_numbers or available
     for multiple in config.layer_structure_numbers:
         if int(multiple * widths[0]) < 1:
-            raise UserError(f"--layer_structure {config.layer_structure}: {multiple:g} times width {widths[0]} is nothing")
+            problem = f"{multiple:g} times width {widths[0]} is nothing"
+            raise UserError(f"--layer_structure {config.layer_structure}: {problem}")
     return widths
 
 
@@ -220,7 +222,7 @@ def build_accelerator(config: TrainingConfig, output: OutputFolder, trackers) ->
     precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION")
     if precision == "fp16" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
         raise UserError("--mixed_precision fp16: it needs a GPU; on a CPU leave it at no")
-    several_on_cpu = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.accelerator.is_available()
+    several_on_cpu = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available()
     accelerator = Accelerator(
         cpu=several_on_cpu,  # unless told, Accelerate takes processes without a GPU for unrelated ones
         mixed_precision=config.mixed_precision,

@@ -2,7 +2,7 @@
 """Draw with a hypernetwork.
 
     python examples/generate.py --hypernetwork output/quickstart --prompt "a red star on a blue background"
-    python examples/generate.py --hypernetwork my_style.pt --strength 0.8 --num_images 4 --model MODEL --prompt "a house"
+    python examples/generate.py --hypernetwork my_style.pt --strength 0.8 --num_images 4 --model MODEL --prompt "a cat"
 
 A trained folder remembers the model that it was trained on; for a WebUI file name the model with --model.
 """

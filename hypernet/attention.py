@@ -124,7 +124,7 @@ def _install(unet, stack):
         layer = unet.get_submodule(name.removesuffix(".processor"))
         if getattr(layer, "added_kv_proj_dim", None) is not None or getattr(layer, "to_k", None) is None:
             del unet._hypernetworks
-            raise ValueError(f"{name.removesuffix('.processor')} is no attention layer that a hypernetwork can be put on")
+            raise ValueError(f"{name.removesuffix('.processor')} is no layer that a hypernetwork can be put on")
     unet.set_attn_processor({name: HypernetworkAttnProcessor(stack, was) for name, was in originals.items()})
     stack.undo.append(lambda: unet.set_attn_processor(originals))
     if unet.config.get("encoder_hid_dim_type") is None:  # else the layers get another text than the UNet does
@@ -143,7 +143,7 @@ def _transform_text(unet, args, kwargs):
 
 
 class HypernetworkUNet(nn.Module):
-    """A UNet and the hypernetwork on it as one module: what distributed training has to see to reduce every gradient."""
+    """A UNet and the hypernetwork on it as one module, so that distributed training sees every gradient."""
 
     def __init__(self, unet, hypernetwork: Hypernetwork):
         super().__init__()

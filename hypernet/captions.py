@@ -39,7 +39,7 @@ def read_templates(template: str) -> list[str]:
     except UnicodeDecodeError as error:
         raise UserError(f"{template}: it is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     if not any(lines):
-        raise UserError(f"{template}: it is empty; write a line such as: a picture of [filewords], in the style of [name]")
+        raise UserError(f"{template}: it is empty; write a line such as: a picture of [filewords], by [name]")
     return [line for line in lines if line]
 
 

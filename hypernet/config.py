@@ -20,6 +20,7 @@ PRECISIONS = ("no", "fp16", "bf16")
 CONFIG_HELP = "YAML file with any of these options; flags given beside it win."
 
 
+# fmt: off
 @dataclasses.dataclass
 class TrainingConfig:
     """The options of `train_hypernetwork.py`; building one checks them.
@@ -78,23 +79,25 @@ class TrainingConfig:
     push_to_hub: bool = HfArg(default=False, help="Upload the hypernetwork, its card and previews to the Hugging Face Hub at the end.")
     hub_model_id: str | None = HfArg(default=None, help="Hub repository to push to; default: the hypernetwork's name in your account.")
 
+    # fmt: on
     def __post_init__(self):
-        self._require("pretrained_model_name_or_path", "the model to train on, for example stable-diffusion-v1-5/stable-diffusion-v1-5")
+        self._require("pretrained_model_name_or_path", "the model, such as stable-diffusion-v1-5/stable-diffusion-v1-5")
         self._require("train_data_dir", "a folder of images")
         self._choose("mixed_precision", (*PRECISIONS, None))
         self._choose("report_to", TRACKERS)
-        self._at_least(1, "resolution", "max_train_steps", "train_batch_size", "gradient_accumulation_steps", "checkpointing_steps")
-        self._at_least(1, "checkpoints_total_limit", "validation_steps", "num_validation_images", "validation_inference_steps", "logging_steps")
+        self._at_least(1, "resolution", "max_train_steps", "train_batch_size", "gradient_accumulation_steps")
+        self._at_least(1, "checkpointing_steps", "checkpoints_total_limit", "validation_steps", "num_validation_images")
+        self._at_least(1, "validation_inference_steps", "logging_steps")
         self._at_least(0, "max_grad_norm", "adam_weight_decay", "adam_epsilon", "seed")
         self._below_one("adam_beta1", "adam_beta2")
         if self.seed >= 2**32:
             raise UserError(f"--seed {self.seed}: it must be below 2**32")
         self.name = self.name or Path(self.output_dir).resolve().name
         if set(self.name) & set('<>:"/\\|?*') or self.name in (".", ".."):
-            raise UserError(f"--name {self.name}: it becomes a file name and part of prompts, so none of < > : \" / \\ | ? *")
+            raise UserError(f"--name {self.name}: it becomes a file name, so none of < > : \" / \\ | ? *")
         output, pictures = Path(self.output_dir).resolve(), Path(self.train_data_dir).resolve()
         if output.is_relative_to(pictures):
-            raise UserError(f"--output_dir {self.output_dir}: it lies in --train_data_dir, so previews would be trained on")
+            raise UserError(f"--output_dir {self.output_dir}: it lies in --train_data_dir; name a folder outside")
         self._check("learning_rate", lambda: self.schedule)
         self._check("template", lambda: self.templates)
         for option in ("layer_structure", "dropout_structure", "widths"):
@@ -209,7 +212,7 @@ def parse_config(arguments=None) -> TrainingConfig:
 
 
 def _flags_from_yaml(path):
-    """A YAML file's entries as command-line flags, so that both are converted by the same rules ("5e-6" is a number)."""
+    """A YAML file's entries as command-line flags, so that both are converted by the same rules (5e-6 is a number)."""
     try:
         entries = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

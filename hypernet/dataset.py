@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from hypernet.captions import fill_template, read_caption
+from hypernet.captions import fill_template
 from hypernet.errors import UserError
 from hypernet.loss import draw_noise_and_timestep
 from hypernet.models import StableDiffusion, encode_images, encode_prompts, weights_hash
@@ -127,9 +127,7 @@ def encode_folder(models: StableDiffusion, images, captions, config) -> EncodedI
     The cache is keyed by the images' bytes, the resolution and the VAE's weights; the prompts, the tokenizer's length
     and the text encoder's weights.
     """
-    prompts = [
-        [fill_template(template, caption, config.name) for template in config.templates] for caption in captions
-    ]
+    prompts = [[fill_template(template, caption, config.name) for template in config.templates] for caption in captions]
     unique = sorted({prompt for choices in prompts for prompt in choices})
     rows = {prompt: row for row, prompt in enumerate(unique)}
     image_hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in images]
@@ -151,13 +149,13 @@ def encode_folder(models: StableDiffusion, images, captions, config) -> EncodedI
         cache_dir=config.cache_dir,
         description="Encoding images",
     )
-    text_config = models.text_encoder.config
+    text_config, vocabulary = models.text_encoder.config, sorted(models.tokenizer.get_vocab().items())
     embeds = _encode_once(
         {"prompt": unique},
         encode_prompt_batch,
         "prompt_embeds",
         datasets.Array2D((models.tokenizer.model_max_length, text_config.hidden_size), "float32"),
-        key=[unique, sorted(models.tokenizer.get_vocab().items()), text_config.to_dict(), weights_hash(models.text_encoder)],
+        key=[unique, vocabulary, text_config.to_dict(), weights_hash(models.text_encoder)],
         cache_dir=config.cache_dir,
         description="Encoding prompts",
     )

@@ -40,7 +40,7 @@ def _load_safetensors(path):
     try:
         config = json.loads(config_path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise NotAHypernetwork(f"{config_path}: it is missing or not readable, so {path.name} cannot be opened") from None
+        raise NotAHypernetwork(f"{config_path}: it is missing or damaged, so {path.name} cannot be opened") from None
     if config.get("_class_name") != "Hypernetwork":
         raise NotAHypernetwork(f"{config_path}: it describes a {config.get('_class_name')}, not a Hypernetwork")
     try:
@@ -59,4 +59,6 @@ def _load_from_hub(repo_id):
         return _load_safetensors(Path(hf_hub_download(repo_id, WEIGHTS_NAME)))
     except (OSError, HFValidationError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise NotAHypernetwork(f"{repo_id}: there is no such folder, and no such hypernetwork on the Hub: {reason}") from None
+        raise NotAHypernetwork(
+            f"{repo_id}: no such folder here and no such hypernetwork on the Hub ({reason})"
+        ) from None

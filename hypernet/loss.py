@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 
 def draw_noise_and_timestep(shape, num_train_timesteps: int, generator: torch.Generator):
-    """Standard normal noise of `shape` and a timestep, uniform in 0..num_train_timesteps - 1, from `generator` (CPU)."""
+    """Normal noise of `shape` and a timestep, uniform in 0..num_train_timesteps - 1, from `generator` (CPU)."""
     noise = torch.randn(shape, generator=generator)
     timestep = torch.randint(0, num_train_timesteps, (), generator=generator)
     return noise, timestep

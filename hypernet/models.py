@@ -14,6 +14,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from hypernet.errors import UserError
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
+TRAINABLE = "Stable Diffusion 1.x and 2.x can be trained"
 
 
 @dataclasses.dataclass
@@ -25,6 +26,10 @@ class StableDiffusion:
     vae: AutoencoderKL
     unet: UNet2DConditionModel
     scheduler: DDPMScheduler
+
+
+def _error(path, problem):
+    return UserError(f"--pretrained_model_name_or_path {path}: {problem}")
 
 
 def image_multiple(path, revision=None) -> int:
@@ -43,10 +48,10 @@ def context_widths(path, revision=None) -> list[int]:
     """
     config = _load_config(UNet2DConditionModel, "unet", path, revision)
     if config.get("_class_name") != "UNet2DConditionModel":
-        raise UserError(f"--pretrained_model_name_or_path {path}: its UNet is a {config.get('_class_name')}; only Stable Diffusion 1.x and 2.x can be trained")
+        raise _error(path, f"its UNet is a {config.get('_class_name')}; {TRAINABLE}")
     if config.get("addition_embed_type") or config.get("in_channels", 4) != 4:
         kind = "an SDXL" if config.get("addition_embed_type") else "an inpainting, depth or pix2pix"
-        raise UserError(f"--pretrained_model_name_or_path {path}: it is {kind} model; Stable Diffusion 1.x and 2.x can be trained")
+        raise _error(path, f"it is {kind} model; {TRAINABLE}")
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config)
     layers = {name.removesuffix(".processor") for name in unet.attn_processors}
@@ -56,12 +61,12 @@ def context_widths(path, revision=None) -> list[int]:
 def _load_config(model_class, subfolder, path, revision):
     folder = Path(path)
     if folder.exists() and not (folder / "model_index.json").is_file():
-        raise UserError(f"--pretrained_model_name_or_path {path}: there is no model_index.json in it, so it is no diffusers folder")
+        raise _error(path, "there is no model_index.json in it, so it is no diffusers folder")
     try:
         return model_class.load_config(path, subfolder=subfolder, revision=revision)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"--pretrained_model_name_or_path {path}: there is no such model, neither here nor on the Hub ({reason})") from None
+        raise _error(path, f"there is no such model, neither here nor on the Hub ({reason})") from None
 
 
 def load_models(path, revision=None, variant=None, unet_dtype=torch.float32, device="cpu") -> StableDiffusion:
@@ -83,11 +88,12 @@ def load_models(path, revision=None, variant=None, unet_dtype=torch.float32, dev
             scheduler=DDPMScheduler.from_pretrained(**where, subfolder="scheduler"),
         )
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"--pretrained_model_name_or_path {path}: {' '.join(str(error).split())}") from None
+        raise _error(path, " ".join(str(error).split())) from None
     finally:
         diffusers_logging.set_verbosity(verbosity)
     if models.scheduler.config.prediction_type not in PREDICTION_TYPES:
-        raise UserError(f"--pretrained_model_name_or_path {path}: it predicts {models.scheduler.config.prediction_type}; {' and '.join(PREDICTION_TYPES)} can be trained")
+        predicted = models.scheduler.config.prediction_type
+        raise _error(path, f"it predicts {predicted}; {' and '.join(PREDICTION_TYPES)} can be trained")
     models.vae.enable_slicing()  # one image at a time, for small cards
     for module in (models.text_encoder, models.vae, models.unet):
         module.requires_grad_(False).eval().to(device)
@@ -110,13 +116,13 @@ def encode_prompts(models: StableDiffusion, prompts: list[str]) -> torch.Tensor:
 
 @torch.no_grad()
 def encode_images(models: StableDiffusion, pixels: torch.Tensor) -> torch.Tensor:
-    """The mean of the VAE's latents, scaled, (B, 4, height / 8, width / 8), of pixels (B, 3, height, width) in [-1, 1]."""
+    """The VAE's mean latents, scaled, (B, 4, height / 8, width / 8), of pixels (B, 3, height, width) in [-1, 1]."""
     latents = models.vae.encode(pixels.to(models.vae.device, models.vae.dtype)).latent_dist.mode()
     return latents * models.vae.config.scaling_factor
 
 
 def weights_hash(module: torch.nn.Module, dtype: torch.dtype | None = None) -> str:
-    """Ten hex digits that change with any weight, or with `dtype` after rounding: the same for a file loaded so or so."""
+    """Ten hex digits that change with any weight; with `dtype`, rounded to it, however it was loaded."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode())

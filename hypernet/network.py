@@ -112,7 +112,7 @@ class HypernetworkModule(nn.Module):
 
 
 class Hypernetwork(ModelMixin, ConfigMixin):
-    """Pairs of `HypernetworkModule`s by context width: what turns an attention layer's context into its K and V context.
+    """Pairs of `HypernetworkModule`s by context width: they make K and V context of an attention layer's context.
 
     Args:
         widths: context widths to transform, for SD 1.x any of 320, 640, 1280 (self-attention) and 768 (text).

@@ -34,8 +34,8 @@ class OutputFolder:
         self.card = self.root / "README.md"
         self._run_file = self.root / "run.json"
         folders = [self.checkpoints, self.previews, self.logs, self.root / "wandb"]
-        files = [self.loss_csv, self.loss_plot, self.card, self.root / "config.json", self.root / WEIGHTS_NAME]
-        self._written = [*folders, *files, self._run_file]
+        weights = [self.root / "config.json", self.root / WEIGHTS_NAME, self.webui_file]
+        self._written = [*folders, *weights, self.loss_csv, self.loss_plot, self.card, self._run_file]
 
     def check(self, overwrite: bool):
         """See that the folder is new, or empty, or holds this very run.
@@ -63,12 +63,13 @@ class OutputFolder:
         differing = sorted(key for key in self.identity if other[key] != self.identity[key])
         if differing:
             shown = ", ".join(f"{key} (was {other[key]}, now {self.identity[key]})" for key in differing[:4])
-            raise UserError(f"--output_dir {self.root}: it holds another run; differing: {shown}; name a new folder, or add --overwrite")
+            problem = f"it holds another run; differing: {shown}; name a new folder, or add --overwrite"
+            raise UserError(f"--output_dir {self.root}: {problem}")
 
     def create(self, overwrite: bool):
         """Make the folder, after deleting the earlier run in it if `overwrite`, and sign it with this run's options."""
         if overwrite:
-            for path in [*self._written, *self.root.glob("*.pt")] if self._run_file.is_file() else []:
+            for path in self._written:
                 remove(path)
         self.previews.mkdir(parents=True, exist_ok=True)
         with replacing(self._run_file) as temporary:
@@ -95,7 +96,8 @@ class OutputFolder:
             if wanted == state.name or Path(wanted).resolve() == state.resolve():
                 return state
         found = ", ".join(path.name for path in states) or "none"
-        raise UserError(f"--resume_from_checkpoint {wanted}: {self.checkpoints} has no such training state; it has {found}")
+        problem = f"{self.checkpoints} has no such training state; it has {found}"
+        raise UserError(f"--resume_from_checkpoint {wanted}: {problem}")
 
     def go_back_to(self, step: int):
         """Forget what lies after `step`: the loss rows are dropped, later states are kept under another name."""

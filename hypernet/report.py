@@ -65,7 +65,8 @@ def choose_trackers(config: TrainingConfig) -> list[str]:
 
 def start_trackers(accelerator, config: TrainingConfig, output: OutputFolder):
     """Begin a run in each tracker, with all options as its config. W&B without a login runs offline."""
-    options = {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in vars(config).items()}
+    plain = (int, float, str)
+    options = {key: value if isinstance(value, plain) else str(value) for key, value in vars(config).items()}
     run = {"wandb": {"name": config.name, "dir": str(output.root)}}
     if "wandb" in choose_trackers(config) and "WANDB_MODE" not in os.environ and accelerator.is_main_process:
         import wandb

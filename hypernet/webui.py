@@ -103,7 +103,7 @@ def _build(path, data):
             widths=widths,
             layer_structure=list(structure),
             activation=activation,
-            weight_init={theirs: ours for ours, theirs in reversed(WEIGHT_INIT_NAMES.items())}.get(weight_init, "normal"),
+            weight_init=next((ours for ours, theirs in WEIGHT_INIT_NAMES.items() if theirs == weight_init), "normal"),
             layer_norm=bool(data.get("is_layer_norm", False)),
             activate_output=bool(data.get("activate_output", True)),
             dropout_structure=_dropout_structure(data, len(structure)),
@@ -122,7 +122,7 @@ def _build(path, data):
 
 
 def _dropout_structure(data, length):
-    """The dropout structure; old files have flags instead: 0, then 0.3 inside, the last inner one if flagged, then 0."""
+    """The dropout structure; old files have flags instead: 0, 0.3 inside, the last inner one if flagged, 0."""
     if data.get("dropout_structure") is not None:
         return list(data["dropout_structure"])
     if not data.get("use_dropout", False):

@@ -34,10 +34,10 @@ def quickstart(tmp_path_factory):
 
 
 OPEN_MODEL = """
-import sys, diffusers
+import sys, diffusers, torch
 diffusers.StableDiffusionPipeline  # what importing says is not the model's fault
 print("opening", file=sys.stderr)
-pipeline = diffusers.StableDiffusionPipeline.from_pretrained(sys.argv[1], dtype=diffusers.utils.torch_utils.torch.float32)
+pipeline = diffusers.StableDiffusionPipeline.from_pretrained(sys.argv[1], dtype=torch.float32)
 print({str(p.dtype) for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder) for p in part.parameters()})
 """
 

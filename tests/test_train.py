@@ -2,7 +2,6 @@
 
 import csv
 import json
-import sys
 
 import pytest
 import torch
@@ -75,9 +74,7 @@ def test_twenty_steps_equal_a_plain_loop(models_dir, images_dir, tmp_path, model
     flags += ["--gradient_accumulation_steps=2", "--seed=5", "--activation=mish", "--weight_init=kaiming_normal"]
     flags += [f"--adam_epsilon={ADAM_EPSILON}"]
     train(models_dir, images_dir, tmp_path / "run", *flags, model=model)
-    expected, losses = plain_loop(
-        models_dir / model, images_dir, 20, 3, 5, lambda step: 1e-3 if step < 12 else 1e-4
-    )
+    expected, losses = plain_loop(models_dir / model, images_dir, 20, 3, 5, lambda step: 1e-3 if step < 12 else 1e-4)
     trained = hypernet.load(tmp_path / "run")
     for (name, ours), theirs in zip(trained.named_parameters(), expected.parameters(), strict=True):
         assert (ours - theirs).abs().max() < 1e-6, name
@@ -96,11 +93,15 @@ def test_resumed_equals_uninterrupted(models_dir, images_dir, tmp_path):
     flags += ["--checkpointing_steps=2", "--name=x"]
     train(models_dir, images_dir, tmp_path / "whole", *flags, "--max_train_steps=7")
     train(models_dir, images_dir, tmp_path / "parts", *flags, "--max_train_steps=4")
-    done = train(models_dir, images_dir, tmp_path / "parts", *flags, "--max_train_steps=7", "--checkpoints_total_limit=2")
+    done = train(
+        models_dir, images_dir, tmp_path / "parts", *flags, "--max_train_steps=7", "--checkpoints_total_limit=2"
+    )
     assert "Going on from" in done.stdout and "3 steps in" in done.stdout
     whole, parts = (hypernet.load(tmp_path / folder / "x.pt") for folder in ("whole", "parts"))
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), parts.state_dict().values()))
-    assert (tmp_path / "whole/hypernetwork_loss.csv").read_text() == (tmp_path / "parts/hypernetwork_loss.csv").read_text()
+    assert (tmp_path / "whole/hypernetwork_loss.csv").read_text() == (
+        tmp_path / "parts/hypernetwork_loss.csv"
+    ).read_text()
     states = tmp_path / "parts" / "checkpoints"
     assert sorted(path.name for path in states.iterdir()) == ["step-000006", "step-000007"]
 
@@ -132,13 +133,27 @@ def test_overwrite_leaves_the_files_of_others(models_dir, images_dir, tmp_path):
 
 
 def test_two_processes_equal_one_with_the_same_total_batch(models_dir, images_dir, tmp_path):
-    flags = ["--learning_rate=1e-3", "--max_train_steps=5", "--name=x", "--validation_prompt=a cat", "--activation=mish"]
-    flags += ["--validation_inference_steps=2", "--weight_init=kaiming_normal", "--checkpointing_steps=3", f"--adam_epsilon={ADAM_EPSILON}"]
+    flags = [
+        "--learning_rate=1e-3",
+        "--max_train_steps=5",
+        "--name=x",
+        "--validation_prompt=a cat",
+        "--activation=mish",
+    ]
+    flags += [
+        "--validation_inference_steps=2",
+        "--weight_init=kaiming_normal",
+        "--checkpointing_steps=3",
+        f"--adam_epsilon={ADAM_EPSILON}",
+    ]
     train(models_dir, images_dir, tmp_path / "one", "--train_batch_size=4", *flags)
     train(models_dir, images_dir, tmp_path / "two", "--train_batch_size=2", *flags, launch=LAUNCH_TWO)
     one, two = (hypernet.load(tmp_path / folder) for folder in ("one", "two"))
     assert all((a - b).abs().max() < 1e-6 for a, b in zip(one.state_dict().values(), two.state_dict().values()))
-    a, b = ((tmp_path / folder / "hypernetwork_loss.csv").read_text().splitlines()[1].split(",") for folder in ("one", "two"))
+    a, b = (
+        (tmp_path / folder / "hypernetwork_loss.csv").read_text().splitlines()[1].split(",")
+        for folder in ("one", "two")
+    )
     assert a[0] == b[0] and float(a[3]) == pytest.approx(float(b[3]), abs=1e-5)
 
 
@@ -185,7 +200,10 @@ def command(models_dir, images_dir, output, *flags):
     "flags, message",
     [
         (["--pretrained_model_name_or_path={images}"], "there is no model_index.json in it"),
-        (["--pretrained_model_name_or_path=somebody/no-such-model"], "there is no such model, neither here nor on the Hub"),
+        (
+            ["--pretrained_model_name_or_path=somebody/no-such-model"],
+            "there is no such model, neither here nor on the Hub",
+        ),
         (["--train_data_dir={models}/none"], "there is no such folder"),
         (["--train_data_dir={models}/epsilon/unet"], "there is no image in it"),
         (["--widths=12,320"], "--widths 12,320: the UNet has no attention layer of width 320; it has 12,16,32"),
@@ -194,7 +212,7 @@ def command(models_dir, images_dir, output, *flags):
         (["--mixed_precision=fp16"], "--mixed_precision fp16: it needs a GPU"),
         (["--push_to_hub"], "--push_to_hub: you are not logged in"),
         (["--resolution=60"], "--resolution 60: it must be a multiple of 8"),
-        (["--output_dir={images}/run"], "it lies in --train_data_dir"),
+        (["--output_dir={images}/run"], "it lies in --train_data_dir; name a folder outside"),
         (["--layer_structure=1,0.01,1"], "0.01 times width 12 is nothing"),
         (["--push_to_hub", "--name=my style"], "--hub_model_id my style: "),
     ],

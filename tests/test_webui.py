@@ -164,5 +164,5 @@ def test_files_of_ours(tmp_path):
     (tmp_path / "x" / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
     with pytest.raises(NotAHypernetwork, match="a UNet2DConditionModel, not a Hypernetwork"):
         hypernet.load(tmp_path / "x")
-    with pytest.raises(NotAHypernetwork, match="somebody/neon-1.5: there is no such folder"):
+    with pytest.raises(NotAHypernetwork, match="somebody/neon-1.5: no such folder here"):
         hypernet.load("somebody/neon-1.5")

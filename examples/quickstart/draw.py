@@ -72,8 +72,8 @@ def random_scene(rng: random.Random) -> Scene:
 
 def is_held_out(scene: Scene) -> bool:
     """Whether this subject, colour and background never occur together in the training pictures (about 1 in 11)."""
-    indices = (SUBJECTS.index(scene.subject), list(COLORS).index(scene.color), list(BACKGROUNDS).index(scene.background))
-    return (indices[0] + 3 * indices[1] + 7 * indices[2]) % 10 == 0
+    subject, color = SUBJECTS.index(scene.subject), list(COLORS).index(scene.color)
+    return (subject + 3 * color + 7 * list(BACKGROUNDS).index(scene.background)) % 10 == 0
 
 
 def caption(scene: Scene, style: str = "flat") -> str:

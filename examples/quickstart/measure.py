@@ -24,7 +24,7 @@ from PIL import Image
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))  # the repository, for hypernet
 
-import hypernet.script  # noqa: F401  (first of all: a quiet console)
+import hypernet.script  # first of all: a quiet console
 from diffusers import StableDiffusionPipeline
 
 import hypernet
