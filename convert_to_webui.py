@@ -23,12 +23,17 @@ def main(arguments=None):
     args = parser.parse_args(arguments)
     if args.target is None and args.source.endswith(".pt"):
         raise UserError(f"{args.source}: it is a WebUI file already; name the file to write, if you want another one")
+    if args.target is not None and not args.target.parent.is_dir():
+        raise UserError(f"{args.target}: there is no folder {args.target.parent}")
     if args.target is not None and args.target.suffix != ".pt":
         raise UserError(f"{args.target}: the WebUI's files end in .pt")
     hypernetwork = hypernet.load(args.source)
     folder = Path(args.source) if Path(args.source).is_dir() else Path()
     target = args.target or folder / f"{hypernetwork.config.name}.pt"
-    hypernet.save_webui(hypernetwork, target)
+    try:
+        hypernet.save_webui(hypernetwork, target)
+    except OSError as error:
+        raise UserError(f"{target}: it cannot be written ({error.strerror})") from None
     print(f"{target}: {target.stem}, step {hypernetwork.config.step}, {target.stat().st_size / 2**20:.1f} MiB")
 
 

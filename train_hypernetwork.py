@@ -63,7 +63,7 @@ def main(arguments=None):
     widths = choose_widths(config)
     check_resolution(config)
     output = OutputFolder(config)
-    output.check(config.overwrite)
+    changes = output.check(config.overwrite)
     state = None if config.overwrite else output.find_state(config.resume_from_checkpoint)
     trackers = choose_trackers(config)
     check_hub_login(config)
@@ -92,6 +92,7 @@ def main(arguments=None):
     if accelerator.is_main_process:
         output.create(config.overwrite)
         if config.validation_prompt:
+            print("Drawing previews without the hypernetwork")
             previewer = build_previewer(models, config)
             before = previewer.draw(config.resolution)
     models.text_encoder.to("cpu")
@@ -122,7 +123,7 @@ def main(arguments=None):
     if state is not None:
         accelerator.load_state(state)
         first_step = hypernetwork.config.step
-        accelerator.print(f"Going on from {state}, step {first_step}")
+        accelerator.print(f"Going on from {state}, step {first_step}", *changes, sep="\n  ")
         if accelerator.is_main_process:
             output.export(hypernetwork)
     if accelerator.is_main_process:
@@ -168,15 +169,18 @@ def main(arguments=None):
             if accelerator.is_main_process:
                 output.log_loss(done, epoch, epoch_step, mean, schedule.at(step))
             if not math.isfinite(mean):
+                states = ", ".join(state.name for state in output.states()) or "none"
                 raise UserError(
-                    f"the loss is {mean} at step {done}: the run has died; go on from an earlier training state "
-                    f"(--resume_from_checkpoint NAME, one of {output.checkpoints}) with a lower --learning_rate"
+                    f"the loss is {mean} at step {done}: the run has died; go on with a lower --learning_rate "
+                    f"from --resume_from_checkpoint NAME, one of: {states}"
                 )
         if saves:
             save(accelerator, output, hypernetwork, done, config.checkpoints_total_limit)
         if previewer is not None and done % config.validation_steps == 0 and not last:
+            bar.set_description("Drawing previews")
             pictures = preview(previewer, output, config, hypernetwork, before, f"step {done}", f"step-{done:06d}.png")
             log_previews(accelerator, pictures, config.validation_prompt, done)
+            bar.set_description("Training")
 
     # The result: what is drawn here has been saved, converted and loaded again
     if accelerator.is_main_process:
@@ -329,4 +333,4 @@ def finish(accelerator, output: OutputFolder, config: TrainingConfig, hypernetwo
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, "stopped; the same command goes on from the last training state, if there is one yet")

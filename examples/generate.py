@@ -54,7 +54,7 @@ def load_pipeline(model, **files):
     dtype = torch.float16 if torch.cuda.is_available() else torch.float32
     try:
         pipe = DiffusionPipeline.from_pretrained(
-            model, torch_dtype=dtype, safety_checker=None, requires_safety_checker=False, **files
+            model, dtype=dtype, safety_checker=None, requires_safety_checker=False, **files
         )
     except (OSError, ValueError) as error:
         raise UserError(f"--model {model}: it cannot be loaded ({' '.join(str(error).split())})") from None
@@ -63,14 +63,12 @@ def load_pipeline(model, **files):
 
 def main(arguments=None):
     args = parse_arguments(arguments)
-    if min(args.num_images, args.steps) < 1:
-        raise UserError("--num_images and --steps must be 1 or more")
+    if min(args.num_images, args.steps) < 1 or args.size is not None and (args.size < 1 or args.size % 8):
+        raise UserError("--num_images and --steps must be 1 or more, --size a multiple of 8")
     hypernetwork = hypernet.load(args.hypernetwork)
     trained = training_options(args.hypernetwork)
     files = {} if args.model else {key: trained.get(key) for key in ("revision", "variant")}
     pipe = load_pipeline(args.model or trained.get("pretrained_model_name_or_path"), **files)
-    if args.size is not None and args.size % pipe.vae_scale_factor:
-        raise UserError(f"--size {args.size}: it must be a multiple of {pipe.vae_scale_factor}")
     hypernet.attach(pipe.unet, hypernetwork, args.strength)
     guidance = args.guidance_scale
     images = pipe(

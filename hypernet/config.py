@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -164,13 +165,21 @@ class TrainingConfig:
         """What `Hypernetwork` takes, but for the widths and the base model."""
         return {**self._structure(), "layer_norm": self.layer_norm, "name": self.name}
 
-    def run_identity(self) -> dict:
-        """The options that make two runs different runs: all but those that change nothing of what is learnt."""
+    def portable_options(self) -> dict:
+        """All options, with the paths of model and images made absolute, so that they hold wherever one stands."""
+        options = dataclasses.asdict(self)
+        for key in ("pretrained_model_name_or_path", "train_data_dir"):
+            if Path(options[key]).exists():
+                options[key] = str(Path(options[key]).resolve())
+        return options
+
+    def run_identity(self) -> set[str]:
+        """The options that make two runs different runs: all but those that a run may change when it is resumed."""
         changeable = {"output_dir", "overwrite", "cache_dir", "resume_from_checkpoint", "max_train_steps", "report_to"}
         changeable |= {"checkpointing_steps", "checkpoints_total_limit", "logging_steps", "tracker_project_name"}
         changeable |= {"push_to_hub", "hub_model_id", "learning_rate"}
-        changeable |= {field.name for field in dataclasses.fields(self) if "validation" in field.name}
-        return {key: value for key, value in dataclasses.asdict(self).items() if key not in changeable}
+        names = {field.name for field in dataclasses.fields(self)}
+        return names - changeable - {name for name in names if "validation" in name}
 
 
 def _numbers(text):
@@ -189,6 +198,7 @@ def _numbers(text):
 
 class _Parser(HfArgumentParser):
     def error(self, message):  # argparse prints its whole usage first
+        message = re.sub(r"--(\w+)/--[\w-]+", r"--\1", message)  # it names each option in two spellings
         raise UserError(message.removeprefix("argument "))
 
 
@@ -202,6 +212,8 @@ def parse_config(arguments=None) -> TrainingConfig:
     parser = _Parser(TrainingConfig, description="Train a Stable Diffusion hypernetwork.", allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE.yaml", help=CONFIG_HELP)
     given, rest = parser.parse_known_args(arguments)
+    if rest and not rest[0].startswith("-"):
+        raise UserError(f"{rest[0]!r} stands alone; every value follows its --option")
     if rest:
         raise UserError(_unknown(rest[0].partition("=")[0].lstrip("-"), "--{}"))
     if given.config:
@@ -213,6 +225,8 @@ def parse_config(arguments=None) -> TrainingConfig:
 
 def _flags_from_yaml(path):
     """A YAML file's entries as command-line flags, so that both are converted by the same rules (5e-6 is a number)."""
+    if not Path(path).is_file():
+        raise UserError(f"--config {path}: there is no such file")
     try:
         entries = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -28,7 +28,9 @@ def find_images(folder) -> list[Path]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"--train_data_dir {folder}: there is no such folder")
+        raise UserError(
+            f"--train_data_dir {folder}: {'it is a file' if folder.exists() else 'there is no such folder'}"
+        )
     files = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
     images = sorted(path for path in files if not any(part[0] == "." for part in path.relative_to(folder).parts))
     if not images:
@@ -36,7 +38,7 @@ def find_images(folder) -> list[Path]:
     for path in images:
         try:
             with Image.open(path) as image:
-                image.verify()
+                image.load()
         except BROKEN_IMAGE as error:
             raise _broken(path, error) from None
     return images

@@ -28,6 +28,8 @@ def load(path) -> Hypernetwork:
         return load_webui(path)
     if path.suffix == ".safetensors":
         return _load_safetensors(path)
+    if path.is_file():
+        raise NotAHypernetwork(f"{path}: it is no hypernetwork; those end in .pt or .safetensors")
     if path.is_dir() or path.is_absolute() or len(path.parts) != 2:
         return _load_safetensors(path / WEIGHTS_NAME)
     return _load_from_hub(path.as_posix())

@@ -60,6 +60,10 @@ def context_widths(path, revision=None) -> list[int]:
 
 def _load_config(model_class, subfolder, path, revision):
     folder = Path(path)
+    if folder.is_file():
+        raise _error(path, "it is a file; name a diffusers folder or a Hub id")
+    if not folder.exists() and (len(folder.parts) != 2 or path[0] in "./~"):
+        raise _error(path, "there is no such folder")
     if folder.exists() and not (folder / "model_index.json").is_file():
         raise _error(path, "there is no model_index.json in it, so it is no diffusers folder")
     try:
@@ -83,8 +87,8 @@ def load_models(path, revision=None, variant=None, unet_dtype=torch.float32, dev
         models = StableDiffusion(
             tokenizer=CLIPTokenizer.from_pretrained(**where, subfolder="tokenizer"),
             text_encoder=CLIPTextModel.from_pretrained(**weights, subfolder="text_encoder", dtype=torch.float32),
-            vae=AutoencoderKL.from_pretrained(**weights, subfolder="vae", torch_dtype=torch.float32),
-            unet=UNet2DConditionModel.from_pretrained(**weights, subfolder="unet", torch_dtype=unet_dtype),
+            vae=AutoencoderKL.from_pretrained(**weights, subfolder="vae", dtype=torch.float32),
+            unet=UNet2DConditionModel.from_pretrained(**weights, subfolder="unet", dtype=unet_dtype),
             scheduler=DDPMScheduler.from_pretrained(**where, subfolder="scheduler"),
         )
     except (OSError, ValueError, SafetensorError) as error:

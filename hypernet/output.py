@@ -22,8 +22,8 @@ class OutputFolder:
 
     def __init__(self, config: TrainingConfig):
         self.root = Path(config.output_dir)
-        self.identity = config.run_identity()
-        self.options = dataclasses.asdict(config)
+        self.identity = config.run_identity()  # the options that must stay
+        self.options = config.portable_options()
         self.checkpoints = self.root / "checkpoints"
         self.previews = self.root / "previews"
         self.logs = self.root / "logs"
@@ -37,8 +37,8 @@ class OutputFolder:
         weights = [self.root / "config.json", self.root / WEIGHTS_NAME, self.webui_file]
         self._written = [*folders, *weights, self.loss_csv, self.loss_plot, self.card, self._run_file]
 
-    def check(self, overwrite: bool):
-        """See that the folder is new, or empty, or holds this very run.
+    def check(self, overwrite: bool) -> list[str]:
+        """See that the folder is new, or empty, or holds this very run; what has changed in it that may change.
 
         Raises:
             UserError: if it holds another run (naming the options that differ) or other files.
@@ -49,22 +49,24 @@ class OutputFolder:
         if not os.access(existing, os.W_OK):
             raise UserError(f"--output_dir {self.root}: {existing} cannot be written to")
         if not self.root.exists() or not any(self.root.iterdir()):
-            return
+            return []
         if not self._run_file.is_file():
             raise UserError(f"--output_dir {self.root}: it is not empty and holds no run; name a new folder")
         if overwrite:
-            return
+            return []
         try:
             other = json.loads(self._run_file.read_text(encoding="utf-8"))
         except ValueError:
             other = {}
         defaults = {field.name: field.default for field in dataclasses.fields(TrainingConfig)}
         other = {**defaults, **other}  # an option that the other run did not know yet had its default
-        differing = sorted(key for key in self.identity if other[key] != self.identity[key])
+        changed = [key for key, value in self.options.items() if other[key] != value]
+        differing = [f"{key} (was {other[key]}, now {self.options[key]})" for key in changed if key in self.identity]
         if differing:
-            shown = ", ".join(f"{key} (was {other[key]}, now {self.identity[key]})" for key in differing[:4])
-            problem = f"it holds another run; differing: {shown}; name a new folder, or add --overwrite"
-            raise UserError(f"--output_dir {self.root}: {problem}")
+            problem = f"it holds another run; differing: {', '.join(differing[:4])}"
+            raise UserError(f"--output_dir {self.root}: {problem}; name a new folder, or add --overwrite")
+        silent = {"output_dir", "overwrite", "resume_from_checkpoint"}
+        return [f"--{key} was {other[key]}, is now {self.options[key]}" for key in changed if key not in silent]
 
     def create(self, overwrite: bool):
         """Make the folder, after deleting the earlier run in it if `overwrite`, and sign it with this run's options."""

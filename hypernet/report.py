@@ -34,7 +34,7 @@ the prompt. {comfyui} In diffusers:
 import hypernet, torch
 from diffusers import StableDiffusionPipeline
 
-pipe = StableDiffusionPipeline.from_pretrained("{base}", torch_dtype=torch.float16).to("cuda")
+pipe = StableDiffusionPipeline.from_pretrained("{base}", dtype=torch.{dtype}){to_gpu}
 hypernet.attach(pipe.unet, hypernet.load("{source}"), strength=1.0)
 pipe("{prompt}").images[0]
 ```
@@ -116,7 +116,9 @@ def write_card(output: OutputFolder, config: TrainingConfig, hypernetwork, sourc
         base_model=f"base_model: {base}\n" if is_hub_id else "",
         name=config.name,
         step=trained.step,
-        base=base if is_hub_id else Path(base).name,
+        base=base if is_hub_id or not config.push_to_hub else Path(base).name,
+        dtype="float16" if is_hub_id else "float32",
+        to_gpu='.to("cuda")' if is_hub_id else "",
         layer_structure=",".join(f"{multiple:g}" for multiple in trained.layer_structure),
         activation=trained.activation,
         widths=", ".join(map(str, trained.widths)),

@@ -6,23 +6,31 @@ Remarks on packages that nobody needs here, and bars of loads that take a blink,
 import logging
 import os
 import sys
+import warnings
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # or tokenizers warn when a process forks
 os.environ.setdefault("WANDB_SILENT", "true")
 
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
 import transformers
+from diffusers.utils import logging as diffusers_logging
 
 from hypernet.errors import UserError
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+diffusers_logging.disable_progress_bar()
+warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")  # diffusers passes it to the Hub's client
 
 
-def run_script(main):
-    """Run `main`; a mistake of the user ends it with one line and exit code 2."""
+def run_script(main, when_stopped="stopped"):
+    """Run `main`; a mistake of the user ends it with one line and exit code 2, Ctrl-C with one line and 130."""
     try:
         main()
+    except KeyboardInterrupt:
+        print(f"\n{when_stopped}", file=sys.stderr)
+        sys.exit(130)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

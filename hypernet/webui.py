@@ -1,6 +1,7 @@
 """The AUTOMATIC1111 WebUI's `.pt` file: read it without running code, write it so that every version loads it."""
 
 import pickle
+import warnings
 from collections import OrderedDict
 from pathlib import Path
 
@@ -82,10 +83,12 @@ def load_webui(path) -> Hypernetwork:
     """
     path = Path(path)
     try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError) as error:
-        reason = "it holds code" if "weights_only" in str(error).lower() else "it is damaged or of another kind"
-        raise NotAHypernetwork(f"{path}: no hypernetwork file can be read from it ({reason})") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols: what cannot be read is refused below
+            data = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError):
+        problem = "it is no hypernetwork file, or a damaged one (whatever is in it, nothing of it was run)"
+        raise NotAHypernetwork(f"{path}: {problem}") from None
     if not isinstance(data, dict) or not any(isinstance(key, int) for key in data):
         raise NotAHypernetwork(f"{path}: it is no hypernetwork (no widths such as 320 or 768 in it)")
     return _build(path, data)

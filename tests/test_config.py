@@ -30,7 +30,8 @@ def test_yaml_comes_before_flags(tmp_path):
     [
         (["--learning_rte", "1"], r"unknown option --learning_rte; did you mean --learning_rate\?"),
         (["--learn", "1"], "unknown option --learn"),
-        (["--max_train_steps", "ten"], "--max_train_steps.*invalid int value: 'ten'"),
+        (["stray"], "'stray' stands alone"),
+        (["--max_train_steps", "ten"], "^--max_train_steps: invalid int value: 'ten'"),
         (["--max_train_steps", "0"], "--max_train_steps 0: it must be 1 or more"),
         (["--learning_rate", "1e-5:9, 1e-6:8"], r"--learning_rate .*>>> 1e-6:8<<<"),
         (["--layer_structure", "2,1"], "--layer_structure 2,1: it must start and end with 1"),
@@ -46,7 +47,7 @@ def test_yaml_comes_before_flags(tmp_path):
         (["--layer_structure", "1,inf,1"], "--layer_structure 1,inf,1: 'inf' is not a number"),
         (["--template", "none.txt"], "--template none.txt: there is no such file"),
         (["--widths", "320,abc"], "--widths 320,abc: 'abc' is not a number"),
-        (["--config", "none.yaml"], "--config none.yaml: it cannot be read"),
+        (["--config", "none.yaml"], "--config none.yaml: there is no such file"),
         (["--train_data_dir", ""], "--train_data_dir is missing"),
     ],
 )

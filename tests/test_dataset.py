@@ -127,4 +127,6 @@ def test_folders_that_are_none(tmp_path):
     content = (tmp_path / "deep" / "b.JPEG").read_bytes()
     (tmp_path / "deep" / "b.JPEG").write_bytes(content[: len(content) // 2])  # its head is whole, its body is not
     with pytest.raises(UserError, match=r"b\.JPEG: it cannot be read as an image"):
-        load_image(tmp_path / "deep" / "b.JPEG", 64)
+        find_images(tmp_path)
+    with pytest.raises(UserError, match="it is a file"):
+        find_images(tmp_path / "deep" / "b.JPEG")

@@ -1,6 +1,7 @@
 """Previews against the model's own pipeline; grids and plots by their measures."""
 
 import numpy as np
+import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
@@ -8,7 +9,7 @@ from PIL import Image
 import hypernet
 from hypernet import Hypernetwork
 from hypernet.models import load_models, load_sampler
-from hypernet.plot import plot_losses
+from hypernet.plot import _ticks, plot_losses
 from hypernet.preview import Previewer, labelled_grid
 
 
@@ -21,7 +22,7 @@ def test_previews_equal_the_pipeline(models_dir):
     rows = Previewer(models, load_sampler(path), prompts, 2, 3, 5.0, seed=8).draw(64)
     assert torch.equal(torch.get_rng_state(), state)
 
-    pipe = StableDiffusionPipeline.from_pretrained(path, torch_dtype=torch.float32)
+    pipe = StableDiffusionPipeline.from_pretrained(path, dtype=torch.float32)
     pipe.text_encoder.float()
     hypernet.attach(pipe.unet, hypernetwork)
     for row, prompt in zip(rows, prompts):
@@ -47,3 +48,5 @@ def test_plot_of_few_and_of_many():
     for count in (0, 1, 500):
         rows = [{"step": 10 * (i + 1), "loss": 1 / (i + 1)} for i in range(count)]
         assert plot_losses(rows, "neon").size == (800, 450)
+    assert _ticks(1000) == [0, 200, 400, 600, 800, 1000]
+    assert _ticks(0.96) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])

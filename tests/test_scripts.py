@@ -25,6 +25,8 @@ def test_train_convert_generate(models_dir, images_dir, tmp_path):
     for arguments, message in [
         ([tmp_path / "none"], "there is no such file"),
         ([output, tmp_path / "a.safetensors"], "end in .pt"),
+        ([output, tmp_path / "none" / "a.pt"], "there is no folder"),
+        ([REPO / "README.md"], "README.md: it is no hypernetwork"),
     ]:
         done = run(REPO / "convert_to_webui.py", *arguments)
         assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
@@ -32,7 +34,8 @@ def test_train_convert_generate(models_dir, images_dir, tmp_path):
     flags = ["--prompt", "a red star", "--steps=3", "--seed=4", "--num_images=2", "--output_dir", tmp_path / "images"]
     done = run(REPO / "examples/generate.py", "--hypernetwork", output, "--strength=0.8", *flags)
     assert done.returncode == 0, done.stderr
-    pipe = StableDiffusionPipeline.from_pretrained(models_dir / "epsilon", torch_dtype=torch.float32)
+    assert all("it/s" in line or not line.strip() for line in done.stderr.splitlines()), done.stderr
+    pipe = StableDiffusionPipeline.from_pretrained(models_dir / "epsilon", dtype=torch.float32)
     hypernet.attach(pipe.unet, hypernet.load(output / "style.pt"), 0.8)
     for i, path in enumerate(done.stdout.split("\n")[:2]):
         generator = torch.Generator().manual_seed(4 + i)

@@ -27,7 +27,7 @@ LAUNCH_TWO += ["--mixed_precision=no", "--dynamo_backend=no"]
 
 def plain_loop(model_dir, images_dir, steps, batch_size, seed, rate_at):
     """Twenty lines of PyTorch and diffusers: what the script should do, without Accelerate and without caches."""
-    pipe = StableDiffusionPipeline.from_pretrained(model_dir, torch_dtype=torch.float32)
+    pipe = StableDiffusionPipeline.from_pretrained(model_dir, dtype=torch.float32)
     scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
     for module in (pipe.unet, pipe.vae, pipe.text_encoder):
         module.float().eval().requires_grad_(False)
@@ -122,6 +122,14 @@ def test_a_run_that_has_died_stops_before_it_saves(models_dir, images_dir, tmp_p
     assert done.returncode == 2 and "error: the loss is nan at step 3: the run has died" in done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "run" / "config.json").exists()
     assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+def test_a_model_that_is_not_there_is_one_line_on_the_console(models_dir, images_dir, tmp_path):
+    for model in ("somebody/no-such-model", tmp_path / "none", images_dir / "0.png"):
+        arguments = command(models_dir, images_dir, tmp_path / "run", "--pretrained_model_name_or_path", str(model))
+        done = run(REPO / "train_hypernetwork.py", *arguments)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1 and not done.stdout, done.stderr
+        assert done.stderr.startswith(f"error: --pretrained_model_name_or_path {model}: ")
 
 
 def test_overwrite_leaves_the_files_of_others(models_dir, images_dir, tmp_path):

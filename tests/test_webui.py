@@ -131,12 +131,12 @@ def test_nothing_else_is_read(tmp_path):
     refused("no such file")
     for content in (b"", b"hello", pickle.dumps(Malicious())):
         path.write_bytes(content)
-        refused("no hypernetwork file")
+        refused("it is no hypernetwork file, or a damaged one")
     torch.save({10: pair, "name": Malicious()}, path, _use_new_zipfile_serialization=False)
-    refused("no hypernetwork file")
+    refused("it is no hypernetwork file, or a damaged one")
     save_webui(Hypernetwork((10,)), path)
     path.write_bytes(path.read_bytes()[:-100])
-    refused("no hypernetwork file")
+    refused("it is no hypernetwork file, or a damaged one")
     for data, message in [
         ([1, 2], "it is no hypernetwork"),
         ({"lora_up.weight": torch.ones(2)}, "it is no hypernetwork"),

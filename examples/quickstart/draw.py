@@ -326,15 +326,18 @@ def sheet(seed: int = 1) -> Image.Image:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--style", choices=STYLES, default="neon")
-    parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "images")
+    parser.add_argument("--output_dir", type=Path, help="needed for any but the quickstart's own 32 neon pictures")
     parser.add_argument("--count", type=int, default=32)
     parser.add_argument("--seed", type=int, default=32)
     parser.add_argument("--sheet", type=Path, help="write a sheet of every style to this PNG instead")
     args = parser.parse_args()
+    own = (args.style, args.count, args.seed) == ("neon", 32, 32)
     if args.sheet:
         sheet().save(args.sheet)
+    elif args.output_dir is None and not own:
+        parser.error("--output_dir is missing: a folder for the pictures")
     else:
-        write_images(args.output_dir, args.style, args.count, args.seed)
+        write_images(args.output_dir or Path(__file__).parent / "images", args.style, args.count, args.seed)
 
 
 if __name__ == "__main__":
