@@ -76,6 +76,18 @@ def test_the_command_runs_and_says_where_everything_is(quickstart):
     assert not noise
 
 
+def test_the_card_says_how_to_draw_with_it(quickstart):
+    _, copy = quickstart
+    card = (copy / "output" / "quickstart" / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    code = code.replace(".images[0]", ".images[0].save('drawn.png')")
+    done = run("-c", code, cwd=copy)
+    assert done.returncode == 0, done.stderr
+    assert Image.open(copy / "drawn.png").size == (128, 128)
+    for picture in re.findall(r"!\[[^]]*\]\(([^)]*)\)", card):
+        assert (copy / "output" / "quickstart" / picture).is_file(), picture
+
+
 def test_the_style_is_learnt_and_the_subjects_stay(quickstart):
     _, copy = quickstart
     pipeline, classifier, scenes = load_pipeline(MODEL), load_classifier(), prompt_scenes(48)
