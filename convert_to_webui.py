@@ -7,17 +7,16 @@
 The file's name is the name that prompts use: my_style.pt is `<hypernet:my_style:1>`.
 """
 
-import argparse
 from pathlib import Path
 
-from hypernet.script import run_script
+from hypernet.script import ScriptParser, run_script
 
 import hypernet
 from hypernet.errors import UserError
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     parser.add_argument("source", help="a trained folder, a checkpoint of it, a .safetensors, a .pt, or a Hub id")
     parser.add_argument("target", nargs="?", type=Path, help="the .pt file to write; default: NAME.pt in that folder")
     args = parser.parse_args(arguments)

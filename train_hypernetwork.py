@@ -128,7 +128,7 @@ def main(arguments=None):
             output.export(hypernetwork)
     if accelerator.is_main_process:
         output.go_back_to(first_step)
-    start_trackers(accelerator, config, output)
+    start_trackers(accelerator, trackers, config, output)
     scheduler = models.scheduler
 
     # Train

@@ -7,7 +7,6 @@
 A trained folder remembers the model that it was trained on; for a WebUI file name the model with --model.
 """
 
-import argparse
 import json
 import re
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hypernet.script import run_script
+from hypernet.script import ScriptParser, run_script
 
 import torch
 from diffusers import DiffusionPipeline
@@ -25,7 +24,7 @@ from hypernet.errors import UserError
 
 
 def parse_arguments(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     parser.add_argument("--hypernetwork", required=True, help="a trained folder, a checkpoint, a .pt, or a Hub id")
     parser.add_argument("--prompt", required=True)
     parser.add_argument("--negative_prompt", default=None)

@@ -126,8 +126,8 @@ class EpochBatches(torch.utils.data.Sampler):
 def encode_folder(models: StableDiffusion, images, captions, config) -> EncodedImages:
     """Encode the images and every prompt they can get, each once, with a progress bar; a second run reads the cache.
 
-    The cache is keyed by the images' bytes, the resolution and the VAE's weights; the prompts, the tokenizer's length
-    and the text encoder's weights.
+    The caches are keyed by all that shapes them: the images' bytes, the resolution and the VAE's weights and config; the
+    prompts, the tokenizer's vocabulary and the text encoder's weights and config.
     """
     prompts = [[fill_template(template, caption, config.name) for template in config.templates] for caption in captions]
     unique = sorted({prompt for choices in prompts for prompt in choices})

@@ -17,7 +17,7 @@ class Previewer:
     """
 
     def __init__(self, models: StableDiffusion, scheduler, prompts, num_images, steps, guidance_scale, seed):
-        self.vae, self.prompts, self.num_images = models.vae, prompts, num_images
+        self.vae, self.num_images = models.vae, num_images
         self.steps, self.guidance_scale, self.seed = steps, guidance_scale, seed
         self.embeds = encode_prompts(models, [*prompts, ""])
         self.pipeline = StableDiffusionPipeline(

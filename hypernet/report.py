@@ -63,12 +63,12 @@ def choose_trackers(config: TrainingConfig) -> list[str]:
     return wanted
 
 
-def start_trackers(accelerator, config: TrainingConfig, output: OutputFolder):
+def start_trackers(accelerator, trackers: list[str], config: TrainingConfig, output: OutputFolder):
     """Begin a run in each tracker, with all options as its config. W&B without a login runs offline."""
     plain = (int, float, str)
     options = {key: value if isinstance(value, plain) else str(value) for key, value in vars(config).items()}
     run = {"wandb": {"name": config.name, "dir": str(output.root)}}
-    if "wandb" in choose_trackers(config) and "WANDB_MODE" not in os.environ and accelerator.is_main_process:
+    if "wandb" in trackers and "WANDB_MODE" not in os.environ and accelerator.is_main_process:
         import wandb
 
         try:
@@ -154,7 +154,7 @@ def push_to_hub(output: OutputFolder, config: TrainingConfig, hypernetwork) -> s
     from huggingface_hub import HfApi
 
     api, name = HfApi(), config.hub_model_id or config.name
-    write_card(output, config, hypernetwork, name)
+    write_card(output, config, hypernetwork, name)  # so that there is one even if the Hub cannot be reached
     ignored = ["checkpoints/*", "logs/*", "wandb/*", "run.json"]
     try:
         repo_id = api.create_repo(name, exist_ok=True).repo_id

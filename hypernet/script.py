@@ -3,6 +3,7 @@
 Remarks on packages that nobody needs here, and bars of loads that take a blink, are nothing that a user can act on.
 """
 
+import argparse
 import logging
 import os
 import sys
@@ -22,6 +23,18 @@ transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 diffusers_logging.disable_progress_bar()
 warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")  # diffusers passes it to the Hub's client
+
+
+class ScriptParser(argparse.ArgumentParser):
+    """argparse with the script's docstring as it stands, no abbreviations, and one line instead of its usage."""
+
+    def __init__(self, docstring):
+        super().__init__(
+            description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        )
+
+    def error(self, message):
+        raise UserError(f"{message.removeprefix('argument ')}; --help lists what there is")
 
 
 def run_script(main, when_stopped="stopped"):

@@ -27,6 +27,8 @@ def test_train_convert_generate(models_dir, images_dir, tmp_path):
         ([output, tmp_path / "a.safetensors"], "end in .pt"),
         ([output, tmp_path / "none" / "a.pt"], "there is no folder"),
         ([REPO / "README.md"], "README.md: it is no hypernetwork"),
+        ([], "the following arguments are required: source"),
+        ([output, "--halff"], "unrecognized arguments: --halff"),
     ]:
         done = run(REPO / "convert_to_webui.py", *arguments)
         assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
