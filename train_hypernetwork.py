@@ -22,23 +22,27 @@ from pathlib import Path
 from hypernet.script import run_script
 
 import torch
-from accelerate import Accelerator, skip_first_batches
-from accelerate.utils import (
-    DataLoaderConfiguration,
-    GradientAccumulationPlugin,
-    InitProcessGroupKwargs,
-    ProjectConfiguration,
-    set_seed,
-)
+from accelerate import Accelerator
+from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, ProjectConfiguration, set_seed
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 import hypernet
-from hypernet.captions import read_caption
 from hypernet.config import TrainingConfig, parse_config
-from hypernet.dataset import EpochBatches, derive_seed, encode_folder, find_images
+from hypernet.dataset import EpochBatches, TrainingImages, encode_dataset
 from hypernet.errors import UserError
+from hypernet.latents import find_pictures
 from hypernet.loss import diffusion_loss, diffusion_target
-from hypernet.models import context_widths, image_multiple, load_models, load_sampler, weights_hash
+from hypernet.models import (
+    context_widths,
+    encode_prompts,
+    image_multiple,
+    load_models,
+    load_sampler,
+    vae_precision,
+    weights_hash,
+)
 from hypernet.output import OutputFolder
 from hypernet.plot import plot_losses
 from hypernet.preview import Previewer, labelled_grid
@@ -52,22 +56,39 @@ from hypernet.report import (
     wandb_sync_line,
     write_card,
 )
+from hypernet.seeds import derive_seed
+from hypernet.sizes import size_table
+from hypernet.sources import open_source
 from hypernet.webui import comfyui_reads
 
 
 def main(arguments=None):
     # What the user may have got wrong, before anything slow
     config = parse_config(arguments)
-    images = find_images(config.train_data_dir)
-    captions = [read_caption(image) for image in images]
+    source = open_source(config)
     widths = choose_widths(config)
-    check_resolution(config)
+    multiple = check_resolution(config)
     output = OutputFolder(config)
     changes = output.check(config.overwrite)
     state = None if config.overwrite else output.find_state(config.resume_from_checkpoint)
     trackers = choose_trackers(config)
     check_hub_login(config)
     accelerator = build_accelerator(config, output, trackers)
+
+    # Images, looked at but not encoded yet
+    with accelerator.local_main_process_first():
+        pictures, problems = find_pictures(source, config, multiple)
+    sizes = [picture.size for picture in pictures]
+    batches = EpochBatches(
+        sizes,
+        config.train_batch_size,
+        config.seed,
+        accelerator.num_processes,
+        accelerator.process_index,
+    )
+    accelerator.print(*(f"skipped: {problem}" for problem in problems), sep="\n", end="\n" if problems else "")
+    accelerator.print(f"{len(pictures)} images used, {len(problems)} skipped; {len(batches)} batches per epoch")
+    accelerator.print(size_table(sizes, batches.total))
 
     # Models
     accelerator.print(f"Loading {config.pretrained_model_name_or_path}")
@@ -80,12 +101,8 @@ def main(arguments=None):
         unet.enable_gradient_checkpointing()
 
     # Data
-    with accelerator.main_process_first():
-        dataset = encode_folder(models, images, captions, config)
-    processes = accelerator.num_processes
-    batch_size = processes * min(config.train_batch_size, max(1, len(dataset) // processes))
-    batches = EpochBatches(len(dataset), batch_size, config.seed)
-    loader = torch.utils.data.DataLoader(dataset, batch_sampler=batches, pin_memory=accelerator.device.type == "cuda")
+    with accelerator.local_main_process_first():
+        dataset = encode_dataset(models, source, pictures, config, vae_precision(dtype, accelerator.device))
 
     # Previews; the first ones show the model without the hypernetwork
     previewer, before = None, None
@@ -94,8 +111,9 @@ def main(arguments=None):
         if config.validation_prompt:
             print("Drawing previews without the hypernetwork")
             previewer = build_previewer(models, config)
-            before = previewer.draw(config.resolution)
-    models.text_encoder.to("cpu")
+            before = previewer.draw(*config.size)
+    if dataset.embeds is not None:
+        models.text_encoder.to("cpu")
     if previewer is None:
         models.vae.to("cpu")
 
@@ -115,7 +133,7 @@ def main(arguments=None):
         eps=config.adam_epsilon,
         fused=accelerator.device.type == "cuda",
     )
-    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    model, optimizer = accelerator.prepare(model, optimizer)
     save_only_hypernetwork(accelerator, hypernetwork)
 
     # Resume
@@ -133,7 +151,8 @@ def main(arguments=None):
 
     # Train
     started, losses = time.monotonic(), []
-    stream = endless(loader, batches, first_step * config.gradient_accumulation_steps)
+    batches.start = first_step * config.gradient_accumulation_steps
+    stream = iter(build_loader(accelerator, dataset, batches))
     bar = tqdm(
         range(first_step, schedule.last_step),
         initial=first_step,
@@ -145,13 +164,17 @@ def main(arguments=None):
         for group in optimizer.param_groups:
             group["lr"] = schedule.at(step)
         for _ in range(config.gradient_accumulation_steps):
-            epoch, epoch_step, batch = next(stream)
+            batch = next(stream)
+            epoch, epoch_step = batch["epoch"], batch["epoch_step"]
             torch.manual_seed(derive_seed(config.seed, "dropout", epoch, epoch_step, accelerator.process_index))
             with accelerator.accumulate(model):
                 latents, noise, timesteps = batch["latents"], batch["noise"], batch["timesteps"]
                 noisy = scheduler.add_noise(latents, noise, timesteps)
+                if dataset.embeds is None:
+                    batch["prompt_embeds"] = encode_prompts(models, batch["prompts"])
                 prediction = model(noisy.to(dtype), timesteps, batch["prompt_embeds"].to(dtype))
-                loss = diffusion_loss(prediction, diffusion_target(scheduler, latents, noise, timesteps))
+                target = diffusion_target(scheduler, latents, noise, timesteps)
+                loss = diffusion_loss(prediction, target, batch["weights"])
                 accelerator.backward(loss)
                 if accelerator.sync_gradients and config.max_grad_norm > 0:
                     accelerator.clip_grad_norm_(hypernetwork.parameters(), config.max_grad_norm)
@@ -216,10 +239,12 @@ def model_name(config: TrainingConfig) -> str:
     return path.resolve().name if path.exists() else config.pretrained_model_name_or_path
 
 
-def check_resolution(config: TrainingConfig):
+def check_resolution(config: TrainingConfig) -> int:
+    """What the sides of images must be multiples of; raises UserError if those asked for are not."""
     multiple = image_multiple(config.pretrained_model_name_or_path, config.revision)
-    if config.resolution % multiple:
+    if any(side % multiple for side in config.size):
         raise UserError(f"--resolution {config.resolution}: it must be a multiple of {multiple} for this model")
+    return multiple
 
 
 def build_accelerator(config: TrainingConfig, output: OutputFolder, trackers) -> Accelerator:
@@ -235,7 +260,6 @@ def build_accelerator(config: TrainingConfig, output: OutputFolder, trackers) ->
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=config.gradient_accumulation_steps, sync_with_dataloader=False
         ),
-        dataloader_config=DataLoaderConfiguration(split_batches=True),
         # the others wait for the main process while it encodes a large folder, or draws many previews
         kwargs_handlers=[InitProcessGroupKwargs(timeout=datetime.timedelta(hours=6))],
     )
@@ -275,15 +299,11 @@ def save_only_hypernetwork(accelerator: Accelerator, hypernetwork):
     accelerator.register_load_state_pre_hook(before_load)
 
 
-def endless(loader, batches: EpochBatches, position: int):
-    """(epoch, batch of the epoch, batch) from the `position`-th batch of the run on, epoch after epoch."""
-    epoch, skipped = divmod(position, len(batches))
-    while True:
-        batches.epoch = epoch
-        epoch_loader = skip_first_batches(loader, skipped) if skipped else loader
-        for epoch_step, batch in enumerate(epoch_loader, start=skipped):
-            yield epoch, epoch_step, batch
-        epoch, skipped = epoch + 1, 0
+def build_loader(accelerator: Accelerator, dataset: TrainingImages, batches: EpochBatches):
+    """A loader that brings batches to the device. It shares nothing out: `batches` has done so, without mixing sizes."""
+    pin_memory = accelerator.device.type == "cuda"
+    loader = DataLoader(dataset, batch_sampler=batches, collate_fn=lambda batch: batch, pin_memory=pin_memory)
+    return prepare_data_loader(loader, accelerator.device, num_processes=1, process_index=0, put_on_device=True)
 
 
 def save(accelerator: Accelerator, output: OutputFolder, hypernetwork, step: int, limit: int | None):
@@ -302,7 +322,7 @@ def save(accelerator: Accelerator, output: OutputFolder, hypernetwork, step: int
 def preview(previewer, output, config, hypernetwork, before, label, file_name):
     """Draw the previews as the hypernetwork is now, and save them beside those without it."""
     hypernetwork.eval()
-    pictures = previewer.draw(config.resolution)
+    pictures = previewer.draw(*config.size)
     hypernetwork.train()
     rows = [[*without, *with_it] for without, with_it in zip(before, pictures)]
     labels = ["without"] * config.num_validation_images + [label] * config.num_validation_images

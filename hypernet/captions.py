@@ -1,48 +1,137 @@
-"""The caption of an image and the templates around it, by the WebUI's rules."""
+"""Captions, tags and templates, by the WebUI's rules: what prompt an image gets, drawn anew at every access."""
 
+import dataclasses
+import random
 import re
 from pathlib import Path
 
 from hypernet.errors import UserError
+from hypernet.seeds import derive_seed
+
+SHIPPED = Path(__file__).parent / "templates"
 
 
-def read_caption(image_path) -> str:
-    """The text of the sidecar `.txt` of the same stem, else the file name without extension and leading number.
+def caption_from_name(stem: str, word_regex: str | None = None, join_string: str = " ") -> str:
+    """A file name as a caption: "03-a cat" -> "a cat"; with `word_regex`, its matches joined by `join_string`.
 
-    Leading digits and dashes, and the spaces after them, are removed from a file name ("03-a cat.png" -> "a cat").
+    Leading digits and dashes, and the spaces after them, go first. A pattern with a group gives the group.
+    """
+    text = re.sub(r"^[-\d]+\s*", "", stem)
+    return join_string.join(re.findall(word_regex, text)) if word_regex else text
+
+
+def check_word_regex(pattern: str):
+    """Raises: ValueError if the pattern does not compile, or has several groups."""
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        raise ValueError(f"{pattern}: it is no regular expression ({error})") from None
+    if groups > 1:
+        raise ValueError(f"{pattern}: it has {groups} groups; mark one with (...), the others with (?:...)")
+
+
+def read_text(path) -> str:
+    """A text file in UTF-8, with or without a byte order mark.
 
     Raises:
-        UserError: if the sidecar is not UTF-8.
+        UserError: if it is not UTF-8, or cannot be read.
     """
-    image_path = Path(image_path)
-    sidecar = image_path.with_suffix(".txt")
-    if not sidecar.is_file():
-        return re.sub(r"^[-\d]+\s*", "", image_path.stem)
     try:
-        return sidecar.read_text(encoding="utf-8-sig").strip()
+        return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{sidecar}: it is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+        raise UserError(f"{path}: it is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{path}: it cannot be read ({error.strerror})") from None
+
+
+def shipped_templates() -> list[str]:
+    """The names of the template files that come with this package."""
+    return sorted(path.stem for path in SHIPPED.glob("*.txt"))
 
 
 def read_templates(template: str) -> list[str]:
-    """The lines of a template file that are not empty; any other text is a template itself.
+    """The lines of a template file (or of a shipped one, by name) that are not empty; other text is a template itself.
 
     Raises:
-        UserError: for a file without such lines, or a text that can only be meant as a file.
+        ValueError: for a file without such lines, or a text that can only be meant as a file.
     """
-    if not template.lower().endswith(".txt"):
+    if template in shipped_templates():
+        path = SHIPPED / f"{template}.txt"
+    elif template.lower().endswith(".txt"):
+        path = Path(template)
+        if not path.is_file():
+            raise ValueError(f"{template}: there is no such file")
+    elif re.fullmatch(r"[\w-]*_[\w-]*", template):  # "style_fileword" is a slip, and not a prompt
+        raise ValueError(f"{template}: no such template is shipped; there are {', '.join(shipped_templates())}")
+    else:
         return [template]
-    try:
-        lines = [line.strip() for line in Path(template).read_text(encoding="utf-8-sig").splitlines()]
-    except OSError:
-        raise UserError(f"{template}: there is no such file") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{template}: it is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    lines = [line.strip() for line in read_text(path).splitlines()]
     if not any(lines):
-        raise UserError(f"{template}: it is empty; write a line such as: a picture of [filewords], by [name]")
+        raise ValueError(f"{template}: it is empty; write a line such as: a picture of [filewords], by [name]")
     return [line for line in lines if line]
 
 
 def fill_template(template: str, caption: str, name: str) -> str:
     """The prompt: `[filewords]` becomes the caption, `[name]` the hypernetwork's name."""
     return template.replace("[filewords]", caption).replace("[name]", name)
+
+
+def draw_tags(caption: str, rng: random.Random, shuffle: bool, keep: int, dropout: float) -> str:
+    """The caption's tags (what stands between its commas): the first `keep` as they are, each other one dropped with
+    probability `dropout`; the rest shuffled, if `shuffle`."""
+    tags = [tag.strip() for tag in caption.split(",") if tag.strip()]
+    rest = [tag for tag in tags[keep:] if rng.random() >= dropout]
+    if shuffle:
+        rng.shuffle(rest)
+    return ", ".join(tags[:keep] + rest)
+
+
+@dataclasses.dataclass
+class Prompts:
+    """The prompts of all images; `captions` holds one or several alternatives for each.
+
+    What is drawn follows from the seed, the epoch and the image alone. With `variants`, only so many prompts are drawn
+    for an image, once for all epochs, and one of them at each access.
+    """
+
+    captions: list[tuple[str, ...]]
+    templates: list[str]
+    name: str
+    seed: int
+    shuffle_tags: bool = False
+    keep_tags: int = 0
+    tag_dropout: float = 0.0
+    caption_dropout: float = 0.0
+    variants: int | None = None
+
+    @property
+    def draws_tags(self) -> bool:
+        return self.shuffle_tags or self.tag_dropout > 0
+
+    def draw(self, epoch: int, index: int) -> str:
+        """The prompt of the image `index` in an epoch; empty with probability `caption_dropout`."""
+        rng = random.Random(derive_seed(self.seed, "prompt", epoch, index))
+        if rng.random() < self.caption_dropout:
+            return ""
+        return self._variant(index, rng.randrange(self.variants)) if self.variants else self._draw(index, rng)
+
+    def _variant(self, index: int, variant: int) -> str:
+        return self._draw(index, random.Random(derive_seed(self.seed, "prompt variant", variant, index)))
+
+    def _draw(self, index: int, rng: random.Random) -> str:
+        template, caption = rng.choice(self.templates), rng.choice(self.captions[index])
+        if self.draws_tags:
+            caption = draw_tags(caption, rng, self.shuffle_tags, self.keep_tags, self.tag_dropout)
+        return fill_template(template, caption, self.name)
+
+    def all(self) -> list[str] | None:
+        """Every prompt that can be drawn, sorted; None if tags are drawn without end."""
+        images = range(len(self.captions))
+        if self.variants:
+            found = {self._variant(index, variant) for index in images for variant in range(self.variants)}
+        elif self.draws_tags:
+            return None
+        else:
+            captions = {caption for alternatives in self.captions for caption in alternatives}
+            found = {fill_template(template, caption, self.name) for template in self.templates for caption in captions}
+        return sorted(found | {""} if self.caption_dropout else found)

@@ -11,13 +11,17 @@ import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
-from hypernet.captions import read_templates
+from hypernet.captions import check_word_regex, read_templates
 from hypernet.errors import UserError
 from hypernet.network import check_structure
+from hypernet.pictures import check_color
 from hypernet.schedule import Schedule, parse_schedule
+from hypernet.sizes import aspect_buckets
 
 TRACKERS = ("wandb", "tensorboard", "all", "none")
 PRECISIONS = ("no", "fp16", "bf16")
+CROPS = ("center", "random", "none")
+LATENT_SAMPLINGS = ("deterministic", "once", "random")
 CONFIG_HELP = "YAML file with any of these options; flags given beside it win."
 
 
@@ -35,9 +39,29 @@ class TrainingConfig:
     revision: str | None = HfArg(default=None, help="Branch, tag or commit of the Hub id.")
     variant: str | None = HfArg(default=None, help='Variant of its weight files, such as "fp16".')
     # Data
-    train_data_dir: str | None = HfArg(default=None, help="Folder of images; NAME.txt beside an image is its caption, else its file name.")
-    resolution: int = HfArg(default=512, help="Side in pixels to which images are resized and centre-cropped.")
-    template: str = HfArg(default="[filewords]", help="Prompt text, or a file of them of which one is drawn each time; [filewords] is the caption, [name] the hypernetwork's name.")
+    train_data_dir: str | None = HfArg(default=None, help="Folder of images, sub-folders too; the caption of an image is NAME.txt beside it, else its entry in metadata.jsonl or metadata.csv, else its file name.")
+    dataset_name: str | None = HfArg(default=None, help="Instead of a folder: a data set of the Hub, or one that datasets has saved here.")
+    dataset_config_name: str | None = HfArg(default=None, help="Configuration of that data set, if it has several.")
+    image_column: str = HfArg(default="image", help="Its column of images.")
+    caption_column: str = HfArg(default="text", help='Column of captions of the data set or metadata file; a list of captions is drawn from; "" for none.')
+    filename_word_regex: str | None = HfArg(default=None, help="Take only the matches of this pattern from a file name that is a caption.")
+    filename_join_string: str = HfArg(default=" ", help="What joins these matches.")
+    resolution: str = HfArg(default="512", help="Size of the training images in pixels: a side, or WIDTHxHEIGHT.")
+    crop: str = HfArg(default="center", help="What of an image of another shape is kept: center, random (one of --crop_variants places each time), or none (all of it, squeezed).")
+    crop_variants: int | None = HfArg(default=None, help="Random crops of each image; default: 4.")
+    aspect_buckets: bool = HfArg(default=False, help="Train each image at the size nearest to its shape, of about as many pixels as --resolution, sides multiples of 64.")
+    bucket_upscale: bool = HfArg(default=False, help="Enlarge images that are smaller than their bucket; otherwise they get a smaller size.")
+    varsize: bool = HfArg(default=False, help="Train each image at its own size, cut to a multiple of what the model needs.")
+    random_flip: bool = HfArg(default=False, help="Mirror images left to right, every other time.")
+    alpha_weight: bool = HfArg(default=False, help="Weight the loss by the image's transparency: what is opaque counts, what is clear does not.")
+    alpha_background: str = HfArg(default="white", help="Colour that is put behind what is transparent.")
+    template: str = HfArg(default="[filewords]", help="Prompt text, or a file of them of which one is drawn each time, or one of the shipped files: style, style_filewords, subject, subject_filewords, hypernetwork, none; [filewords] is the caption, [name] the hypernetwork's name.")
+    shuffle_tags: bool = HfArg(default=False, help="Shuffle the caption's tags (what stands between commas) each time.")
+    keep_tags: int = HfArg(default=0, help="So many first tags are neither shuffled nor dropped.")
+    tag_dropout: float = HfArg(default=0.0, help="Probability to leave out each tag.")
+    caption_dropout: float = HfArg(default=0.0, help="Probability of an empty prompt, for classifier-free guidance.")
+    caption_variants: int | None = HfArg(default=None, help="With shuffled or dropped tags: draw so many prompts for each image and cache them; default: new ones each time, encoded at each step.")
+    latent_sampling: str = HfArg(default="deterministic", help="What of the VAE's distribution is taken: deterministic (its mean), once (one sample, kept), random (a new sample each time).")
     cache_dir: str | None = HfArg(default=None, help="Where encoded images and prompts are kept; default: the cache folder of datasets.")
     # Hypernetwork
     name: str | None = HfArg(default=None, help="What prompts and files call it; default: the output folder's name.")
@@ -83,10 +107,10 @@ class TrainingConfig:
     # fmt: on
     def __post_init__(self):
         self._require("pretrained_model_name_or_path", "the model, such as stable-diffusion-v1-5/stable-diffusion-v1-5")
-        self._require("train_data_dir", "a folder of images")
+        self._check_data()
         self._choose("mixed_precision", (*PRECISIONS, None))
         self._choose("report_to", TRACKERS)
-        self._at_least(1, "resolution", "max_train_steps", "train_batch_size", "gradient_accumulation_steps")
+        self._at_least(1, "max_train_steps", "train_batch_size", "gradient_accumulation_steps")
         self._at_least(1, "checkpointing_steps", "checkpoints_total_limit", "validation_steps", "num_validation_images")
         self._at_least(1, "validation_inference_steps", "logging_steps")
         self._at_least(0, "max_grad_norm", "adam_weight_decay", "adam_epsilon", "seed")
@@ -96,14 +120,50 @@ class TrainingConfig:
         self.name = self.name or Path(self.output_dir).resolve().name
         if set(self.name) & set('<>:"/\\|?*') or self.name in (".", ".."):
             raise UserError(f"--name {self.name}: it becomes a file name, so none of < > : \" / \\ | ? *")
-        output, pictures = Path(self.output_dir).resolve(), Path(self.train_data_dir).resolve()
-        if output.is_relative_to(pictures):
+        output, pictures = Path(self.output_dir).resolve(), self.train_data_dir
+        if pictures and output.is_relative_to(Path(pictures).resolve()):
             raise UserError(f"--output_dir {self.output_dir}: it lies in --train_data_dir; name a folder outside")
         self._check("learning_rate", lambda: self.schedule)
         self._check("template", lambda: self.templates)
         for option in ("layer_structure", "dropout_structure", "widths"):
             self._check(option, lambda option=option: getattr(self, f"{option}_numbers"))
         self._check(None, lambda: check_structure(**self._structure()))
+
+    def _check_data(self):
+        if not self.dataset_name:
+            self._require("train_data_dir", "a folder of images (or --dataset_name, a data set)")
+        self._choose("crop", CROPS)
+        self._choose("latent_sampling", LATENT_SAMPLINGS)
+        self._at_least(1, "crop_variants", "caption_variants")
+        self._at_least(0, "keep_tags")
+        self._probability("tag_dropout", "caption_dropout")
+        self._check("resolution", lambda: self.size)
+        self._check("alpha_background", lambda: check_color(self.alpha_background))
+        self._check("filename_word_regex", lambda: check_word_regex(self.filename_word_regex or ""))
+        if self.aspect_buckets:
+            self._check("resolution", lambda: aspect_buckets(*self.size))
+        draws_tags = self.shuffle_tags or self.tag_dropout > 0
+        self._without("train_data_dir", self.dataset_name, "name a folder or a data set, not both", None)
+        self._without("dataset_config_name", not self.dataset_name, "it belongs to --dataset_name", None)
+        self._without("image_column", not self.dataset_name, "it belongs to --dataset_name", "image")
+        self._without("filename_word_regex", self.dataset_name, "it belongs to --train_data_dir", None)
+        self._without("filename_join_string", not self.filename_word_regex, "it belongs to --filename_word_regex", " ")
+        self._without("crop_variants", self.crop != "random", "it belongs to --crop random", None)
+        self._without("bucket_upscale", not self.aspect_buckets, "it belongs to --aspect_buckets", False)
+        self._without("varsize", self.aspect_buckets, "choose it or --aspect_buckets", False)
+        for option, default in (("keep_tags", 0), ("caption_variants", None)):
+            self._without(option, not draws_tags, "it belongs to --shuffle_tags or --tag_dropout", default)
+
+    def _without(self, option, forbidden, reason, default):
+        """Refuse an option that would do nothing here."""
+        value = getattr(self, option)
+        if forbidden and value != default:
+            raise UserError(f"--{option} {value}: {reason}")
+
+    def _probability(self, *options):
+        for option in options:
+            if not 0 <= getattr(self, option) <= 1:
+                raise UserError(f"--{option} {getattr(self, option)}: a probability is from 0 to 1")
 
     def _require(self, option, meaning):
         if not getattr(self, option):
@@ -133,6 +193,14 @@ class TrainingConfig:
     @property
     def schedule(self) -> Schedule:
         return parse_schedule(self.learning_rate, self.max_train_steps)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the training images."""
+        match = re.fullmatch(r"\s*(\d+)\s*(?:[x,]\s*(\d+)\s*)?", str(self.resolution).lower())
+        if not match or 0 in (size := (int(match[1]), int(match[2] or match[1]))):
+            raise ValueError(f"{self.resolution}: write a side, such as 512, or WIDTHxHEIGHT, such as 768x512")
+        return size
 
     @property
     def templates(self) -> list[str]:
@@ -168,8 +236,8 @@ class TrainingConfig:
     def portable_options(self) -> dict:
         """All options, with the paths of model and images made absolute, so that they hold wherever one stands."""
         options = dataclasses.asdict(self)
-        for key in ("pretrained_model_name_or_path", "train_data_dir"):
-            if Path(options[key]).exists():
+        for key in ("pretrained_model_name_or_path", "train_data_dir", "dataset_name"):
+            if options[key] and Path(options[key]).exists():
                 options[key] = str(Path(options[key]).resolve())
         return options
 

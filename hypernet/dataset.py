@@ -1,183 +1,167 @@
-"""A folder of images becomes batches: latents and prompt embeddings encoded once, cached as Arrow files."""
+"""What the trainer sees: items drawn from cached latents and prompts, and the order in which they come."""
 
-import hashlib
-import os
-from pathlib import Path
+from typing import NamedTuple
 
 import datasets
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 
-from hypernet.captions import fill_template
-from hypernet.errors import UserError
+from hypernet.cache import RowCache, cache_folder
+from hypernet.captions import Prompts
+from hypernet.latents import CACHE_VERSION, Latents, Picture, encode_pictures
 from hypernet.loss import draw_noise_and_timestep
-from hypernet.models import StableDiffusion, encode_images, encode_prompts, weights_hash
+from hypernet.models import StableDiffusion, encode_prompts, text_encoder_hash
+from hypernet.seeds import derive_seed
+from hypernet.sources import Source
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-ENCODE_BATCH_SIZE = 8
-CACHE_VERSION = 1  # to be raised when the same inputs are encoded in another way
-BROKEN_IMAGE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-
-
-def find_images(folder) -> list[Path]:
-    """The image files below `folder`, sorted by name, but for hidden ones.
-
-    Raises:
-        UserError: if there is no such folder, no image in it, or one that is broken.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(
-            f"--train_data_dir {folder}: {'it is a file' if folder.exists() else 'there is no such folder'}"
-        )
-    files = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    images = sorted(path for path in files if not any(part[0] == "." for part in path.relative_to(folder).parts))
-    if not images:
-        raise UserError(f"--train_data_dir {folder}: there is no image in it (PNG, JPEG, WebP, BMP, GIF or TIFF)")
-    for path in images:
-        try:
-            with Image.open(path) as image:
-                image.load()
-        except BROKEN_IMAGE as error:
-            raise _broken(path, error) from None
-    return images
+PROMPTS_AT_ONCE = 32
 
 
-def _broken(path, error):
-    return UserError(f"{path}: it cannot be read as an image ({error}); mend or remove it")
+class Batch(NamedTuple):
+    """Images of one size: this process's share of a batch, and how many images the whole of it has."""
+
+    epoch: int
+    epoch_step: int
+    indices: list[int]
+    shares: list[float]  # what each adds to this process's loss; 0 for one that only fills the batch up
 
 
-def load_image(path, resolution: int) -> np.ndarray:
-    """The picture as a viewer shows it, (3, resolution, resolution) float32 in [-1, 1]: centre-cropped, then resized.
+class EpochBatches(torch.utils.data.Sampler):
+    """The batches of a run, without end: every image once per epoch, in a new order, in batches of one size.
 
-    Raises:
-        UserError: if the file cannot be read as an image.
-    """
-    try:
-        with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image)
-            if image.has_transparency_data:
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-            image = ImageOps.fit(image.convert("RGB"), (resolution, resolution), Image.Resampling.BICUBIC)
-    except BROKEN_IMAGE as error:
-        raise _broken(path, error) from None
-    return np.asarray(image, np.float32).transpose(2, 0, 1) / 127.5 - 1
-
-
-class EncodedImages(torch.utils.data.Dataset):
-    """Latents and prompts of a folder. An item is drawn anew at each access, from the seed, epoch and index alone.
-
-    So noise, timestep and prompt of an image depend neither on what was drawn before (resuming is exact and previews
-    disturb nothing) nor on which process asks.
+    What is left over of a size comes in a smaller batch. Several processes get equally many images of each; where they
+    cannot, the batch is filled up with images that count nothing. Shares are such that the mean of the processes' losses
+    is the mean over the batch's images.
     """
 
-    def __init__(self, latents: datasets.Dataset, prompts: datasets.Dataset, prompt_rows, num_train_timesteps, seed):
-        self.latents, self.prompts, self.prompt_rows = latents, prompts, prompt_rows
-        self.num_train_timesteps, self.seed = num_train_timesteps, seed
+    def __init__(self, sizes, batch_size: int, seed: int, processes=1, process=0, start=0):
+        self.seed, self.processes, self.process, self.start = seed, processes, process, start
+        self.total = batch_size * processes
+        ids = {size: number for number, size in enumerate(dict.fromkeys(sizes))}
+        which = np.array([ids[size] for size in sizes])
+        self.groups = [torch.from_numpy(np.flatnonzero(which == number)) for number in range(len(ids))]
+
+    def __len__(self):
+        """Batches per epoch."""
+        return sum(-(-len(group) // self.total) for group in self.groups)
+
+    def __iter__(self):
+        epoch, skipped = divmod(self.start, len(self))
+        while True:
+            for epoch_step, indices in enumerate(self._epoch(epoch)):
+                if epoch_step >= skipped:
+                    yield self._share(epoch, epoch_step, indices.tolist())
+            epoch, skipped = epoch + 1, 0
+
+    def _epoch(self, epoch):
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
+        orders = [group[torch.randperm(len(group), generator=generator)] for group in self.groups]
+        batches = [batch for order in orders for batch in order.split(self.total)]
+        if len(self.groups) > 1:
+            batches = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+        return batches
+
+    def _share(self, epoch, epoch_step, indices):
+        each = -(-len(indices) // self.processes)
+        shares = [self.processes / len(indices)] * len(indices)
+        filling = each * self.processes - len(indices)
+        mine = slice(self.process * each, (self.process + 1) * each)
+        return Batch(epoch, epoch_step, (indices + indices[:1] * filling)[mine], (shares + [0.0] * filling)[mine])
+
+
+class TrainingImages(torch.utils.data.Dataset):
+    """Latents and prompts of the images. A batch is drawn anew at each access, from the seed, epoch and index alone.
+
+    So noise, timestep, prompt, crop and flip of an image depend neither on what was drawn before (resuming is exact and
+    previews disturb nothing) nor on which process asks.
+    """
+
+    def __init__(
+        self, latents: Latents, prompts: Prompts, embeds, num_train_timesteps: int, seed: int, alpha_weight: bool
+    ):
+        self.latents, self.prompts, self.embeds = latents, prompts, embeds
+        self.num_train_timesteps, self.seed, self.alpha_weight = num_train_timesteps, seed, alpha_weight
 
     def __len__(self):
         return len(self.latents)
 
-    def __getitem__(self, epoch_and_index):
-        """latents (4, h, w), prompt_embeds (tokens, width), noise like the latents, timestep ()."""
-        epoch, index = epoch_and_index
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, "item", epoch, index))
-        rows = self.prompt_rows[index]  # one for each template
-        row = rows[int(torch.randint(len(rows), (), generator=generator))]
-        latents = torch.from_numpy(np.asarray(self.latents[index]["latents"]))
-        noise, timestep = draw_noise_and_timestep(latents.shape, self.num_train_timesteps, generator)
-        return {
-            "latents": latents,
-            "prompt_embeds": torch.from_numpy(np.asarray(self.prompts[row]["prompt_embeds"])),
-            "noise": noise,
-            "timesteps": timestep,
+    def __getitems__(self, batch: Batch) -> dict:
+        """The tensors of a batch, float32 but for the timesteps.
+
+        latents and noise (B, channels, height, width); timesteps (B,); weights (B, 1, height or 1, width or 1) as
+        `diffusion_loss` takes them; prompts; prompt_embeds (B, tokens, width), unless they have to be encoded at each step.
+        """
+        rows = [self.draw(batch.epoch, index) for index in batch.indices]
+        latents, noise, timesteps, weights, prompts = zip(*rows)
+        drawn = {
+            "latents": torch.stack(latents),
+            "noise": torch.stack(noise),
+            "timesteps": torch.stack(timesteps),
+            "weights": torch.stack(weights) * torch.tensor(batch.shares).view(-1, 1, 1, 1),
+            "prompts": list(prompts),
+            "epoch": batch.epoch,
+            "epoch_step": batch.epoch_step,
         }
+        if self.embeds is not None:
+            drawn["prompt_embeds"] = torch.stack([self.embeds[prompt] for prompt in prompts])
+        return drawn
+
+    def draw(self, epoch: int, index: int):
+        """(latents, noise, timestep, loss weights, prompt) of an image in an epoch."""
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "item", epoch, index))
+        _, crops, flips = self.latents.rows.shape
+        crop = int(torch.randint(crops, (), generator=generator)) if crops > 1 else 0
+        flip = int(torch.randint(flips, (), generator=generator)) if flips > 1 else 0
+        latents = self.latents.draw(index, crop, flip, generator)
+        noise, timestep = draw_noise_and_timestep(latents.shape, self.num_train_timesteps, generator)
+        weights = self.latents.alpha_weights(index, crop, flip) if self.alpha_weight else torch.ones(1, 1, 1)
+        return latents, noise, timestep, weights, self.prompts.draw(epoch, index)
 
 
-def derive_seed(*parts) -> int:
-    """A seed of its own for whatever `parts` name: the first 63 bits of sha256("part/part/...")."""
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
+class PromptEmbeds:
+    """Prompt -> its embedding (tokens, width) float32, read from the cache."""
+
+    def __init__(self, cache: RowCache, prompts: list[str], width: int):
+        self.cache, self.width = cache, width
+        self.rows = dict(zip(prompts, cache.find(prompts).tolist()))
+        cache.forget_keys()
+
+    def __getitem__(self, prompt: str) -> torch.Tensor:
+        return torch.tensor(self.cache.read(self.rows[prompt], "prompt_embeds")).view(-1, self.width)
 
 
-class EpochBatches(torch.utils.data.Sampler):
-    """Batches of (epoch, index): every image once per epoch in a new order, the left-overs in a smaller batch.
+def encode_all_prompts(models: StableDiffusion, prompts: list[str], cache_dir) -> PromptEmbeds:
+    """Encode those prompts that have not been encoded yet with this tokenizer and text encoder, with a progress bar."""
+    folder = cache_folder(cache_dir) / f"prompts-{CACHE_VERSION}-{text_encoder_hash(models)}"
+    cache = RowCache(folder, {"prompt_embeds": datasets.List(datasets.Value("float32"))})
 
-    (Shared out to several processes, Accelerate fills that last batch up with images from the epoch's first one.)
-    Whoever iterates sets `epoch` first. (There is no set_epoch: Accelerate would call it with a count of its own.)
-    """
+    def encode(items):
+        for start in range(0, len(items), PROMPTS_AT_ONCE):
+            texts = [prompt for prompt, _ in items[start : start + PROMPTS_AT_ONCE]]
+            for prompt, embeds in zip(texts, encode_prompts(models, texts).cpu().numpy()):
+                yield {"key": prompt, "prompt_embeds": embeds.ravel()}
 
-    drop_last = False  # Accelerate reads this and batch_size when it shares batches out to several processes
-
-    def __init__(self, length: int, batch_size: int, seed: int):
-        self.length, self.batch_size, self.seed, self.epoch = length, batch_size, seed, 0
-
-    def __len__(self):
-        return -(-self.length // self.batch_size)
-
-    def __iter__(self):
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", self.epoch))
-        order = torch.randperm(self.length, generator=generator).tolist()
-        for start in range(0, self.length, self.batch_size):
-            yield [(self.epoch, index) for index in order[start : start + self.batch_size]]
+    cache.fill(dict.fromkeys(prompts), encode, "Encoding prompts")
+    return PromptEmbeds(cache, prompts, models.text_encoder.config.hidden_size)
 
 
-def encode_folder(models: StableDiffusion, images, captions, config) -> EncodedImages:
-    """Encode the images and every prompt they can get, each once, with a progress bar; a second run reads the cache.
-
-    The caches are keyed by all that shapes them: the images' bytes, the resolution and the VAE's weights and config; the
-    prompts, the tokenizer's vocabulary and the text encoder's weights and config.
-    """
-    prompts = [[fill_template(template, caption, config.name) for template in config.templates] for caption in captions]
-    unique = sorted({prompt for choices in prompts for prompt in choices})
-    rows = {prompt: row for row, prompt in enumerate(unique)}
-    image_hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in images]
-
-    def encode_image_batch(batch):
-        pixels = np.stack([load_image(path, config.resolution) for path in batch["path"]])
-        return {"latents": list(encode_images(models, torch.from_numpy(pixels)).cpu().numpy())}
-
-    def encode_prompt_batch(batch):
-        return {"prompt_embeds": list(encode_prompts(models, batch["prompt"]).cpu().numpy())}
-
-    side = config.resolution // 2 ** (len(models.vae.config.block_out_channels) - 1)
-    latents = _encode_once(
-        {"path": [str(path) for path in images]},
-        encode_image_batch,
-        "latents",
-        datasets.Array3D((models.vae.config.latent_channels, side, side), "float32"),
-        key=[image_hashes, config.resolution, weights_hash(models.vae), dict(models.vae.config)],
-        cache_dir=config.cache_dir,
-        description="Encoding images",
+def encode_dataset(
+    models: StableDiffusion, source: Source, pictures: list[Picture], config, vae_dtype
+) -> TrainingImages:
+    """Encode what has not been encoded yet; a second run reads it from the cache."""
+    latents = encode_pictures(models, source, pictures, config, vae_dtype)
+    prompts = Prompts(
+        captions=[source.captions[picture.row] for picture in pictures],
+        templates=config.templates,
+        name=config.name,
+        seed=config.seed,
+        shuffle_tags=config.shuffle_tags,
+        keep_tags=config.keep_tags,
+        tag_dropout=config.tag_dropout,
+        caption_dropout=config.caption_dropout,
+        variants=config.caption_variants,
     )
-    text_config, vocabulary = models.text_encoder.config, sorted(models.tokenizer.get_vocab().items())
-    embeds = _encode_once(
-        {"prompt": unique},
-        encode_prompt_batch,
-        "prompt_embeds",
-        datasets.Array2D((models.tokenizer.model_max_length, text_config.hidden_size), "float32"),
-        key=[unique, vocabulary, text_config.to_dict(), weights_hash(models.text_encoder)],
-        cache_dir=config.cache_dir,
-        description="Encoding prompts",
-    )
-    prompt_rows = [[rows[prompt] for prompt in choices] for choices in prompts]
-    return EncodedImages(latents, embeds, prompt_rows, models.scheduler.config.num_train_timesteps, config.seed)
-
-
-def _encode_once(columns, encode, column, feature, key, cache_dir, description):
-    """`encode` applied to the columns in batches, from the cache file named by the hash of `key` if there is one."""
-    fingerprint = hashlib.sha256(repr([CACHE_VERSION, key]).encode()).hexdigest()[:32]
-    folder = Path(cache_dir or os.path.join(datasets.config.HF_DATASETS_CACHE, "hypernet"))
-    folder.mkdir(parents=True, exist_ok=True)
-    encoded = datasets.Dataset.from_dict(columns).map(
-        encode,
-        batched=True,
-        batch_size=ENCODE_BATCH_SIZE,
-        remove_columns=list(columns),
-        features=datasets.Features({column: feature}),
-        cache_file_name=str(folder / f"{column}-{fingerprint}.arrow"),
-        new_fingerprint=fingerprint,
-        desc=description,
-    )
-    return encoded.with_format("numpy")
+    every = prompts.all()
+    embeds = None if every is None else encode_all_prompts(models, every, config.cache_dir)
+    timesteps = models.scheduler.config.num_train_timesteps
+    return TrainingImages(latents, prompts, embeds, timesteps, config.seed, config.alpha_weight)

@@ -1,7 +1,6 @@
 """What is compared with what: noise and timestep, the target, the loss."""
 
 import torch
-import torch.nn.functional as F
 
 
 def draw_noise_and_timestep(shape, num_train_timesteps: int, generator: torch.Generator):
@@ -18,6 +17,9 @@ def diffusion_target(scheduler, latents, noise, timesteps):
     return noise
 
 
-def diffusion_loss(prediction, target):
-    """Mean squared error in float32, over channels and pixels, then over the batch."""
-    return F.mse_loss(prediction.float(), target.float())
+def diffusion_loss(prediction, target, weights):
+    """The sum over the batch of each image's mean squared error over channels and cells, in float32.
+
+    `weights` (B, 1, height or 1, width or 1) holds each image's share of the sum, times the weight of each cell.
+    """
+    return (weights * (prediction.float() - target.float()).square()).mean((1, 2, 3)).sum()

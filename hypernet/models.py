@@ -98,7 +98,6 @@ def load_models(path, revision=None, variant=None, unet_dtype=torch.float32, dev
     if models.scheduler.config.prediction_type not in PREDICTION_TYPES:
         predicted = models.scheduler.config.prediction_type
         raise _error(path, f"it predicts {predicted}; {' and '.join(PREDICTION_TYPES)} can be trained")
-    models.vae.enable_slicing()  # one image at a time, for small cards
     for module in (models.text_encoder, models.vae, models.unet):
         module.requires_grad_(False).eval().to(device)
     return models
@@ -119,10 +118,26 @@ def encode_prompts(models: StableDiffusion, prompts: list[str]) -> torch.Tensor:
 
 
 @torch.no_grad()
-def encode_images(models: StableDiffusion, pixels: torch.Tensor) -> torch.Tensor:
-    """The VAE's mean latents, scaled, (B, 4, height / 8, width / 8), of pixels (B, 3, height, width) in [-1, 1]."""
-    latents = models.vae.encode(pixels.to(models.vae.device, models.vae.dtype)).latent_dist.mode()
-    return latents * models.vae.config.scaling_factor
+def encode_images(models: StableDiffusion, pixels: torch.Tensor, dtype=torch.float32) -> torch.Tensor:
+    """The VAE's moments (means, then log variances, unscaled), (B, 8, height / 8, width / 8) float32.
+
+    `pixels` are (B, 3, height, width) in [-1, 1]; `dtype` is the precision of the products, which may overflow in float16.
+    """
+    vae = models.vae
+    with torch.autocast(vae.device.type, dtype, enabled=dtype is not torch.float32):
+        return vae.encode(pixels.to(vae.device)).latent_dist.parameters.float()
+
+
+def vae_precision(unet_dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """float16 beside a half-precision UNet (bfloat16 has too few digits for an image), else float32; so on a CPU, which
+    knows no fast float16."""
+    half = unet_dtype is not torch.float32 and device.type != "cpu"
+    return torch.float16 if half else torch.float32
+
+
+def vae_factor(vae: AutoencoderKL) -> int:
+    """Pixels per side of a latent cell."""
+    return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
 def weights_hash(module: torch.nn.Module, dtype: torch.dtype | None = None) -> str:
@@ -132,3 +147,10 @@ def weights_hash(module: torch.nn.Module, dtype: torch.dtype | None = None) -> s
         digest.update(name.encode())
         digest.update(tensor.detach().to("cpu", dtype).contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:10]
+
+
+def text_encoder_hash(models: StableDiffusion) -> str:
+    """Ten hex digits that change with whatever shapes an embedding: tokenizer, text encoder's config and weights."""
+    vocabulary, config = sorted(models.tokenizer.get_vocab().items()), models.text_encoder.config.to_dict()
+    shaping = [vocabulary, models.tokenizer.model_max_length, config, weights_hash(models.text_encoder)]
+    return hashlib.sha256(repr(shaping).encode()).hexdigest()[:10]

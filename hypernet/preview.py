@@ -18,6 +18,7 @@ class Previewer:
 
     def __init__(self, models: StableDiffusion, scheduler, prompts, num_images, steps, guidance_scale, seed):
         self.vae, self.num_images = models.vae, num_images
+        self.vae.enable_slicing()  # one image at a time, for small cards
         self.steps, self.guidance_scale, self.seed = steps, guidance_scale, seed
         self.embeds = encode_prompts(models, [*prompts, ""])
         self.pipeline = StableDiffusionPipeline(
@@ -33,19 +34,19 @@ class Previewer:
         self.pipeline.set_progress_bar_config(disable=True)
 
     @torch.no_grad()
-    def draw(self, resolution: int) -> list[list[Image.Image]]:
+    def draw(self, width: int, height: int) -> list[list[Image.Image]]:
         """One row of `num_images` pictures per prompt, drawn a prompt at a time."""
-        return [self._draw_prompt(embeds, resolution) for embeds in self.embeds[:-1]]
+        return [self._draw_prompt(embeds, width, height) for embeds in self.embeds[:-1]]
 
-    def _draw_prompt(self, embeds, resolution):
+    def _draw_prompt(self, embeds, width, height):
         count, unet = self.num_images, self.pipeline.unet
         latents = self.pipeline(
             prompt_embeds=embeds.to(unet.dtype).expand(count, -1, -1),
             negative_prompt_embeds=self.embeds[-1].to(unet.dtype).expand(count, -1, -1),
             num_inference_steps=self.steps,
             guidance_scale=self.guidance_scale,
-            height=resolution,
-            width=resolution,
+            height=height,
+            width=width,
             generator=[torch.Generator().manual_seed(self.seed + i) for i in range(count)],
             output_type="latent",
         ).images

@@ -1,18 +1,23 @@
-"""Encoded images against the VAE and text encoder called by hand; what is encoded when."""
+"""Encoded images and prompts against the VAE and text encoder called by hand; what is encoded when; batches."""
 
+import itertools
 import random
-from types import SimpleNamespace
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from draw import draw, random_scene
-from hypernet.captions import read_caption
-from hypernet.dataset import EpochBatches, derive_seed, encode_folder, find_images, load_image
+from hypernet.config import TrainingConfig
+from hypernet.dataset import Batch, EpochBatches, encode_dataset
 from hypernet.errors import UserError
-from hypernet.models import load_models
+from hypernet.latents import PIXELS_AT_ONCE, find_pictures
+from hypernet.models import encode_images, load_models
+from hypernet.pictures import alpha_weights
+from hypernet.seeds import derive_seed
+from hypernet.sources import open_source
 
 
 @pytest.fixture(scope="module")
@@ -20,113 +25,323 @@ def models(models_dir):
     return load_models(str(models_dir / "epsilon"))
 
 
-def encode(models, images, cache_dir, templates=("[filewords]",), resolution=64, captions=None):
-    config = SimpleNamespace(templates=templates, name="me", resolution=resolution, cache_dir=cache_dir, seed=3)
-    return encode_folder(models, images, captions or [read_caption(image) for image in images], config)
+@pytest.fixture(scope="module")
+def mixed_dir(tmp_path_factory):
+    """Six pictures of five shapes, one with transparency, two with tags."""
+    folder, rng = tmp_path_factory.mktemp("mixed"), random.Random(0)
+    for i, sides in enumerate([(64, 64), (96, 64), (64, 128), (200, 120), (64, 64), (130, 131)]):
+        image = draw(random_scene(rng), size=256).resize(sides)
+        if i == 3:
+            image.putalpha(Image.linear_gradient("L").resize(sides))
+        image.save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text("a cat, red, blue" if i < 2 else f"picture {i}")
+    return folder
+
+
+def configure(folder, cache_dir, **options):
+    options = {"resolution": "64", "seed": 3, "output_dir": "out/me", **options}
+    return TrainingConfig(
+        pretrained_model_name_or_path="x", train_data_dir=str(folder), cache_dir=str(cache_dir), **options
+    )
+
+
+def prepare(models, config, vae_dtype=torch.float32):
+    source = open_source(config)
+    pictures, problems = find_pictures(source, config, 8)
+    return encode_dataset(models, source, pictures, config, vae_dtype), pictures, problems
+
+
+def one(dataset, epoch, index):
+    """The item of one image, as a batch of its own."""
+    return dataset.__getitems__(Batch(epoch, 0, [index], [1.0]))
+
+
+def encode_by_hand(models, image):
+    pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None].contiguous() / 127.5 - 1
+    with torch.no_grad():
+        return models.vae.encode(pixels).latent_dist
 
 
 def test_items_equal_what_the_models_say(models, images_dir, tmp_path):
-    images = find_images(images_dir)
-    dataset = encode(models, images, tmp_path, templates=("[filewords]", "art by [name]"))
-    item = dataset[(2, 4)]
-    pixels = torch.from_numpy(np.array(Image.open(images[4]).convert("RGB"))).permute(2, 0, 1)[None] / 127.5 - 1
+    (tmp_path / "two.txt").write_text("[filewords]\nart by [name]\n")
+    config = configure(images_dir, tmp_path, template=str(tmp_path / "two.txt"))
+    dataset, pictures, _ = prepare(models, config)
+    seen = set()
+    for epoch in range(4):
+        item = one(dataset, epoch, 4)
+        latents = encode_by_hand(models, Image.open(images_dir / "4.png")).mean[0] * 0.7
+        assert (item["latents"][0] - latents).abs().max() < 1e-5
+        (prompt,) = item["prompts"]
+        assert prompt in ((images_dir / "4.txt").read_text(), "art by me")
+        seen.add(prompt)
+        tokens = models.tokenizer([prompt], padding="max_length", max_length=32, truncation=True, return_tensors="pt")
+        with torch.no_grad():
+            embeds = models.text_encoder(tokens.input_ids)[0]
+        assert (item["prompt_embeds"] - embeds).abs().max() < 1e-5
+        generator = torch.Generator().manual_seed(derive_seed(3, "item", epoch, 4))
+        assert torch.equal(item["noise"][0], torch.randn(4, 8, 8, generator=generator))
+        assert item["timesteps"] == torch.randint(0, 1000, (), generator=generator)
+        assert item["weights"].tolist() == [[[[1.0]]]]
+    assert len(seen) == 2
+
+
+MODES = {
+    "center": {},
+    "none": {"crop": "none"},
+    "wide": {"resolution": "96x64"},
+    "buckets": {"aspect_buckets": True, "resolution": "128"},
+    "upscaled": {"aspect_buckets": True, "resolution": "128", "bucket_upscale": True},
+    "varsize": {"varsize": True},
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_latents_of_every_mode_equal_the_vae_on_the_same_pixels(models, mixed_dir, tmp_path, mode):
+    config = configure(mixed_dir, tmp_path, random_flip=True, alpha_weight=True, **MODES[mode])
+    dataset, pictures, _ = prepare(models, config)
+    for index, picture in enumerate(pictures):
+        image = Image.open(mixed_dir / f"{index}.png").convert("RGBA")
+        if mode == "none":
+            fitted = image.resize(picture.size, Image.Resampling.BICUBIC)
+        elif mode == "varsize":
+            left, top = (round((side - kept) / 2) for side, kept in zip(image.size, picture.size))
+            fitted = image.crop((left, top, left + picture.size[0], top + picture.size[1]))
+        else:
+            fitted = ImageOps.fit(image, picture.size, Image.Resampling.BICUBIC)
+        for flip in (0, 1):
+            expected = ImageOps.mirror(fitted) if flip else fitted
+            pixels = Image.alpha_composite(Image.new("RGBA", expected.size, "white"), expected)
+            latents = dataset.latents.draw(index, 0, flip, None)
+            if index != 3:  # there resizing and laying on white are done in the other order
+                assert (latents - encode_by_hand(models, pixels).mean[0] * 0.7).abs().max() < 1e-5, (index, flip)
+            assert latents.shape[1:] == (picture.size[1] // 8, picture.size[0] // 8)
+            alpha = np.asarray(expected.getchannel("A"), np.float32)
+            cells = alpha.reshape(latents.shape[1], 8, latents.shape[2], 8).mean((1, 3)) / 255
+            weights = dataset.latents.alpha_weights(index, 0, flip).numpy()[0]
+            assert np.abs(weights - alpha_weights(cells)).max() < 1e-5
+    flips = [one(dataset, epoch, 1)["latents"] for epoch in range(20)]
+    both = [dataset.latents.draw(1, 0, flip, None)[None] for flip in (0, 1)]
+    found = [[torch.equal(latents, other) for other in both].index(True) for latents in flips]
+    assert set(found) == {0, 1} and not torch.equal(*both)
+
+
+def test_weights_of_clear_pictures_beside_others(models, mixed_dir, tmp_path):
+    dataset, _, _ = prepare(models, configure(mixed_dir, tmp_path, alpha_weight=True))
+    weights = dataset.__getitems__(Batch(0, 0, [2, 3], [0.5, 0.5]))["weights"]
+    assert (weights[0] == 0.5).all() and weights[1].mean() == pytest.approx(0.5) and weights[1].min() == 0
+    assert weights[1, 0, -1, 0] > weights[1, 0, 0, 0]  # below it is opaque
+
+
+@pytest.mark.parametrize("sampling", ["once", "deterministic", "random"])
+def test_latent_sampling(models, images_dir, tmp_path, sampling):
+    dataset, _, _ = prepare(models, configure(images_dir, tmp_path, latent_sampling=sampling))
+    drawn = torch.stack([one(dataset, epoch, 0)["latents"][0] for epoch in range(300)])
+    distribution = encode_by_hand(models, Image.open(images_dir / "0.png"))
+    mean, std = distribution.mean[0] * 0.7, distribution.std[0] * 0.7
+    if sampling == "random":
+        assert ((drawn.mean(0) - mean) / std).abs().max() < 0.3 and (drawn.std(0) / std).mean() == pytest.approx(
+            1, abs=0.02
+        )
+        assert torch.equal(drawn[7], one(dataset, 7, 0)["latents"][0])
+    else:
+        assert all(torch.equal(latents, drawn[0]) for latents in drawn)
+        deviation = ((drawn[0] - mean) / std).std()
+        assert deviation == pytest.approx(1, abs=0.2) if sampling == "once" else deviation < 1e-3
+
+
+def test_random_crops_are_as_many_as_said_and_lie_within(models, mixed_dir, tmp_path):
+    config = configure(mixed_dir, tmp_path, crop="random", crop_variants=3)
+    dataset, pictures, _ = prepare(models, config)
+    drawn = [one(dataset, epoch, 2)["latents"] for epoch in range(40)]  # 64 x 128
+    different = [latents for i, latents in enumerate(drawn) if not any(torch.equal(latents, o) for o in drawn[:i])]
+    assert len(different) == 3
+    assert all(torch.equal(one(dataset, epoch, 0)["latents"], one(dataset, 0, 0)["latents"]) for epoch in range(20))
+    picture = np.asarray(Image.open(mixed_dir / "2.png"), np.float32).transpose(2, 0, 1) / 127.5 - 1
+    windows = [torch.from_numpy(picture[:, y : y + 64]) for y in range(65)]
     with torch.no_grad():
-        latents = models.vae.encode(pixels).latent_dist.mean[0] * 0.7
-        texts = [read_caption(images[4]), "art by me"]
-        tokens = models.tokenizer(texts, padding="max_length", max_length=32, truncation=True, return_tensors="pt")
-        embeds = models.text_encoder(tokens.input_ids)[0]
-    generator = torch.Generator().manual_seed(derive_seed(3, "item", 2, 4))
-    template = int(torch.randint(2, (), generator=generator))
-    assert (item["latents"] - latents).abs().max() < 1e-5
-    assert (item["prompt_embeds"] - embeds[template]).abs().max() < 1e-5
-    assert torch.equal(item["noise"], torch.randn(4, 8, 8, generator=generator))
-    assert item["timesteps"] == torch.randint(0, 1000, (), generator=generator)
+        encoded = models.vae.encode(torch.stack(windows)).latent_dist.mean * 0.7
+    for latents in different:  # a crop between two rows of pixels is near the one at the nearest row
+        nearest = (encoded - latents).abs().amax((1, 2, 3)).min()
+        assert nearest < 0.5 * encoded.std()
 
 
-def test_a_second_start_encodes_nothing_and_a_change_what_depends_on_it(models, images_dir, tmp_path):
+@pytest.fixture
+def counted(models):
+    """What goes through the VAE's encoder and the text encoder: {"images": n, "prompts": n}."""
     counts = {"images": 0, "prompts": 0}
 
     def count(name):
         return lambda module, args: counts.__setitem__(name, counts[name] + len(args[0]))
 
-    text_layers = (module for name, module in models.text_encoder.named_modules() if name.endswith("layers.0"))
+    text_layer = next(module for name, module in models.text_encoder.named_modules() if name.endswith("layers.0"))
     hooks = [
         models.vae.encoder.register_forward_pre_hook(count("images")),
-        next(text_layers).register_forward_pre_hook(count("prompts")),
+        text_layer.register_forward_pre_hook(count("prompts")),
     ]
-    images = find_images(images_dir)
-
-    def counted(**options):
-        counts.update(images=0, prompts=0)
-        encode(models, images, tmp_path, **options)
-        return counts["images"], counts["prompts"]
-
-    prompts = len({read_caption(image) for image in images})
-    assert counted() == (8, prompts)
-    assert counted() == (0, 0)
-    assert counted(captions=["a"] * 8) == (0, 1)
-    assert counted(resolution=32) == (8, 0)
-    weight = models.vae.encoder.conv_in.weight
-    with torch.no_grad():
-        before = weight[0, 0, 0, 0].item()
-        weight[0, 0, 0, 0] += 1e-6
-        assert counted() == (8, 0)
-        weight[0, 0, 0, 0] = before
-    assert counted() == (0, 0)
+    yield counts
     for hook in hooks:
         hook.remove()
 
 
+def test_a_second_start_encodes_nothing_and_a_change_what_depends_on_it(models, images_dir, tmp_path, counted):
+    folder = tmp_path / "images"
+    shutil.copytree(images_dir, folder)
+
+    def start(**options):
+        counted.update(images=0, prompts=0)
+        prepare(models, configure(folder, tmp_path / "cache", **options))
+        return counted["images"], counted["prompts"]
+
+    assert len({(folder / f"{i}.txt").read_text() for i in range(8)}) == 8
+    assert start() == (8, 8)
+    assert start() == (0, 0)
+    assert start(latent_sampling="random", alpha_weight=True, alpha_background="black", seed=9) == (0, 0)
+    assert start(random_flip=True) == (8, 0)
+    assert start(caption_dropout=0.1) == (0, 1)
+    for i in range(3):
+        draw(random_scene(random.Random(50 + i)), size=64).save(folder / f"new {i}.png")
+    assert start() == (3, 3)
+    (folder / "3.png").rename(folder / "moved.png")
+    (folder / "3.txt").rename(folder / "moved.txt")
+    assert start() == (0, 0)
+    (folder / "4.txt").write_text("another caption")
+    assert start() == (0, 1)
+    draw(random_scene(random.Random(70)), size=64).save(folder / "5.png")
+    assert start() == (1, 0)
+    assert start(resolution="32") == (11, 0)
+    assert start(shuffle_tags=True) == (0, 0)  # those are encoded at each step
+    weight = models.vae.encoder.conv_in.weight
+    with torch.no_grad():
+        before = weight[0, 0, 0, 0].item()
+        weight[0, 0, 0, 0] += 1e-6
+        assert start() == (11, 0)
+        weight[0, 0, 0, 0] = before
+    weight = models.text_encoder.get_input_embeddings().weight
+    with torch.no_grad():
+        before = weight[0, 0].item()
+        weight[0, 0] += 1e-6
+        assert start()[0] == 0 and counted["prompts"] == 11
+        weight[0, 0] = before
+    assert start() == (0, 0)
+
+
+def test_what_was_encoded_before_a_stop_is_kept(models, images_dir, tmp_path, counted, monkeypatch):
+    monkeypatch.setattr("hypernet.cache.PART_SECONDS", 0)  # a file for every row
+    monkeypatch.setattr("hypernet.latents.PIXELS_AT_ONCE", 1)  # an image at a time
+    config = configure(images_dir, tmp_path)
+    left = itertools.count(-5)
+
+    def stop(*_):
+        if next(left) == 0:
+            raise KeyboardInterrupt
+
+    with models.vae.encoder.register_forward_pre_hook(stop), pytest.raises(KeyboardInterrupt):
+        prepare(models, config)
+    counted.update(images=0)
+    dataset, _, _ = prepare(models, config)
+    assert counted["images"] in (3, 4) and len(dataset) == 8  # the fifth may have been on its way to the disk
+    for path in tmp_path.glob("latents-*/*.arrow"):
+        path.write_bytes(path.read_bytes()[:100])  # a disk that lies
+    counted.update(images=0)
+    prepare(models, config)
+    assert counted["images"] == 8
+
+
+def test_images_go_through_the_vae_in_batches(models, images_dir, tmp_path):
+    sizes = []
+    with models.vae.encoder.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0]))):
+        prepare(models, configure(images_dir, tmp_path))
+    assert sizes == [8] and PIXELS_AT_ONCE == 512 * 512
+
+
+def test_a_vae_that_overflows_is_run_in_float32(models_dir, images_dir, tmp_path, capsys):
+    models = load_models(str(models_dir / "epsilon"))
+    with torch.no_grad():
+        models.vae.encoder.conv_in.weight *= 1e6
+    assert not encode_images(models, torch.ones(1, 3, 64, 64), torch.float16).isfinite().all()
+    dataset, _, _ = prepare(models, configure(images_dir, tmp_path), torch.float16)
+    assert capsys.readouterr().out == "The VAE overflows in float16; images are encoded in float32\n"
+    latents = encode_by_hand(models, Image.open(images_dir / "0.png")).mean[0] * 0.7
+    assert (dataset.latents.draw(0, 0, 0, None) - latents).abs().max() < 1e-5
+    with torch.no_grad():
+        models.vae.encoder.conv_in.weight[0] = torch.nan
+    with pytest.raises(UserError, match="the VAE gives NaN even in float32"):
+        prepare(models, configure(images_dir, tmp_path), torch.float16)
+
+
+def test_files_that_cannot_be_used_are_named(images_dir, tmp_path):
+    folder = tmp_path / "images"
+    shutil.copytree(images_dir, folder)
+    whole = (folder / "0.png").read_bytes()
+    (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "page.webp").write_bytes(b"<html>")
+    Image.new("1", (11_000, 10_000)).save(folder / "huge.png")
+    config = configure(folder, tmp_path / "cache")
+    for _ in range(2):  # the second time without opening them again
+        pictures, problems = find_pictures(open_source(config), config, 8)
+        assert len(pictures) == 8
+        assert [problem.rpartition("/")[2] for problem in problems][1:] == [
+            "empty.jpg: it is empty",
+            "huge.png: 11000x10000 are too many pixels",
+            "page.webp: it is no image",
+        ]
+        assert "cut.png: image file is truncated" in problems[0]
+    for path in folder.glob("?.png"):
+        path.unlink()
+    with pytest.raises(UserError, match="none of its 4 images can be used; .*cut.png: image file is truncated"):
+        find_pictures(open_source(config), config, 8)
+
+
+def epochs(batches, count):
+    """Per epoch the batches as they are yielded."""
+    found = {}
+    for batch in batches:
+        if batch.epoch == count:
+            return [found[epoch] for epoch in range(count)]
+        found.setdefault(batch.epoch, []).append(batch)
+
+
 def test_every_image_once_per_epoch_in_a_new_order():
-    batches = EpochBatches(10, 4, seed=0)
-    orders = []
+    batches = EpochBatches([(64, 64)] * 10, 4, seed=0)
+    drawn = epochs(batches, 3)
+    assert len(batches) == 3
+    for epoch in drawn:
+        assert [len(batch.indices) for batch in epoch] == [4, 4, 2]
+        assert sorted(index for batch in epoch for index in batch.indices) == list(range(10))
+        assert [batch.epoch_step for batch in epoch] == [0, 1, 2]
+        assert all(batch.shares == [1 / len(batch.indices)] * len(batch.indices) for batch in epoch)
+    assert drawn[0] != drawn[1] != drawn[2]
+    later = EpochBatches([(64, 64)] * 10, 4, seed=0, start=4)
+    assert list(itertools.islice(later, 5)) == [*drawn[1][1:], *drawn[2]]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_sizes_never_mix_and_processes_keep_step(processes):
+    rng = random.Random(0)
+    sizes = [rng.choice([(64, 64), (64, 128), (128, 64), (96, 96)]) for _ in range(41)] + [(8, 8)]
+    shards = [
+        epochs(EpochBatches(sizes, 3, seed=1, processes=processes, process=process), 3) for process in range(processes)
+    ]
     for epoch in range(3):
-        batches.epoch = epoch
-        drawn = list(batches)
-        assert [len(batch) for batch in drawn] == [4, 4, 2] and len(batches) == 3
-        orders.append([index for batch in drawn for _, index in batch])
-        assert sorted(orders[-1]) == list(range(10)) and {e for batch in drawn for e, _ in batch} == {epoch}
-    assert orders[0] != orders[1] != orders[2]
-    batches.epoch = 1
-    assert [index for batch in batches for _, index in batch] == orders[1]
+        seen = []
+        steps = list(zip(*(shard[epoch] for shard in shards), strict=True))
+        assert len(steps) == sum(-(-sizes.count(size) // (3 * processes)) for size in set(sizes))
+        for step in steps:
+            assert len({sizes[index] for batch in step for index in batch.indices}) == 1
+            assert len({len(batch.indices) for batch in step}) == 1 and 1 <= len(step[0].indices) <= 3
+            counting = [(i, share) for batch in step for i, share in zip(batch.indices, batch.shares) if share]
+            assert all(share == processes / len(counting) for _, share in counting)
+            seen += [index for index, _ in counting]
+        assert sorted(seen) == list(range(42))
+    orders = [[sizes[batch.indices[0]] for batch in epoch] for epoch in shards[0]]
+    assert orders[0] != orders[1]
 
 
-def test_pictures_are_what_a_viewer_shows(tmp_path):
-    picture = draw(random_scene(random.Random(1)), size=64)
-    picture.save(tmp_path / "a.png")
-    expected = load_image(tmp_path / "a.png", 64)
-    assert np.array_equal(expected, np.asarray(picture, np.float32).transpose(2, 0, 1) / 127.5 - 1)
-
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned by 90 degrees
-    picture.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
-    assert np.array_equal(load_image(tmp_path / "turned.png", 64), expected)
-
-    Image.new("RGBA", (64, 64), (255, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert (load_image(tmp_path / "clear.png", 64) == 1).all()
-
-    wide = Image.new("RGB", (192, 64), "black")
-    wide.paste(picture, (64, 0))
-    wide.save(tmp_path / "wide.png")
-    assert np.array_equal(load_image(tmp_path / "wide.png", 64), expected)
-
-
-def test_folders_that_are_none(tmp_path):
-    with pytest.raises(UserError, match="there is no such folder"):
-        find_images(tmp_path / "none")
-    with pytest.raises(UserError, match="there is no image in it"):
-        find_images(tmp_path)
-    (tmp_path / "deep").mkdir()
-    (tmp_path / "deep" / "a.PNG").write_bytes(b"not an image")
-    with pytest.raises(UserError, match=r"a\.PNG: it cannot be read as an image"):
-        find_images(tmp_path)
-    (tmp_path / "deep" / "a.PNG").unlink()
-    (tmp_path / "deep" / ".hidden.png").write_bytes(b"not an image")
-    Image.new("RGB", (70, 64)).save(tmp_path / "deep" / "b.JPEG")
-    assert [path.name for path in find_images(tmp_path)] == ["b.JPEG"]
-    content = (tmp_path / "deep" / "b.JPEG").read_bytes()
-    (tmp_path / "deep" / "b.JPEG").write_bytes(content[: len(content) // 2])  # its head is whole, its body is not
-    with pytest.raises(UserError, match=r"b\.JPEG: it cannot be read as an image"):
-        find_images(tmp_path)
-    with pytest.raises(UserError, match="it is a file"):
-        find_images(tmp_path / "deep" / "b.JPEG")
+def test_batches_of_prompts_that_have_no_end(models, mixed_dir, tmp_path):
+    dataset, _, _ = prepare(models, configure(mixed_dir, tmp_path, shuffle_tags=True, keep_tags=1))
+    prompts = {tuple(dataset.__getitems__(Batch(epoch, 0, [0, 2], [0.5, 0.5]))["prompts"]) for epoch in range(30)}
+    assert prompts == {("a cat, red, blue", "picture 2"), ("a cat, blue, red", "picture 2")}
+    assert dataset.embeds is None and "prompt_embeds" not in one(dataset, 0, 0)
+    dataset, _, _ = prepare(models, configure(mixed_dir, tmp_path, shuffle_tags=True, caption_variants=2))
+    assert one(dataset, 0, 0)["prompt_embeds"].shape == (1, 32, 12)

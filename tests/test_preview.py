@@ -19,7 +19,7 @@ def test_previews_equal_the_pipeline(models_dir):
     models = load_models(path)
     hypernet.attach(models.unet, hypernetwork)
     state = torch.get_rng_state()
-    rows = Previewer(models, load_sampler(path), prompts, 2, 3, 5.0, seed=8).draw(64)
+    rows = Previewer(models, load_sampler(path), prompts, 2, 3, 5.0, seed=8).draw(64, 64)
     assert torch.equal(torch.get_rng_state(), state)
 
     pipe = StableDiffusionPipeline.from_pretrained(path, dtype=torch.float32)

@@ -3,18 +3,19 @@
 import csv
 import json
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import REPO, TINY_WIDTHS, run, train
 from diffusers import DDPMScheduler, StableDiffusionPipeline
+from PIL import Image
 from test_attention import with_hooks
 
 import hypernet
 import train_hypernetwork
-from hypernet.captions import read_caption
-from hypernet.dataset import derive_seed, find_images, load_image
 from hypernet.errors import UserError
+from hypernet.seeds import derive_seed
 
 # Attention does not depend on a constant in its keys, so some gradients are rounding noise; AdamW with its usual epsilon
 # would blow that noise up to whole steps, and no two ways of computing the same would agree. Nor would they where an
@@ -31,10 +32,11 @@ def plain_loop(model_dir, images_dir, steps, batch_size, seed, rate_at):
     scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
     for module in (pipe.unet, pipe.vae, pipe.text_encoder):
         module.float().eval().requires_grad_(False)
-    images = find_images(images_dir)
-    pixels = torch.stack([torch.from_numpy(load_image(image, 64)) for image in images])
+    images = sorted(images_dir.glob("*.png"))
+    pixels = np.stack([np.asarray(Image.open(image).convert("RGB"), np.float32) for image in images])
+    pixels = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1
     latents = pipe.vae.encode(pixels).latent_dist.mode() * pipe.vae.config.scaling_factor
-    texts = [pipe.encode_prompt(read_caption(image), "cpu", 1, False)[0][0] for image in images]
+    texts = [pipe.encode_prompt(image.with_suffix(".txt").read_text(), "cpu", 1, False)[0][0] for image in images]
 
     torch.manual_seed(seed)
     hypernetwork = hypernet.Hypernetwork(TINY_WIDTHS, weight_init="kaiming_normal", activation="mish")
@@ -50,7 +52,6 @@ def plain_loop(model_dir, images_dir, steps, batch_size, seed, rate_at):
             noise, timesteps = torch.empty(len(chosen), 4, 8, 8), torch.empty(len(chosen), dtype=torch.long)
             for row, index in enumerate(chosen.tolist()):
                 generator = torch.Generator().manual_seed(derive_seed(seed, "item", epoch, index))
-                torch.randint(1, (), generator=generator)  # which of the one template
                 noise[row] = torch.randn(4, 8, 8, generator=generator)
                 timesteps[row] = torch.randint(1000, (), generator=generator)
             clean, text = latents[chosen], torch.stack([texts[index] for index in chosen])

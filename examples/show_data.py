@@ -1,0 +1,213 @@
+#!/usr/bin/env python
+"""See what the trainer will see, before a night of training.
+
+    python examples/show_data.py --config examples/quickstart.yaml
+    python examples/show_data.py --sheet my_data.png --pretrained_model_name_or_path MODEL --train_data_dir my_pictures
+
+Takes all options of train_hypernetwork.py, and writes a sheet of the images as they are cropped, decoded again from their
+latents, each with its size and a prompt that is drawn for it. What looks suspicious comes on a second sheet. Everything
+that is encoded here is in the cache when the training starts.
+"""
+
+import argparse
+import dataclasses
+import sys
+import textwrap
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from hypernet.script import ScriptParser, run_script
+
+import numpy as np
+import torch
+from diffusers.image_processor import VaeImageProcessor
+from PIL import Image, ImageDraw, ImageFont
+from tqdm.auto import tqdm
+
+from hypernet.config import parse_config
+from hypernet.dataset import TrainingImages, encode_dataset
+from hypernet.latents import Picture, find_pictures
+from hypernet.models import image_multiple, load_models, vae_precision
+from hypernet.pictures import on_background, read_picture
+from hypernet.sizes import size_table
+from hypernet.sources import Source, open_source
+
+CELL, COLUMNS, FONT = 240, 6, 13  # pixels: a picture's longer side, and the height of a letter
+LETTERS = 36  # of a line below a picture
+ENLARGED = 1.5  # more than that shows
+STD_RANGE = (0.4, 2.0)  # of an image's scaled latents; pictures of all kinds lie within, unless they are flat
+
+
+@dataclasses.dataclass
+class Data:
+    """What the trainer has before its first step."""
+
+    source: Source
+    pictures: list[Picture]
+    problems: list[str]
+    dataset: TrainingImages
+    models: object
+
+    def name(self, index: int) -> str:
+        return self.source.name(self.pictures[index].row)
+
+
+def parse_arguments(arguments=None):
+    """This script's own options, and the training's."""
+    parser = ScriptParser(__doc__)
+    parser.add_argument(
+        "--sheet", type=Path, default=Path("output/data.png"), help="PNG to write; default: %(default)s"
+    )
+    parser.add_argument("--max_images", type=int, default=96, help="at most so many on a sheet; default: %(default)s")
+    parser.add_argument("--epoch", type=int, default=0, help="whose crops, flips and prompts are shown")
+    parser.add_argument("training_options", nargs=argparse.REMAINDER, help="as train_hypernetwork.py has them")
+    own, rest = parser.parse_known_args(arguments)
+    return own, parse_config(rest + own.training_options)
+
+
+def open_data(config) -> Data:
+    source = open_source(config)
+    path = config.pretrained_model_name_or_path
+    pictures, problems = find_pictures(source, config, image_multiple(path, config.revision))
+    print(f"Loading {path}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(config.mixed_precision, torch.float32)
+    models = load_models(path, config.revision, config.variant, dtype, device)
+    return Data(
+        source,
+        pictures,
+        problems,
+        encode_dataset(models, source, pictures, config, vae_precision(dtype, device)),
+        models,
+    )
+
+
+# --- What looks suspicious
+
+
+def find_suspicious(data: Data, threshold=0.02) -> dict[int, list[str]]:
+    """{index of a picture: why it should be looked at}."""
+    remarks = {}
+
+    def remark(index, text):
+        remarks.setdefault(index, []).append(text)
+
+    for index, first in same_pictures(data, threshold):
+        remark(index, f"the same picture as {Path(data.name(first)).name}")
+    for index, picture in enumerate(data.pictures):
+        scale = max(size / side for size, side in zip(picture.size, (picture.width, picture.height)))
+        if scale > ENLARGED:
+            remark(index, f"only {picture.width}x{picture.height}, enlarged {scale:.1f} times")
+    for index, tokens in long_prompts(data):
+        remark(index, f"a prompt of {tokens} tokens; what is over {data.models.tokenizer.model_max_length} is cut")
+    for index in range(len(data.pictures)):
+        std = data.dataset.latents.draw(index, 0, 0, torch.Generator().manual_seed(0)).std().item()
+        if not STD_RANGE[0] <= std <= STD_RANGE[1]:
+            remark(index, f"latents of deviation {std:.2f}, not about 1: a flat picture, or the wrong VAE")
+    return dict(sorted(remarks.items()))
+
+
+def same_pictures(data: Data, threshold):
+    """(index, index of an earlier one) of pictures that differ by less than `threshold` of the range, seen small."""
+
+    def thumbnail(index):
+        image = read_picture(data.source.read(data.pictures[index].row))
+        return (
+            np.asarray(on_background(image, "white").resize((12, 12), Image.Resampling.BOX), np.float32).ravel() / 255
+        )
+
+    small = np.stack([thumbnail(index) for index in tqdm(range(len(data.pictures)), desc="Comparing images")])
+    small = torch.from_numpy(small)
+    for start in range(0, len(small), 512):
+        distance = torch.cdist(small[start : start + 512], small, p=1) / small.shape[1]
+        for row, near in enumerate(distance < threshold):
+            earlier = near[: start + row].nonzero()
+            if len(earlier):
+                yield start + row, int(earlier[0])
+
+
+def long_prompts(data: Data):
+    """(index, tokens) of pictures that can get a prompt that is cut."""
+    prompts, tokenizer = data.dataset.prompts, data.models.tokenizer
+    for index in range(len(data.pictures)):
+        drawn = max((prompts.draw(epoch, index) for epoch in range(8)), key=len)
+        tokens = len(tokenizer(drawn).input_ids)
+        if tokens > tokenizer.model_max_length:
+            yield index, tokens
+
+
+# --- Sheets
+
+
+@torch.no_grad()
+def decode(data: Data, latents: torch.Tensor) -> Image.Image:
+    vae = data.models.vae
+    pixels = vae.decode(latents[None].to(vae.device) / vae.config.scaling_factor).sample
+    return VaeImageProcessor().postprocess(pixels.float().cpu(), output_type="pil")[0]
+
+
+def draw_sheet(data: Data, indices, epoch: int, remarks: dict[int, list[str]]) -> Image.Image:
+    """Pictures with name, size and prompt below, or with remarks in red instead of the prompt."""
+    indices = list(indices)
+    font, gap, line = ImageFont.load_default(FONT), 12, FONT + 4
+    columns = min(COLUMNS, len(indices))
+    cells = [draw_cell(data, index, epoch, remarks, font) for index in tqdm(indices, desc="Drawing")]
+    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
+    heights = [CELL + gap + line * (2 + max(text.count("\n") for *_, text in row)) for row in rows]
+    sheet = Image.new("RGB", (columns * (CELL + gap) + gap, sum(heights) + gap), "white")
+    draw, top = ImageDraw.Draw(sheet), gap
+    for row, height in zip(rows, heights):
+        for column, (image, label, text) in enumerate(row):
+            left = gap + column * (CELL + gap)
+            sheet.paste(image, (left + (CELL - image.width) // 2, top + CELL - image.height))
+            draw.text((left, top + CELL + 4), label, fill="gray", font=font)
+            color = "firebrick" if remarks else "black"
+            draw.multiline_text((left, top + CELL + 4 + line), text, fill=color, font=font, spacing=2)
+        top += height
+    return sheet
+
+
+def draw_cell(data: Data, index, epoch, remarks, font):
+    """(picture in the size of a cell, its label, the text below it, wrapped)."""
+    latents, *_, prompt = data.dataset.draw(epoch, index)
+    image = decode(data, latents)
+    sides = [max(1, round(side * CELL / max(image.size))) for side in image.size]
+    name, size = Path(data.name(index)).name, f"  {image.width}x{image.height}"
+    while font.getlength(name + size) > CELL:
+        name = name[:-5] + "..."
+    text = "\n".join(remarks[index]) if remarks else f'"{prompt}"'
+    lines = [wrapped for part in text.split("\n") for wrapped in textwrap.wrap(part, LETTERS)]
+    text = "\n".join(lines[:6] + ["..."] * (len(lines) > 6))
+    return image.resize(sides, Image.Resampling.LANCZOS), name + size, text
+
+
+def main(arguments=None):
+    own, config = parse_arguments(arguments)
+    data = open_data(config)
+    for problem in data.problems:
+        print(f"skipped: {problem}")
+    print(f"{len(data.pictures)} images used, {len(data.problems)} skipped")
+    print(size_table([picture.size for picture in data.pictures], config.train_batch_size))
+
+    own.sheet.parent.mkdir(parents=True, exist_ok=True)
+    shown = range(min(own.max_images, len(data.pictures)))
+    draw_sheet(data, shown, own.epoch, {}).save(own.sheet)
+    print(
+        f"{own.sheet}: the first {len(shown)} of {len(data.pictures)} images as the trainer sees them in epoch {own.epoch}"
+    )
+
+    warnings = own.sheet.with_name(f"{own.sheet.stem}_warnings.png")
+    remarks = find_suspicious(data)
+    for index, texts in remarks.items():
+        print(f"look at {data.name(index)}: {'; '.join(texts)}")
+    if remarks:
+        draw_sheet(data, list(remarks)[: own.max_images], own.epoch, remarks).save(warnings)
+        print(f"{warnings}: {len(remarks)} images to look at")
+    else:
+        warnings.unlink(missing_ok=True)
+        print("nothing suspicious")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,224 @@
+"""Images become latents, each crop and orientation once: inspected, encoded and cached on the disk."""
+
+import dataclasses
+import itertools
+import os
+import random
+from concurrent.futures import ThreadPoolExecutor
+
+import datasets
+import numpy as np
+import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+from hypernet.cache import RowCache, cache_folder
+from hypernet.errors import UserError
+from hypernet.models import StableDiffusion, encode_images, vae_factor, weights_hash
+from hypernet.pictures import (
+    alpha_cells,
+    alpha_weights,
+    crop_box,
+    inspect_picture,
+    on_background,
+    read_picture,
+    to_pixels,
+)
+from hypernet.seeds import derive_seed
+from hypernet.sizes import size_of
+from hypernet.sources import Source
+
+CACHE_VERSION = 2  # to be raised when the same inputs are encoded in another way
+PIXELS_AT_ONCE = 512 * 512  # as many as the VAE gets in one batch, so that a small card can hold them
+NUMBER, FLOATS = datasets.Value, datasets.List(datasets.Value("float32"))
+
+
+@dataclasses.dataclass(slots=True)
+class Picture:
+    """An image that can be used: its row in the source, the hash of its bytes, its sides, and those it is trained at."""
+
+    row: int
+    sha256: str
+    width: int
+    height: int
+    has_alpha: bool
+    size: tuple[int, int]
+
+
+def find_pictures(source: Source, config, multiple: int) -> tuple[list[Picture], list[str]]:
+    """All images that can be used, in the source's order, and a line for each other one that says why it cannot.
+
+    An image that was inspected before is not read again.
+
+    Raises:
+        UserError: if none can be used.
+    """
+    features = {"sha256": NUMBER("string"), "width": NUMBER("int32"), "height": NUMBER("int32")}
+    features |= {"has_alpha": NUMBER("bool"), "problem": NUMBER("string")}
+    cache = RowCache(cache_folder(config.cache_dir) / f"pictures-{CACHE_VERSION}", features)
+
+    def inspect(item):
+        stamp, row = item
+        try:
+            return {"key": stamp, **inspect_picture(source.read(row))}
+        except OSError as error:
+            raise UserError(f"{source.name(row)}: it cannot be read ({error.strerror})") from None
+
+    stamps = source.stamps()
+    wanted = {stamp: row for row, stamp in enumerate(stamps)}
+    cache.fill(wanted, lambda items: in_threads(inspect, items), "Inspecting images")
+    found = cache.table.table.select(["sha256", "width", "height", "has_alpha", "problem"])
+    found = found.take(cache.find(stamps)).to_pylist()
+    pictures, problems = [], []
+    for row, image in enumerate(found):
+        problem = image.pop("problem")
+        try:
+            size = None if problem else size_of(image["width"], image["height"], config, multiple)
+        except ValueError as error:
+            problem = str(error)
+        if problem:
+            problems.append(f"{source.name(row)}: {problem}")
+        else:
+            pictures.append(Picture(row=row, size=size, **image))
+    if not pictures:
+        raise UserError(f"{source.option}: none of its {len(source)} images can be used; {problems[0]}")
+    return pictures, problems
+
+
+def in_threads(function, items):
+    """`function` of each item, in order, a few ahead of who takes them. (Decoding images lets other threads run.)"""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(items), 64):
+            yield from pool.map(function, items[start : start + 64])
+
+
+@dataclasses.dataclass(slots=True)
+class Crop:
+    """What is encoded: a part of a picture, at a size, mirrored or not."""
+
+    picture: Picture
+    box: tuple[float, ...]
+    flipped: bool
+
+    def key(self, alpha_background: str) -> str:
+        box = ",".join(f"{side:.3f}" for side in self.box)
+        behind = alpha_background if self.picture.has_alpha else ""
+        return f"{self.picture.sha256}/{self.picture.size}/{box}/{'flipped' if self.flipped else ''}/{behind}"
+
+
+def crops_of(picture: Picture, config) -> list[list[Crop]]:
+    """Its crops, each in every orientation that training uses: [crop][orientation].
+
+    The places of random crops follow from the image's bytes, so that runs with other seeds find them encoded.
+    """
+    centerings = [(0.5, 0.5)]
+    if config.crop == "random":
+        rng = random.Random(derive_seed("crop", picture.sha256))
+        centerings = [(rng.random(), rng.random()) for _ in range(config.crop_variants or 4)]
+    flips = (False, True) if config.random_flip else (False,)
+    return [[Crop(picture, _box(picture, config, centering), flip) for flip in flips] for centering in centerings]
+
+
+def _box(picture, config, centering):
+    (width, height), sides = picture.size, (picture.width, picture.height)
+    if config.crop == "none":
+        return 0, 0, *sides
+    if config.varsize:  # nothing is resized
+        left, top = (round((side - kept) * place) for side, kept, place in zip(sides, picture.size, centering))
+        return left, top, left + width, top + height
+    return crop_box(*sides, picture.size, centering)
+
+
+class Latents:
+    """The latents of all pictures; `config.latent_sampling` says what is taken from the VAE's distribution.
+
+    What is stored is the distribution, so that changing the sampling encodes nothing.
+    """
+
+    def __init__(self, cache: RowCache, rows: np.ndarray, pictures, models: StableDiffusion, config):
+        self.cache, self.rows = cache, rows  # rows: (images, crops, orientations)
+        self.grids = [tuple(side // vae_factor(models.vae) for side in picture.size[::-1]) for picture in pictures]
+        self.scaling_factor, self.sampling, self.seed = (
+            models.vae.config.scaling_factor,
+            config.latent_sampling,
+            config.seed,
+        )
+
+    def __len__(self):
+        return len(self.rows)
+
+    def draw(self, index: int, crop: int, flip: int, generator: torch.Generator) -> torch.Tensor:
+        """Scaled latents, (channels, height, width) float32, of one crop and orientation of an image.
+
+        once: a sample that is always the same; deterministic: the mean; random: a sample from `generator`.
+        """
+        moments = torch.tensor(self.cache.read(self.rows[index, crop, flip], "moments"))
+        moments = moments.view(-1, *self.grids[index])  # (means and log variances of the channels, height, width)
+        if self.sampling == "deterministic":
+            return moments.chunk(2)[0] * self.scaling_factor
+        if self.sampling == "once":
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, "latents", index, crop, flip))
+        return DiagonalGaussianDistribution(moments[None]).sample(generator)[0] * self.scaling_factor
+
+    def alpha_weights(self, index: int, crop: int, flip: int) -> torch.Tensor:
+        """Loss weights of mean 1 from the image's alpha, (1, height, width); ones without it."""
+        alpha = self.cache.read(self.rows[index, crop, flip], "alpha")
+        if alpha is None:
+            return torch.ones(1, *self.grids[index])
+        return torch.from_numpy(alpha_weights(alpha.reshape(1, *self.grids[index])))
+
+
+def encode_pictures(models: StableDiffusion, source: Source, pictures: list[Picture], config, dtype) -> Latents:
+    """Encode every crop that has not been encoded yet with these VAE weights, with a progress bar.
+
+    `dtype` is the precision of the VAE's products. If it overflows in half precision, float32 takes over and says so.
+
+    Raises:
+        UserError: if a picture cannot be read any more, or the VAE overflows even in float32.
+    """
+    vae_key = f"{weights_hash(models.vae)}-{str(dtype).removeprefix('torch.')}"
+    folder = cache_folder(config.cache_dir) / f"latents-{CACHE_VERSION}-{vae_key}"
+    cache = RowCache(folder, {"moments": FLOATS, "alpha": FLOATS})
+    crops = [crops_of(picture, config) for picture in pictures]
+    every = [crop for places in crops for orientations in places for crop in orientations]
+    keys = [crop.key(config.alpha_background) for crop in every]
+
+    def encode(items):
+        # of one size one after the other, since only those share a batch
+        items = sorted(items, key=lambda item: item[1].picture.size)
+        return _encode(models, in_threads(lambda item: _load(source, config, models, *item), items), dtype)
+
+    cache.fill(dict(zip(keys, every)), encode, "Encoding images")
+    rows = cache.find(keys).reshape(len(pictures), len(crops[0]), -1)
+    cache.forget_keys()
+    return Latents(cache, rows, pictures, models, config)
+
+
+def _load(source, config, models, key, crop):
+    """(row without its moments, pixels) of a crop."""
+    try:
+        image = read_picture(source.read(crop.picture.row))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{source.name(crop.picture.row)}: it could be read a moment ago, now {error}") from None
+    size = crop.picture.size
+    alpha = alpha_cells(image, size, crop.box, vae_factor(models.vae))
+    pixels = to_pixels(on_background(image, config.alpha_background), size, crop.box)
+    if crop.flipped:
+        pixels, alpha = pixels[:, :, ::-1].copy(), None if alpha is None else alpha[:, ::-1]
+    return {"key": key, "alpha": None if alpha is None else alpha.ravel()}, pixels
+
+
+def _encode(models, loaded, dtype):
+    """Rows with their moments, encoded in batches of one size and at most PIXELS_AT_ONCE."""
+    for (_, height, width), group in itertools.groupby(loaded, key=lambda item: item[1].shape):
+        at_once = max(1, PIXELS_AT_ONCE // (height * width))
+        while batch := list(itertools.islice(group, at_once)):
+            pixels = torch.from_numpy(np.stack([pixels for _, pixels in batch]))
+            moments = encode_images(models, pixels, dtype)
+            if not moments.isfinite().all() and dtype is not torch.float32:
+                print(f"The VAE overflows in {str(dtype).removeprefix('torch.')}; images are encoded in float32")
+                dtype = torch.float32
+                moments = encode_images(models, pixels, dtype)
+            if not moments.isfinite().all():
+                raise UserError("the VAE gives NaN even in float32; its weights are damaged")
+            for (row, _), values in zip(batch, moments.cpu().numpy()):
+                yield {**row, "moments": values.ravel()}
