@@ -197,7 +197,7 @@ def main(arguments=None):
         f"{own.sheet}: the first {len(shown)} of {len(data.pictures)} images as the trainer sees them in epoch {own.epoch}"
     )
 
-    warnings = own.sheet.with_name(f"{own.sheet.stem}_warnings.png")
+    warnings = own.sheet.with_name(f"{own.sheet.stem}_warnings{own.sheet.suffix}")
     remarks = find_suspicious(data)
     for index, texts in remarks.items():
         print(f"look at {data.name(index)}: {'; '.join(texts)}")

@@ -13,7 +13,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from hypernet.cache import RowCache, cache_folder
 from hypernet.errors import UserError
-from hypernet.models import StableDiffusion, encode_images, vae_factor, weights_hash
+from hypernet.models import StableDiffusion, encode_images, vae_factor, vae_hash
 from hypernet.pictures import (
     alpha_cells,
     alpha_weights,
@@ -175,7 +175,7 @@ def encode_pictures(models: StableDiffusion, source: Source, pictures: list[Pict
     Raises:
         UserError: if a picture cannot be read any more, or the VAE overflows even in float32.
     """
-    vae_key = f"{weights_hash(models.vae)}-{str(dtype).removeprefix('torch.')}"
+    vae_key = f"{vae_hash(models.vae)}-{str(dtype).removeprefix('torch.')}"
     folder = cache_folder(config.cache_dir) / f"latents-{CACHE_VERSION}-{vae_key}"
     cache = RowCache(folder, {"moments": FLOATS, "alpha": FLOATS})
     crops = [crops_of(picture, config) for picture in pictures]

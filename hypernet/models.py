@@ -149,8 +149,22 @@ def weights_hash(module: torch.nn.Module, dtype: torch.dtype | None = None) -> s
     return digest.hexdigest()[:10]
 
 
+def vae_hash(vae: AutoencoderKL) -> str:
+    """Ten hex digits that change with whatever shapes its unscaled moments: config and weights."""
+    return _hash_of(_shaping(vae.config, "scaling_factor"), weights_hash(vae))
+
+
 def text_encoder_hash(models: StableDiffusion) -> str:
     """Ten hex digits that change with whatever shapes an embedding: tokenizer, text encoder's config and weights."""
-    vocabulary, config = sorted(models.tokenizer.get_vocab().items()), models.text_encoder.config.to_dict()
-    shaping = [vocabulary, models.tokenizer.model_max_length, config, weights_hash(models.text_encoder)]
-    return hashlib.sha256(repr(shaping).encode()).hexdigest()[:10]
+    vocabulary, length = sorted(models.tokenizer.get_vocab().items()), models.tokenizer.model_max_length
+    config = _shaping(models.text_encoder.config.to_dict(), "transformers_version", "dtype")
+    return _hash_of(vocabulary, length, config, weights_hash(models.text_encoder))
+
+
+def _shaping(config, *others):
+    """The entries of a config but for its origin, and others that shape no output."""
+    return {key: value for key, value in sorted(config.items()) if key[0] != "_" and key not in others}
+
+
+def _hash_of(*parts):
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:10]

@@ -11,6 +11,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from build_model import build_tokenizer
@@ -94,6 +95,19 @@ def images_dir(tmp_path_factory):
         scene = random_scene(rng)
         draw(scene, "neon", size=64).save(folder / f"{i}.png")
         (folder / f"{i}.txt").write_text(caption(scene))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mixed_dir(tmp_path_factory):
+    """Six pictures of five shapes, one with transparency, two with tags."""
+    folder, rng = tmp_path_factory.mktemp("mixed"), random.Random(0)
+    for i, sides in enumerate([(64, 64), (96, 64), (64, 128), (200, 120), (64, 64), (130, 131)]):
+        image = draw(random_scene(rng), size=256).resize(sides)
+        if i == 3:
+            image.putalpha(Image.linear_gradient("L").resize(sides))
+        image.save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text("a cat, red, blue" if i < 2 else f"picture {i}")
     return folder
 
 

@@ -49,12 +49,34 @@ def test_yaml_comes_before_flags(tmp_path):
         (["--widths", "320,abc"], "--widths 320,abc: 'abc' is not a number"),
         (["--config", "none.yaml"], "--config none.yaml: there is no such file"),
         (["--train_data_dir", ""], "--train_data_dir is missing"),
+        (["--dataset_name", "a/b"], "--train_data_dir images: name a folder or a data set, not both"),
+        (["--tag_dropout", "1.5"], "--tag_dropout 1.5: a probability is from 0 to 1"),
+        (["--caption_dropout", "-0.1"], "--caption_dropout -0.1: a probability is from 0 to 1"),
+        (["--filename_word_regex", "[a-"], r"--filename_word_regex \[a-: it is no regular expression"),
+        (["--resolution", "big"], "--resolution big: write a side, such as 512, or WIDTHxHEIGHT"),
+        (["--resolution", "0"], "--resolution 0: write a side"),
+        (["--resolution", "32", "--aspect_buckets"], "--resolution 32x32 has no aspect buckets"),
+        (["--alpha_background", "whit"], "--alpha_background whit: it is no colour"),
+        (["--crop", "middle"], "--crop middle: choose one of center, random, none"),
+        (["--latent_sampling", "mean"], "--latent_sampling mean: choose one of deterministic, once, random"),
+        (["--template", "styl_e"], "--template styl_e: no such template is shipped; there are hypernetwork, none"),
+        (["--varsize", "--aspect_buckets"], "--varsize True: choose it or --aspect_buckets"),
+        (["--crop_variants", "3"], "--crop_variants 3: it belongs to --crop random"),
+        (["--keep_tags", "1"], "--keep_tags 1: it belongs to --shuffle_tags or --tag_dropout"),
+        (["--caption_variants", "2"], "--caption_variants 2: it belongs to --shuffle_tags or --tag_dropout"),
+        (["--bucket_upscale"], "--bucket_upscale True: it belongs to --aspect_buckets"),
+        (["--image_column", "x"], "--image_column x: it belongs to --dataset_name"),
     ],
 )
 def test_mistakes_get_one_line(flags, message):
     with pytest.raises(UserError, match=message) as error:
         parse_config([*NEEDED, *flags])
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text, size", [("512", (512, 512)), ("768x512", (768, 512)), (" 64 X 128 ", (64, 128))])
+def test_resolution(text, size):
+    assert parse_config([*NEEDED, "--resolution", text]).size == size
 
 
 def test_unknown_key_in_yaml(tmp_path):

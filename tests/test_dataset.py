@@ -25,19 +25,6 @@ def models(models_dir):
     return load_models(str(models_dir / "epsilon"))
 
 
-@pytest.fixture(scope="module")
-def mixed_dir(tmp_path_factory):
-    """Six pictures of five shapes, one with transparency, two with tags."""
-    folder, rng = tmp_path_factory.mktemp("mixed"), random.Random(0)
-    for i, sides in enumerate([(64, 64), (96, 64), (64, 128), (200, 120), (64, 64), (130, 131)]):
-        image = draw(random_scene(rng), size=256).resize(sides)
-        if i == 3:
-            image.putalpha(Image.linear_gradient("L").resize(sides))
-        image.save(folder / f"{i}.png")
-        (folder / f"{i}.txt").write_text("a cat, red, blue" if i < 2 else f"picture {i}")
-    return folder
-
-
 def configure(folder, cache_dir, **options):
     options = {"resolution": "64", "seed": 3, "output_dir": "out/me", **options}
     return TrainingConfig(

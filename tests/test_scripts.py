@@ -1,5 +1,9 @@
 """convert_to_webui.py and examples/generate.py, run as their users run them."""
 
+import json
+import re
+import shutil
+
 import numpy as np
 import torch
 from conftest import REPO, run, train
@@ -46,3 +50,43 @@ def test_train_convert_generate(models_dir, images_dir, tmp_path):
         assert np.abs(difference).max() <= 1
     done = run(REPO / "examples/generate.py", "--hypernetwork", tmp_path / "early.pt", *flags)
     assert done.returncode == 2 and "--model is missing" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_show_data(models_dir, mixed_dir, tmp_path):
+    folder, sheet = tmp_path / "images", tmp_path / "sheets" / "data.png"
+    shutil.copytree(mixed_dir, folder)
+    (folder / "empty.png").write_bytes(b"")
+    Image.open(folder / "0.png").save(folder / "again.bmp")
+    (folder / "again.txt").write_text("a cat, " * 20)
+    Image.open(folder / "1.png").crop((0, 0, 30, 30)).save(folder / "tiny.png")
+    flags = ["--pretrained_model_name_or_path", models_dir / "epsilon", "--train_data_dir", folder]
+    flags += ["--cache_dir", tmp_path / "cache", "--resolution=64", "--output_dir", tmp_path / "none"]
+    done = run(REPO / "examples" / "show_data.py", "--sheet", sheet, *flags)
+    assert done.returncode == 0, done.stderr
+    assert "8 images used, 1 skipped" in done.stdout and "empty.png: it is empty" in done.stdout
+    remarks = {
+        line.partition(": ")[0].rpartition("/")[2]: line for line in done.stdout.splitlines() if "look at /" in line
+    }
+    assert "the same picture as 0.png" in remarks["again.bmp"]
+    assert "tokens; what is over 32 is cut" in remarks["again.bmp"]
+    assert "only 30x30, enlarged 2.1 times" in remarks["tiny.png"]
+    shown, warned = np.asarray(Image.open(sheet)), Image.open(sheet.with_name("data_warnings.png"))
+    assert shown.shape[1] == 6 * 252 + 12 and warned.width == min(6, len(remarks)) * 252 + 12
+    picture = shown[12 : 12 + 240, 12 : 12 + 240]  # the first one, decoded from its latent
+    assert picture.std() > 5 and not (tmp_path / "none").exists()
+
+    for file in folder.iterdir():
+        if file.name not in ("0.png", "0.txt"):
+            file.unlink()
+    deviation = float(re.search(r"0.png: .*latents of deviation ([\d.]+), not about 1", done.stdout)[1])
+    right, config = tmp_path / "right", models_dir / "epsilon" / "vae" / "config.json"
+    shutil.copytree(models_dir / "epsilon", right)
+    config = json.loads(config.read_text())
+    (right / "vae" / "config.json").write_text(json.dumps({**config, "scaling_factor": 0.7 / deviation}))
+    flags[1] = right
+    done = run(REPO / "examples" / "show_data.py", "--sheet", sheet, *flags)
+    assert "nothing suspicious" in done.stdout and not sheet.with_name("data_warnings.png").exists()
+    assert "Encoding" not in done.stderr  # the scale of latents is no part of what is cached
+
+    done = run(REPO / "examples" / "show_data.py", *flags, "--tag_dropout=2")
+    assert done.returncode == 2 and done.stderr == "error: --tag_dropout 2.0: a probability is from 0 to 1\n"

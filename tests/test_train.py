@@ -2,7 +2,9 @@
 
 import csv
 import json
+import re
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -88,8 +90,17 @@ def test_twenty_steps_equal_a_plain_loop(models_dir, images_dir, tmp_path, model
     assert [(row["epoch"], row["epoch_step"]) for row in rows[:3]] == [("0", "1"), ("1", "0"), ("1", "2")]
 
 
-def test_resumed_equals_uninterrupted(models_dir, images_dir, tmp_path):
+def test_resumed_equals_uninterrupted(models_dir, mixed_dir, tmp_path):
+    images_dir = mixed_dir  # an epoch has four batches, of three sizes
     flags = ["--learning_rate=1e-3", "--dropout_structure=0,0.3,0", "--train_batch_size=3", "--logging_steps=1"]
+    flags += ["--aspect_buckets", "--resolution=128", "--latent_sampling=random", "--random_flip", "--alpha_weight"]
+    flags += [
+        "--shuffle_tags",
+        "--tag_dropout=0.3",
+        "--keep_tags=1",
+        "--caption_dropout=0.2",
+        "--template=style_filewords",
+    ]
     flags += ["--validation_prompt=a cat", "--validation_steps=2", "--validation_inference_steps=2"]
     flags += ["--checkpointing_steps=2", "--name=x"]
     train(models_dir, images_dir, tmp_path / "whole", *flags, "--max_train_steps=7")
@@ -141,8 +152,11 @@ def test_overwrite_leaves_the_files_of_others(models_dir, images_dir, tmp_path):
     assert hypernet.load(tmp_path / "run").config.activation == "relu"
 
 
-def test_two_processes_equal_one_with_the_same_total_batch(models_dir, images_dir, tmp_path):
-    flags = [
+@pytest.mark.parametrize("data", ["images_dir", "mixed_dir"])
+def test_two_processes_equal_one_with_the_same_total_batch(models_dir, request, tmp_path, data):
+    images_dir = request.getfixturevalue(data)
+    flags = ["--varsize"] if data == "mixed_dir" else []  # batches of one image, too, which two processes cannot share
+    flags += [
         "--learning_rate=1e-3",
         "--max_train_steps=5",
         "--name=x",
@@ -164,6 +178,23 @@ def test_two_processes_equal_one_with_the_same_total_batch(models_dir, images_di
         for folder in ("one", "two")
     )
     assert a[0] == b[0] and float(a[3]) == pytest.approx(float(b[3]), abs=1e-5)
+
+
+def test_a_data_set_is_trained_on_and_the_run_says_what_it_uses(models_dir, images_dir, tmp_path):
+    files = [str(path) for path in sorted(images_dir.glob("*.png"))]
+    (tmp_path / "empty.png").write_bytes(b"")
+    columns = {"picture": [*files, str(tmp_path / "empty.png")], "said": [["a cat", "one cat"]] * 9}
+    table = datasets.Dataset.from_dict(columns).cast_column("picture", datasets.Image())
+    table.save_to_disk(tmp_path / "set")
+    flags = ["--pretrained_model_name_or_path", models_dir / "epsilon", "--dataset_name", tmp_path / "set"]
+    flags += ["--image_column=picture", "--caption_column=said", "--resolution=64", "--report_to=none"]
+    flags += ["--cache_dir", tmp_path / "cache", "--output_dir", tmp_path / "run", "--train_batch_size=3"]
+    done = run(REPO / "train_hypernetwork.py", *flags, "--max_train_steps=2", "--latent_sampling=once", "--crop=random")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"skipped: row 8 of --dataset_name {tmp_path / 'set'}: it is empty" in done.stdout
+    assert "8 images used, 1 skipped; 3 batches per epoch" in done.stdout
+    assert re.search(r"64x64 +8 +3\n", done.stdout)
+    assert hypernet.load(tmp_path / "run").config.step == 2
 
 
 def test_everything_is_where_it_is_said_to_be(models_dir, images_dir, tmp_path):
@@ -224,11 +255,18 @@ def command(models_dir, images_dir, output, *flags):
         (["--output_dir={images}/run"], "it lies in --train_data_dir; name a folder outside"),
         (["--layer_structure=1,0.01,1"], "0.01 times width 12 is nothing"),
         (["--push_to_hub", "--name=my style"], "--hub_model_id my style: "),
+        (["--resolution=64x60"], "--resolution 64x60: it must be a multiple of 8"),
+        (["--train_data_dir={images}/../damaged"], "none of its 1 images can be used; .*a.png: it is empty"),
+        (["--train_data_dir={images}/../latin"], r"a\.txt: it is not UTF-8 text \(byte 2\)"),
     ],
 )
 def test_mistakes_are_told_before_models_load(models_dir, images_dir, tmp_path, monkeypatch, flags, message):
     monkeypatch.setattr(train_hypernetwork, "load_models", lambda *_: pytest.fail("models were loaded"))
     monkeypatch.setenv("HF_HOME", str(tmp_path))
+    for name in ("damaged", "latin"):
+        (images_dir.parent / name).mkdir(exist_ok=True)
+        (images_dir.parent / name / "a.png").write_bytes(b"")
+    (images_dir.parent / "latin" / "a.txt").write_bytes("grün".encode("latin-1"))
     flags = [flag.format(models=models_dir, images=images_dir) for flag in flags]
     with pytest.raises(UserError, match=message) as error:
         train_hypernetwork.main(command(models_dir, images_dir, tmp_path / "run", *flags))
