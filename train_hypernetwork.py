@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 import hypernet
+from hypernet.cache import check_cache_folder
 from hypernet.config import TrainingConfig, parse_config
 from hypernet.dataset import EpochBatches, TrainingImages, encode_dataset
 from hypernet.errors import UserError
@@ -65,7 +66,6 @@ from hypernet.webui import comfyui_reads
 def main(arguments=None):
     # What the user may have got wrong, before anything slow
     config = parse_config(arguments)
-    source = open_source(config)
     widths = choose_widths(config)
     multiple = check_resolution(config)
     output = OutputFolder(config)
@@ -73,6 +73,8 @@ def main(arguments=None):
     state = None if config.overwrite else output.find_state(config.resume_from_checkpoint)
     trackers = choose_trackers(config)
     check_hub_login(config)
+    check_cache_folder(config.cache_dir)
+    source = open_source(config)
     accelerator = build_accelerator(config, output, trackers)
 
     # Images, looked at but not encoded yet
@@ -92,7 +94,7 @@ def main(arguments=None):
 
     # Models
     accelerator.print(f"Loading {config.pretrained_model_name_or_path}")
-    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
+    dtype = weight_dtype(accelerator)
     models = load_models(
         config.pretrained_model_name_or_path, config.revision, config.variant, dtype, accelerator.device
     )
@@ -266,6 +268,11 @@ def build_accelerator(config: TrainingConfig, output: OutputFolder, trackers) ->
     if accelerator.device.type == "cpu" and torch.get_num_threads() == 1:  # so `accelerate launch` sets it, unasked
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // accelerator.num_processes))
     return accelerator
+
+
+def weight_dtype(accelerator: Accelerator) -> torch.dtype:
+    """The precision of the frozen UNet."""
+    return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
 
 
 def build_previewer(models, config: TrainingConfig) -> Previewer:

@@ -9,7 +9,6 @@ latents, each with its size and a prompt that is drawn for it. What looks suspic
 that is encoded here is in the cache when the training starts.
 """
 
-import argparse
 import dataclasses
 import sys
 import textwrap
@@ -21,17 +20,21 @@ from hypernet.script import ScriptParser, run_script
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image, ImageDraw, ImageFont
 from tqdm.auto import tqdm
 
+from hypernet.cache import check_cache_folder
 from hypernet.config import parse_config
 from hypernet.dataset import TrainingImages, encode_dataset
+from hypernet.errors import UserError
 from hypernet.latents import Picture, find_pictures
-from hypernet.models import image_multiple, load_models, vae_precision
+from hypernet.models import load_models, vae_precision
 from hypernet.pictures import on_background, read_picture
 from hypernet.sizes import size_table
 from hypernet.sources import Source, open_source
+from train_hypernetwork import check_resolution, choose_widths, weight_dtype
 
 CELL, COLUMNS, FONT = 240, 6, 13  # pixels: a picture's longer side, and the height of a letter
 LETTERS = 36  # of a line below a picture
@@ -52,6 +55,9 @@ class Data:
     def name(self, index: int) -> str:
         return self.source.name(self.pictures[index].row)
 
+    def label(self, index: int) -> str:
+        return self.source.label(self.pictures[index].row)
+
 
 def parse_arguments(arguments=None):
     """This script's own options, and the training's."""
@@ -61,26 +67,26 @@ def parse_arguments(arguments=None):
     )
     parser.add_argument("--max_images", type=int, default=96, help="at most so many on a sheet; default: %(default)s")
     parser.add_argument("--epoch", type=int, default=0, help="whose crops, flips and prompts are shown")
-    parser.add_argument("training_options", nargs=argparse.REMAINDER, help="as train_hypernetwork.py has them")
-    own, rest = parser.parse_known_args(arguments)
-    return own, parse_config(rest + own.training_options)
+    own, training_options = parser.parse_known_args(arguments)
+    if own.sheet.suffix.lower() not in Image.registered_extensions():
+        raise UserError(f"--sheet {own.sheet}: let it end in .png or .jpg")
+    if own.max_images < 1:
+        raise UserError(f"--max_images {own.max_images}: it must be 1 or more")
+    return own, parse_config(training_options)
 
 
 def open_data(config) -> Data:
+    choose_widths(config)
+    multiple = check_resolution(config)
+    check_cache_folder(config.cache_dir)
     source = open_source(config)
-    path = config.pretrained_model_name_or_path
-    pictures, problems = find_pictures(source, config, image_multiple(path, config.revision))
-    print(f"Loading {path}")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(config.mixed_precision, torch.float32)
-    models = load_models(path, config.revision, config.variant, dtype, device)
-    return Data(
-        source,
-        pictures,
-        problems,
-        encode_dataset(models, source, pictures, config, vae_precision(dtype, device)),
-        models,
-    )
+    accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    dtype, device = weight_dtype(accelerator), accelerator.device
+    pictures, problems = find_pictures(source, config, multiple)
+    print(f"Loading {config.pretrained_model_name_or_path}")
+    models = load_models(config.pretrained_model_name_or_path, config.revision, config.variant, dtype, device)
+    dataset = encode_dataset(models, source, pictures, config, vae_precision(dtype, device))
+    return Data(source, pictures, problems, dataset, models)
 
 
 # --- What looks suspicious
@@ -94,7 +100,7 @@ def find_suspicious(data: Data, threshold=0.02) -> dict[int, list[str]]:
         remarks.setdefault(index, []).append(text)
 
     for index, first in same_pictures(data, threshold):
-        remark(index, f"the same picture as {Path(data.name(first)).name}")
+        remark(index, f"the same picture as {data.label(first)}")
     for index, picture in enumerate(data.pictures):
         scale = max(size / side for size, side in zip(picture.size, (picture.width, picture.height)))
         if scale > ENLARGED:
@@ -129,10 +135,9 @@ def same_pictures(data: Data, threshold):
 
 def long_prompts(data: Data):
     """(index, tokens) of pictures that can get a prompt that is cut."""
-    prompts, tokenizer = data.dataset.prompts, data.models.tokenizer
+    tokenizer = data.models.tokenizer
     for index in range(len(data.pictures)):
-        drawn = max((prompts.draw(epoch, index) for epoch in range(8)), key=len)
-        tokens = len(tokenizer(drawn).input_ids)
+        tokens = max(len(tokenizer(prompt).input_ids) for prompt in data.dataset.prompts.whole(index))
         if tokens > tokenizer.model_max_length:
             yield index, tokens
 
@@ -173,7 +178,7 @@ def draw_cell(data: Data, index, epoch, remarks, font):
     latents, *_, prompt = data.dataset.draw(epoch, index)
     image = decode(data, latents)
     sides = [max(1, round(side * CELL / max(image.size))) for side in image.size]
-    name, size = Path(data.name(index)).name, f"  {image.width}x{image.height}"
+    name, size = data.label(index), f"  {image.width}x{image.height}"
     while font.getlength(name + size) > CELL:
         name = name[:-5] + "..."
     text = "\n".join(remarks[index]) if remarks else f'"{prompt}"'

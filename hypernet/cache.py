@@ -1,6 +1,8 @@
 """Rows that are computed once and found again by their key, in memory-mapped Arrow files of `datasets`."""
 
+import contextlib
 import os
+import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -8,9 +10,11 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pyarrow
+import pyarrow.compute
 from datasets.arrow_writer import ArrowWriter
 from tqdm.auto import tqdm
 
+from hypernet.errors import UserError
 from hypernet.replacing import replacing
 
 PART_SECONDS = 30  # at most so much work is lost when a long computation is stopped
@@ -21,15 +25,27 @@ def cache_folder(cache_dir: str | None) -> Path:
     return Path(cache_dir or os.path.join(datasets.config.HF_DATASETS_CACHE, "hypernet"))
 
 
+def check_cache_folder(cache_dir: str | None):
+    """Raises: UserError if the cache cannot be written."""
+    folder = cache_folder(cache_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        option = f"--cache_dir {cache_dir}" if cache_dir else f"the cache folder {folder}"
+        raise UserError(f"{option}: it cannot be written to ({error.strerror}); name another --cache_dir") from None
+
+
 class RowCache:
     """A table with a column "key" and the columns `features`, in as many files below `folder` as writes took.
 
-    Files are only ever added, each whole and under a name of its own, so any number of runs may share a folder.
+    Files are only ever added, each whole and under a name of its own, so any number of runs may share a folder. Keys are
+    looked up within the files, so that what other runs have left there costs next to nothing.
     """
 
     def __init__(self, folder: Path, features: dict):
         self.folder, self.features = Path(folder), datasets.Features({"key": datasets.Value("string"), **features})
-        self.table, self.positions = None, {}
         self._open()
 
     def _open(self):
@@ -41,11 +57,9 @@ class RowCache:
                     parts.append(part)
             except (pyarrow.ArrowInvalid, OSError):  # damaged on the disk: its rows are computed again
                 continue
-        if parts:
-            self.table = datasets.concatenate_datasets(parts).data
-            keys = self.table.column("key")
-            self.ends = np.cumsum([len(chunk) for chunk in keys.chunks])
-            self.positions = dict(zip(keys.to_pylist(), range(len(keys))))
+        empty = datasets.Dataset.from_dict({name: [] for name in self.features}, features=self.features)
+        self.table = datasets.concatenate_datasets(parts or [empty]).data
+        self.ends = np.cumsum([len(chunk) for chunk in self.table.column("key").chunks])
 
     def fill(self, wanted: dict, compute, description: str):
         """Have a row for each key of `wanted`, a dict from key to whatever `compute` needs.
@@ -53,30 +67,38 @@ class RowCache:
         `compute(items)` gets those (key, item) pairs that have no row and yields their rows, dicts with the key, in any
         order. A progress bar counts them.
         """
-        missing = [(key, item) for key, item in wanted.items() if key not in self.positions]
+        missing = [item for item, row in zip(wanted.items(), self.find(wanted)) if row < 0]
         if not missing:
             return
         rows = iter(compute(missing))
-        with tqdm(total=len(missing), desc=description, unit=" examples") as bar:
-            row = next(rows, None)
-            while row is not None:
-                with replacing(self.folder / f"{uuid.uuid4().hex}.arrow") as temporary:
-                    # few rows at a time, since those wait in memory
-                    writer = ArrowWriter(path=str(temporary), features=self.features, writer_batch_size=32)
-                    deadline = time.monotonic() + PART_SECONDS
-                    while row is not None:
-                        writer.write(row)
-                        bar.update()
-                        row = next(rows, None)
-                        if time.monotonic() > deadline:
-                            break
-                    writer.finalize()
-                    writer.close()
+        try:
+            with tqdm(total=len(missing), desc=description, unit=" examples") as bar:
+                row = next(rows, None)
+                while row is not None:
+                    with replacing(self.folder / f"{uuid.uuid4().hex}.arrow") as temporary:
+                        row = self._write_part(temporary, row, rows, bar)
+        except OSError as error:
+            raise UserError(f"{self.folder} cannot be written to ({error}); name another --cache_dir") from None
         self._open()
 
+    def _write_part(self, path, row, rows, bar):
+        """Write `row` and those that follow, for a while; the first that has not been written, or None."""
+        deadline = time.monotonic() + PART_SECONDS
+        # few rows at a time, since those wait in memory
+        with contextlib.closing(ArrowWriter(path=str(path), features=self.features, writer_batch_size=32)) as writer:
+            while row is not None:
+                writer.write(row)
+                bar.update()
+                row = next(rows, None)
+                if time.monotonic() > deadline:
+                    break
+            writer.finalize()
+        return row
+
     def find(self, keys) -> np.ndarray:
-        """The position in the table of each key's row."""
-        return np.fromiter((self.positions[key] for key in keys), np.int64)
+        """The position in the table of each key's row; -1 if there is none."""
+        found = pyarrow.compute.index_in(pyarrow.array(keys, "string"), value_set=self.table.column("key"))
+        return found.fill_null(-1).to_numpy()
 
     def read(self, position: int, column: str) -> np.ndarray | None:
         """A list of numbers as a flat array, which must not be written to; None if there is none.
@@ -87,7 +109,3 @@ class RowCache:
         cells = self.table.column(column).chunk(chunk)
         cell = cells[int(position - self.ends[chunk] + len(cells))]
         return cell.values.to_numpy() if cell.is_valid else None
-
-    def forget_keys(self):
-        """Let go of the keys; afterwards rows can only be read."""
-        self.positions = {}

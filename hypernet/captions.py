@@ -24,7 +24,7 @@ def check_word_regex(pattern: str):
     """Raises: ValueError if the pattern does not compile, or has several groups."""
     try:
         groups = re.compile(pattern).groups
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"{pattern}: it is no regular expression ({error})") from None
     if groups > 1:
         raise ValueError(f"{pattern}: it has {groups} groups; mark one with (...), the others with (?:...)")
@@ -57,12 +57,13 @@ def read_templates(template: str) -> list[str]:
     """
     if template in shipped_templates():
         path = SHIPPED / f"{template}.txt"
-    elif template.lower().endswith(".txt"):
+    elif Path(template).is_file():
         path = Path(template)
-        if not path.is_file():
-            raise ValueError(f"{template}: there is no such file")
-    elif re.fullmatch(r"[\w-]*_[\w-]*", template):  # "style_fileword" is a slip, and not a prompt
-        raise ValueError(f"{template}: no such template is shipped; there are {', '.join(shipped_templates())}")
+    elif re.search(r"[\s\[]", template.strip()):
+        return [template]
+    elif re.search(r"[_./\\]", template) or not template.strip():  # one "word" such as style_fileword: no prompt
+        shipped = ", ".join(shipped_templates())
+        raise ValueError(f"{template}: there is no such file, and no such template is shipped; there are {shipped}")
     else:
         return [template]
     lines = [line.strip() for line in read_text(path).splitlines()]
@@ -88,12 +89,13 @@ def draw_tags(caption: str, rng: random.Random, shuffle: bool, keep: int, dropou
 
 @dataclasses.dataclass
 class Prompts:
-    """The prompts of all images; `captions` holds one or several alternatives for each.
+    """The prompts of all images; `captions` holds one or several alternatives for each, `ids` what identifies it.
 
-    What is drawn follows from the seed, the epoch and the image alone. With `variants`, only so many prompts are drawn
+    What is drawn follows from the seed, the epoch and the image's id alone. With `variants`, only so many prompts are drawn
     for an image, once for all epochs, and one of them at each access.
     """
 
+    ids: list[str]
     captions: list[tuple[str, ...]]
     templates: list[str]
     name: str
@@ -110,19 +112,25 @@ class Prompts:
 
     def draw(self, epoch: int, index: int) -> str:
         """The prompt of the image `index` in an epoch; empty with probability `caption_dropout`."""
-        rng = random.Random(derive_seed(self.seed, "prompt", epoch, index))
+        rng = random.Random(derive_seed(self.seed, "prompt", epoch, self.ids[index]))
         if rng.random() < self.caption_dropout:
             return ""
         return self._variant(index, rng.randrange(self.variants)) if self.variants else self._draw(index, rng)
 
     def _variant(self, index: int, variant: int) -> str:
-        return self._draw(index, random.Random(derive_seed(self.seed, "prompt variant", variant, index)))
+        return self._draw(index, random.Random(derive_seed(self.seed, "prompt variant", variant, self.ids[index])))
 
     def _draw(self, index: int, rng: random.Random) -> str:
         template, caption = rng.choice(self.templates), rng.choice(self.captions[index])
         if self.draws_tags:
             caption = draw_tags(caption, rng, self.shuffle_tags, self.keep_tags, self.tag_dropout)
         return fill_template(template, caption, self.name)
+
+    def whole(self, index: int) -> list[str]:
+        """The prompts of an image in which no tag is left out, in their order."""
+        return [
+            fill_template(template, text, self.name) for template in self.templates for text in self.captions[index]
+        ]
 
     def all(self) -> list[str] | None:
         """Every prompt that can be drawn, sorted; None if tags are drawn without end."""
@@ -132,6 +140,5 @@ class Prompts:
         elif self.draws_tags:
             return None
         else:
-            captions = {caption for alternatives in self.captions for caption in alternatives}
-            found = {fill_template(template, caption, self.name) for template in self.templates for caption in captions}
+            found = {prompt for index in images for prompt in self.whole(index)}
         return sorted(found | {""} if self.caption_dropout else found)

@@ -125,6 +125,9 @@ class TrainingConfig:
             raise UserError(f"--output_dir {self.output_dir}: it lies in --train_data_dir; name a folder outside")
         self._check("learning_rate", lambda: self.schedule)
         self._check("template", lambda: self.templates)
+        if not any("[filewords]" in template for template in self.templates):
+            for option, default in (("shuffle_tags", False), ("tag_dropout", 0)):
+                self._without(option, True, f"--template {self.template} has no [filewords]", default)
         for option in ("layer_structure", "dropout_structure", "widths"):
             self._check(option, lambda option=option: getattr(self, f"{option}_numbers"))
         self._check(None, lambda: check_structure(**self._structure()))

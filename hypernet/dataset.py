@@ -1,5 +1,6 @@
 """What the trainer sees: items drawn from cached latents and prompts, and the order in which they come."""
 
+import shutil
 from typing import NamedTuple
 
 import datasets
@@ -70,7 +71,7 @@ class EpochBatches(torch.utils.data.Sampler):
 
 
 class TrainingImages(torch.utils.data.Dataset):
-    """Latents and prompts of the images. A batch is drawn anew at each access, from the seed, epoch and index alone.
+    """Latents and prompts of the images. A batch is drawn anew at each access, from the seed, the epoch and the image.
 
     So noise, timestep, prompt, crop and flip of an image depend neither on what was drawn before (resuming is exact and
     previews disturb nothing) nor on which process asks.
@@ -108,7 +109,7 @@ class TrainingImages(torch.utils.data.Dataset):
 
     def draw(self, epoch: int, index: int):
         """(latents, noise, timestep, loss weights, prompt) of an image in an epoch."""
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, "item", epoch, index))
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "item", epoch, self.latents.ids[index]))
         _, crops, flips = self.latents.rows.shape
         crop = int(torch.randint(crops, (), generator=generator)) if crops > 1 else 0
         flip = int(torch.randint(flips, (), generator=generator)) if flips > 1 else 0
@@ -124,16 +125,24 @@ class PromptEmbeds:
     def __init__(self, cache: RowCache, prompts: list[str], width: int):
         self.cache, self.width = cache, width
         self.rows = dict(zip(prompts, cache.find(prompts).tolist()))
-        cache.forget_keys()
 
     def __getitem__(self, prompt: str) -> torch.Tensor:
         return torch.tensor(self.cache.read(self.rows[prompt], "prompt_embeds")).view(-1, self.width)
 
 
-def encode_all_prompts(models: StableDiffusion, prompts: list[str], cache_dir) -> PromptEmbeds:
-    """Encode those prompts that have not been encoded yet with this tokenizer and text encoder, with a progress bar."""
+def encode_all_prompts(models: StableDiffusion, prompts: list[str], cache_dir) -> PromptEmbeds | None:
+    """Encode those prompts that have not been encoded yet with this tokenizer and text encoder, with a progress bar.
+
+    None, with a line that says so, if the disk cannot hold them all.
+    """
+    width, tokens = models.text_encoder.config.hidden_size, models.tokenizer.model_max_length
     folder = cache_folder(cache_dir) / f"prompts-{CACHE_VERSION}-{text_encoder_hash(models)}"
     cache = RowCache(folder, {"prompt_embeds": datasets.List(datasets.Value("float32"))})
+    needed, free = (cache.find(prompts) < 0).sum() * tokens * width * 4, shutil.disk_usage(cache_folder(cache_dir)).free
+    if needed > 0.9 * free:
+        sizes = f"would take {needed / 1e9:.1f} GB in the cache, where {free / 1e9:.1f} GB are free"
+        print(f"{len(prompts)} prompts {sizes}; they are encoded at each step instead")
+        return None
 
     def encode(items):
         for start in range(0, len(items), PROMPTS_AT_ONCE):
@@ -142,7 +151,7 @@ def encode_all_prompts(models: StableDiffusion, prompts: list[str], cache_dir) -
                 yield {"key": prompt, "prompt_embeds": embeds.ravel()}
 
     cache.fill(dict.fromkeys(prompts), encode, "Encoding prompts")
-    return PromptEmbeds(cache, prompts, models.text_encoder.config.hidden_size)
+    return PromptEmbeds(cache, prompts, width)
 
 
 def encode_dataset(
@@ -151,6 +160,7 @@ def encode_dataset(
     """Encode what has not been encoded yet; a second run reads it from the cache."""
     latents = encode_pictures(models, source, pictures, config, vae_dtype)
     prompts = Prompts(
+        ids=latents.ids,
         captions=[source.captions[picture.row] for picture in pictures],
         templates=config.templates,
         name=config.name,

@@ -1,5 +1,6 @@
 """Images become latents, each crop and orientation once: inspected, encoded and cached on the disk."""
 
+import collections
 import dataclasses
 import itertools
 import os
@@ -28,8 +29,9 @@ from hypernet.sizes import size_of
 from hypernet.sources import Source
 
 CACHE_VERSION = 2  # to be raised when the same inputs are encoded in another way
-PIXELS_AT_ONCE = 512 * 512  # as many as the VAE gets in one batch, so that a small card can hold them
-NUMBER, FLOATS = datasets.Value, datasets.List(datasets.Value("float32"))
+# As many as the VAE gets in one batch: what a small card can hold. On a CPU larger batches are no faster.
+PIXELS_AT_ONCE = {"cpu": 512 * 512, "other": 4 * 512 * 512}
+FLOATS = datasets.List(datasets.Value("float32"))
 
 
 @dataclasses.dataclass(slots=True)
@@ -52,33 +54,31 @@ def find_pictures(source: Source, config, multiple: int) -> tuple[list[Picture],
     Raises:
         UserError: if none can be used.
     """
-    features = {"sha256": NUMBER("string"), "width": NUMBER("int32"), "height": NUMBER("int32")}
-    features |= {"has_alpha": NUMBER("bool"), "problem": NUMBER("string")}
+    columns = {"sha256": "string", "width": "int32", "height": "int32", "has_alpha": "bool"}
+    features = {name: datasets.Value(kind) for name, kind in columns.items()}
     cache = RowCache(cache_folder(config.cache_dir) / f"pictures-{CACHE_VERSION}", features)
+    reasons = {}  # they are not kept: what was wrong may have been mended
 
     def inspect(item):
         stamp, row = item
         try:
             return {"key": stamp, **inspect_picture(source.read(row))}
-        except OSError as error:
-            raise UserError(f"{source.name(row)}: it cannot be read ({error.strerror})") from None
+        except ValueError as error:
+            reasons[row] = str(error)
 
     stamps = source.stamps()
     wanted = {stamp: row for row, stamp in enumerate(stamps)}
-    cache.fill(wanted, lambda items: in_threads(inspect, items), "Inspecting images")
-    found = cache.table.table.select(["sha256", "width", "height", "has_alpha", "problem"])
-    found = found.take(cache.find(stamps)).to_pylist()
-    pictures, problems = [], []
-    for row, image in enumerate(found):
-        problem = image.pop("problem")
+    cache.fill(wanted, lambda items: filter(None, in_threads(inspect, items)), "Inspecting images")
+    positions = cache.find(stamps)
+    rows = [row for row, position in enumerate(positions) if position >= 0]
+    found = cache.table.table.select(list(columns)).take(positions[rows]).to_pylist()
+    pictures = []
+    for row, image in zip(rows, found):
         try:
-            size = None if problem else size_of(image["width"], image["height"], config, multiple)
+            pictures.append(Picture(row=row, size=size_of(image["width"], image["height"], config, multiple), **image))
         except ValueError as error:
-            problem = str(error)
-        if problem:
-            problems.append(f"{source.name(row)}: {problem}")
-        else:
-            pictures.append(Picture(row=row, size=size, **image))
+            reasons[row] = str(error)
+    problems = source.problems + [f"{source.name(row)}: {reasons[row]}" for row in sorted(reasons)]
     if not pictures:
         raise UserError(f"{source.option}: none of its {len(source)} images can be used; {problems[0]}")
     return pictures, problems
@@ -86,9 +86,17 @@ def find_pictures(source: Source, config, multiple: int) -> tuple[list[Picture],
 
 def in_threads(function, items):
     """`function` of each item, in order, a few ahead of who takes them. (Decoding images lets other threads run.)"""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for start in range(0, len(items), 64):
-            yield from pool.map(function, items[start : start + 64])
+    workers = min(8, os.cpu_count() or 1)
+    pool, ahead = ThreadPoolExecutor(workers), collections.deque()
+    try:
+        for item in items:
+            ahead.append(pool.submit(function, item))
+            if len(ahead) > 2 * workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 @dataclasses.dataclass(slots=True)
@@ -136,6 +144,7 @@ class Latents:
 
     def __init__(self, cache: RowCache, rows: np.ndarray, pictures, models: StableDiffusion, config):
         self.cache, self.rows = cache, rows  # rows: (images, crops, orientations)
+        self.ids = [picture.sha256 for picture in pictures]
         self.grids = [tuple(side // vae_factor(models.vae) for side in picture.size[::-1]) for picture in pictures]
         self.scaling_factor, self.sampling, self.seed = (
             models.vae.config.scaling_factor,
@@ -156,7 +165,7 @@ class Latents:
         if self.sampling == "deterministic":
             return moments.chunk(2)[0] * self.scaling_factor
         if self.sampling == "once":
-            generator = torch.Generator().manual_seed(derive_seed(self.seed, "latents", index, crop, flip))
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, "latents", self.ids[index], crop, flip))
         return DiagonalGaussianDistribution(moments[None]).sample(generator)[0] * self.scaling_factor
 
     def alpha_weights(self, index: int, crop: int, flip: int) -> torch.Tensor:
@@ -189,7 +198,6 @@ def encode_pictures(models: StableDiffusion, source: Source, pictures: list[Pict
 
     cache.fill(dict(zip(keys, every)), encode, "Encoding images")
     rows = cache.find(keys).reshape(len(pictures), len(crops[0]), -1)
-    cache.forget_keys()
     return Latents(cache, rows, pictures, models, config)
 
 
@@ -197,8 +205,8 @@ def _load(source, config, models, key, crop):
     """(row without its moments, pixels) of a crop."""
     try:
         image = read_picture(source.read(crop.picture.row))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{source.name(crop.picture.row)}: it could be read a moment ago, now {error}") from None
+    except ValueError as error:
+        raise UserError(f"{source.name(crop.picture.row)}: it could be read a moment ago, but now {error}") from None
     size = crop.picture.size
     alpha = alpha_cells(image, size, crop.box, vae_factor(models.vae))
     pixels = to_pixels(on_background(image, config.alpha_background), size, crop.box)
@@ -209,8 +217,9 @@ def _load(source, config, models, key, crop):
 
 def _encode(models, loaded, dtype):
     """Rows with their moments, encoded in batches of one size and at most PIXELS_AT_ONCE."""
+    limit = PIXELS_AT_ONCE["cpu" if models.vae.device.type == "cpu" else "other"]
     for (_, height, width), group in itertools.groupby(loaded, key=lambda item: item[1].shape):
-        at_once = max(1, PIXELS_AT_ONCE // (height * width))
+        at_once = max(1, limit // (height * width))
         while batch := list(itertools.islice(group, at_once)):
             pixels = torch.from_numpy(np.stack([pixels for _, pixels in batch]))
             moments = encode_images(models, pixels, dtype)

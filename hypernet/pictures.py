@@ -26,7 +26,7 @@ def read_picture(data: bytes) -> Image.Image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width}x{image.height} are too many pixels")
         image = ImageOps.exif_transpose(image)
-        alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+        alpha = _alpha(image) if image.has_transparency_data else None
         image = _to_srgb(image)
     except Image.UnidentifiedImageError:
         raise ValueError("it is empty" if not data else "it is no image") from None
@@ -37,6 +37,12 @@ def read_picture(data: bytes) -> Image.Image:
     if alpha is not None and alpha.getextrema()[0] < 255:
         image.putalpha(alpha)
     return image
+
+
+def _alpha(image):
+    if image.mode.startswith("I"):  # one of 65536 greys is the clear one
+        return Image.fromarray(np.where(np.asarray(image) == image.info["transparency"], 0, 255).astype(np.uint8))
+    return image.convert("RGBA").getchannel("A")
 
 
 def _to_srgb(image):
@@ -52,22 +58,20 @@ def _to_srgb(image):
         image = image.convert("RGB")
     if profile:
         try:
-            profile = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            if "sRGB" not in (profile.profile.profile_description or ""):
-                return ImageCms.profileToProfile(image, profile, SRGB, outputMode="RGB")
+            return ImageCms.profileToProfile(image, io.BytesIO(profile), SRGB, outputMode="RGB")
         except (ImageCms.PyCMSError, OSError):  # a damaged profile, or one for other colours: viewers ignore it
             pass
     return image.convert("RGB")
 
 
 def inspect_picture(data: bytes) -> dict:
-    """sha256 of the bytes, width and height as shown, whether it has transparency; or why it cannot be used."""
-    row = {"sha256": hashlib.sha256(data).hexdigest(), "width": 0, "height": 0, "has_alpha": False, "problem": None}
-    try:
-        image = read_picture(data)
-    except ValueError as error:
-        return {**row, "problem": str(error)}
-    return {**row, "width": image.width, "height": image.height, "has_alpha": image.mode == "RGBA"}
+    """sha256 of the bytes, width and height as shown, whether it has transparency.
+
+    Raises:
+        ValueError: as `read_picture` does.
+    """
+    image, digest = read_picture(data), hashlib.sha256(data).hexdigest()
+    return {"sha256": digest, "width": image.width, "height": image.height, "has_alpha": image.mode == "RGBA"}
 
 
 def check_color(color: str):
@@ -91,8 +95,9 @@ def crop_box(width: int, height: int, size: tuple[int, int], centering=(0.5, 0.5
     `centering` places it: (0, 0) is top left, (1, 1) bottom right.
     """
     scale = min(width / size[0], height / size[1])
-    left, top = (width - size[0] * scale) * centering[0], (height - size[1] * scale) * centering[1]
-    return left, top, left + size[0] * scale, top + size[1] * scale
+    kept = min(width, size[0] * scale), min(height, size[1] * scale)  # min, since rounding may exceed them
+    left, top = (width - kept[0]) * centering[0], (height - kept[1]) * centering[1]
+    return left, top, min(width, left + kept[0]), min(height, top + kept[1])
 
 
 def to_pixels(image: Image.Image, size: tuple[int, int], box) -> np.ndarray:
@@ -115,4 +120,5 @@ def alpha_cells(image: Image.Image, size: tuple[int, int], box, factor: int) -> 
 def alpha_weights(cells: np.ndarray) -> np.ndarray:
     """Loss weights of mean 1 from alpha: minus its minimum, divided by its mean, as in the WebUI; uniform alpha is 1."""
     weights = cells - cells.min()
-    return weights / weights.mean() if weights.max() > 1e-6 else np.ones_like(cells)
+    is_uniform = weights.max() < 2 / 255  # but for rounding
+    return np.ones_like(cells) if is_uniform else weights / weights.mean()

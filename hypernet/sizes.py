@@ -25,18 +25,25 @@ def aspect_buckets(width: int, height: int) -> list[tuple[int, int]]:
     return buckets
 
 
+def kept_share(width: int, height: int, size: tuple[int, int]) -> float:
+    """The share of a picture that is left of it when it is scaled to cover `size`."""
+    ratio = (width * size[1]) / (height * size[0])
+    return min(ratio, 1 / ratio)
+
+
 def nearest_bucket(width: int, height: int, buckets) -> tuple[int, int]:
-    """The bucket of which a picture, scaled to cover it, loses the smallest part; of equal ones the larger."""
-
-    def kept(size):
-        ratio = (width * size[1]) / (height * size[0])
-        return min(ratio, 1 / ratio)
-
-    return max(buckets, key=lambda size: (round(kept(size), 9), size[0] * size[1], size))
+    """The bucket of which a picture loses the smallest part; of equal ones the larger."""
+    return max(buckets, key=lambda size: (round(kept_share(width, height, size), 9), size[0] * size[1], size))
 
 
-def floored(width: int, height: int, multiple: int) -> tuple[int, int]:
-    return width // multiple * multiple, height // multiple * multiple
+def smaller_bucket(width: int, height: int, largest: int) -> tuple[int, int] | None:
+    """The size for a picture that is smaller than its bucket: within the picture, at most `largest` pixels, aspect up to 4:1.
+
+    Of those the one with the most pixels, in which a lost part of the picture counts twice; None if there is none.
+    """
+    steps = [range(BUCKET_STEP, min(side, 4 * min(width, height)) + 1, BUCKET_STEP) for side in (width, height)]
+    sizes = [(w, h) for w in steps[0] for h in steps[1] if w * h <= largest and max(w, h) <= 4 * min(w, h)]
+    return max(sizes, key=lambda size: kept_share(width, height, size) ** 2 * size[0] * size[1], default=None)
 
 
 def size_of(width: int, height: int, config, multiple: int) -> tuple[int, int]:
@@ -46,16 +53,20 @@ def size_of(width: int, height: int, config, multiple: int) -> tuple[int, int]:
         ValueError: with the reason, if it is too small for the mode.
     """
     if config.varsize:
-        size, smallest, remedy = floored(width, height, multiple), multiple, ""
-    elif config.aspect_buckets:
-        size = nearest_bucket(width, height, aspect_buckets(*config.size))
-        if config.bucket_upscale or (size[0] <= width and size[1] <= height):
-            return size
-        size, smallest, remedy = floored(width, height, BUCKET_STEP), BUCKET_STEP, " (or add --bucket_upscale)"
-    else:
+        size = width // multiple * multiple, height // multiple * multiple
+        if 0 in size:
+            raise ValueError(f"{width}x{height} is too small; each side needs {multiple} pixels")
+        return size
+    if not config.aspect_buckets:
         return config.size
-    if 0 in size:
-        raise ValueError(f"{width}x{height} is too small, a side needs {smallest} pixels{remedy}")
+    size = nearest_bucket(width, height, aspect_buckets(*config.size))
+    if config.bucket_upscale or (size[0] <= width and size[1] <= height):
+        return size
+    size = smaller_bucket(width, height, config.size[0] * config.size[1])
+    if size is None:
+        raise ValueError(
+            f"{width}x{height} is too small; each side needs {BUCKET_STEP} pixels (or add --bucket_upscale)"
+        )
     return size
 
 

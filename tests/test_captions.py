@@ -29,6 +29,8 @@ def test_words_of_a_file_name():
     assert caption_from_name("by [me] of a cat", r"\[(\w+)\]", ", ") == "me"
     with pytest.raises(ValueError, match="it is no regular expression"):
         check_word_regex("[a-")
+    with pytest.raises(ValueError, match="it is no regular expression"):
+        check_word_regex("a{99999999999999}")
     with pytest.raises(ValueError, match="it has 2 groups"):
         check_word_regex("(a)(b)")
 
@@ -49,8 +51,11 @@ def test_templates(tmp_path):
         read_templates(str(file))
     with pytest.raises(ValueError, match="no such file"):
         read_templates(str(tmp_path / "none.txt"))
-    with pytest.raises(ValueError, match="no such template is shipped; there are hypernetwork, none, style, "):
-        read_templates("style_fileword")
+    for slip in ("style_fileword", "templates/style", "", " "):
+        with pytest.raises(ValueError, match="no such template is shipped; there are hypernetwork, none, style, "):
+            read_templates(slip)
+    (tmp_path / "lines").write_text("x [name]")
+    assert read_templates(str(tmp_path / "lines")) == ["x [name]"]
     assert fill_template("art by [name], [filewords]", "a [name] cat", "me") == "art by me, a me cat"
 
 
@@ -77,21 +82,29 @@ def test_tags():
 
 
 def test_prompts_are_drawn_anew_each_time_and_yet_always_the_same():
-    prompts = Prompts([("a, b, c",), ("d",)], ["[filewords]", "x [filewords]"], "me", seed=4, shuffle_tags=True)
+    prompts = Prompts(
+        ["x", "y"], [("a, b, c",), ("d",)], ["[filewords]", "x [filewords]"], "me", seed=4, shuffle_tags=True
+    )
     drawn = [prompts.draw(epoch, 0) for epoch in range(200)]
     assert len(set(drawn)) == 12 and drawn == [prompts.draw(epoch, 0) for epoch in range(200)]
     assert prompts.all() is None
-    other = Prompts([("a, b, c",), ("d",)], ["[filewords]", "x [filewords]"], "me", seed=5, shuffle_tags=True)
+    moved = Prompts(["y", "x"], [("d",), ("a, b, c",)], ["[filewords]", "x [filewords]"], "me", 4, shuffle_tags=True)
+    assert [moved.draw(epoch, 1) for epoch in range(200)] == drawn  # it is the image that counts, not its place
+    other = Prompts(
+        ["x", "y"], [("a, b, c",), ("d",)], ["[filewords]", "x [filewords]"], "me", seed=5, shuffle_tags=True
+    )
     assert [other.draw(epoch, 0) for epoch in range(200)] != drawn
 
 
 def test_variants_are_as_many_as_said():
-    prompts = Prompts([("a, b, c, d, e, f",)], ["[filewords]"], "me", seed=4, shuffle_tags=True, variants=3)
+    prompts = Prompts(["x"], [("a, b, c, d, e, f",)], ["[filewords]"], "me", seed=4, shuffle_tags=True, variants=3)
     assert {prompts.draw(epoch, 0) for epoch in range(200)} == set(prompts.all()) and len(prompts.all()) == 3
 
 
 def test_all_prompts_are_all_that_are_drawn():
-    prompts = Prompts([("a", "b"), ("c",)], ["[filewords]", "x [filewords] [name]"], "me", seed=4, caption_dropout=0.25)
+    prompts = Prompts(
+        ["x", "y"], [("a", "b"), ("c",)], ["[filewords]", "x [filewords] [name]"], "me", seed=4, caption_dropout=0.25
+    )
     drawn = [prompts.draw(epoch, index) for epoch in range(400) for index in (0, 1)]
     assert prompts.all() == ["", "a", "b", "c", "x a me", "x b me", "x c me"] == sorted(set(drawn))
     assert 150 < drawn.count("") < 250

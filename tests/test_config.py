@@ -59,7 +59,11 @@ def test_yaml_comes_before_flags(tmp_path):
         (["--alpha_background", "whit"], "--alpha_background whit: it is no colour"),
         (["--crop", "middle"], "--crop middle: choose one of center, random, none"),
         (["--latent_sampling", "mean"], "--latent_sampling mean: choose one of deterministic, once, random"),
-        (["--template", "styl_e"], "--template styl_e: no such template is shipped; there are hypernetwork, none"),
+        (["--template", "style", "--shuffle_tags"], r"--shuffle_tags True: --template style has no \[filewords\]"),
+        (
+            ["--template", "styl_e"],
+            "--template styl_e: there is no such file, and no such template is shipped; there are hyper",
+        ),
         (["--varsize", "--aspect_buckets"], "--varsize True: choose it or --aspect_buckets"),
         (["--crop_variants", "3"], "--crop_variants 3: it belongs to --crop random"),
         (["--keep_tags", "1"], "--keep_tags 1: it belongs to --shuffle_tags or --tag_dropout"),

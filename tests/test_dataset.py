@@ -54,7 +54,7 @@ def test_items_equal_what_the_models_say(models, images_dir, tmp_path):
     config = configure(images_dir, tmp_path, template=str(tmp_path / "two.txt"))
     dataset, pictures, _ = prepare(models, config)
     seen = set()
-    for epoch in range(4):
+    for epoch in range(10):
         item = one(dataset, epoch, 4)
         latents = encode_by_hand(models, Image.open(images_dir / "4.png")).mean[0] * 0.7
         assert (item["latents"][0] - latents).abs().max() < 1e-5
@@ -65,7 +65,7 @@ def test_items_equal_what_the_models_say(models, images_dir, tmp_path):
         with torch.no_grad():
             embeds = models.text_encoder(tokens.input_ids)[0]
         assert (item["prompt_embeds"] - embeds).abs().max() < 1e-5
-        generator = torch.Generator().manual_seed(derive_seed(3, "item", epoch, 4))
+        generator = torch.Generator().manual_seed(derive_seed(3, "item", epoch, pictures[4].sha256))
         assert torch.equal(item["noise"][0], torch.randn(4, 8, 8, generator=generator))
         assert item["timesteps"] == torch.randint(0, 1000, (), generator=generator)
         assert item["weights"].tolist() == [[[[1.0]]]]
@@ -186,8 +186,13 @@ def test_a_second_start_encodes_nothing_and_a_change_what_depends_on_it(models, 
     assert start(random_flip=True) == (8, 0)
     assert start(caption_dropout=0.1) == (0, 1)
     for i in range(3):
-        draw(random_scene(random.Random(50 + i)), size=64).save(folder / f"new {i}.png")
+        draw(random_scene(random.Random(50 + i)), size=64).save(folder / f"-{i} new {i}.png")
     assert start() == (3, 3)
+    tags = {"tag_dropout": 0.5, "caption_variants": 3, "latent_sampling": "once"}
+    start(**tags)
+    draw(random_scene(random.Random(60)), size=64).save(folder / "- first of all.png")
+    assert start(**tags) in [(1, 1), (1, 2)]  # its own prompts: with the one tag and without
+    (folder / "- first of all.png").unlink()
     (folder / "3.png").rename(folder / "moved.png")
     (folder / "3.txt").rename(folder / "moved.txt")
     assert start() == (0, 0)
@@ -214,7 +219,7 @@ def test_a_second_start_encodes_nothing_and_a_change_what_depends_on_it(models, 
 
 def test_what_was_encoded_before_a_stop_is_kept(models, images_dir, tmp_path, counted, monkeypatch):
     monkeypatch.setattr("hypernet.cache.PART_SECONDS", 0)  # a file for every row
-    monkeypatch.setattr("hypernet.latents.PIXELS_AT_ONCE", 1)  # an image at a time
+    monkeypatch.setitem(PIXELS_AT_ONCE, "cpu", 1)  # an image at a time
     config = configure(images_dir, tmp_path)
     left = itertools.count(-5)
 
@@ -238,7 +243,7 @@ def test_images_go_through_the_vae_in_batches(models, images_dir, tmp_path):
     sizes = []
     with models.vae.encoder.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0]))):
         prepare(models, configure(images_dir, tmp_path))
-    assert sizes == [8] and PIXELS_AT_ONCE == 512 * 512
+    assert sizes == [8] and PIXELS_AT_ONCE["cpu"] == 512 * 512
 
 
 def test_a_vae_that_overflows_is_run_in_float32(models_dir, images_dir, tmp_path, capsys):
@@ -323,6 +328,16 @@ def test_sizes_never_mix_and_processes_keep_step(processes):
         assert sorted(seen) == list(range(42))
     orders = [[sizes[batch.indices[0]] for batch in epoch] for epoch in shards[0]]
     assert orders[0] != orders[1]
+
+
+def test_prompts_for_which_there_is_no_room_are_encoded_at_each_step(models, images_dir, tmp_path, monkeypatch, capsys):
+    full = shutil.disk_usage(tmp_path)._replace(free=8 * 32 * 12 * 4)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    dataset, _, _ = prepare(models, configure(images_dir, tmp_path))
+    assert dataset.embeds is None and "8 prompts would take 0.0 GB in the cache" in capsys.readouterr().out
+    monkeypatch.undo()
+    dataset, _, _ = prepare(models, configure(images_dir, tmp_path))
+    assert dataset.embeds is not None
 
 
 def test_batches_of_prompts_that_have_no_end(models, mixed_dir, tmp_path):

@@ -88,5 +88,5 @@ def test_show_data(models_dir, mixed_dir, tmp_path):
     assert "nothing suspicious" in done.stdout and not sheet.with_name("data_warnings.png").exists()
     assert "Encoding" not in done.stderr  # the scale of latents is no part of what is cached
 
-    done = run(REPO / "examples" / "show_data.py", *flags, "--tag_dropout=2")
+    done = run(REPO / "examples" / "show_data.py", *flags, "--sheet", sheet, "--epoch", "1", "--tag_dropout=2")
     assert done.returncode == 2 and done.stderr == "error: --tag_dropout 2.0: a probability is from 0 to 1\n"

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
@@ -59,30 +61,62 @@ def test_a_stamp_changes_with_the_file(tmp_path):
     assert before[0] == after[0] and before[1] != after[1]
 
 
-@pytest.mark.parametrize("saved", [False, True])
-def test_a_data_set(tmp_path, saved):
+@pytest.mark.parametrize("saved, column", [(False, "picture"), (True, "picture"), (True, "image")])
+def test_a_data_set(tmp_path, saved, column):
     images = [Image.new("RGB", (8, 8), color) for color in ("red", "lime")]
-    columns = {"picture": images, "said": ["a", None], "many": [["x", "y"], ["z"]], "number": [1, 2]}
-    table = datasets.Dataset.from_dict(columns).cast_column("picture", datasets.Image())
+    columns = {column: images, "said": ["a", None], "many": [["x", "y"], []], "number": [1, 2]}
+    table = datasets.Dataset.from_dict(columns).cast_column(column, datasets.Image())
     if saved:
         datasets.DatasetDict({"train": table}).save_to_disk(tmp_path / "set")
     else:
         (tmp_path / "set").mkdir()
         table.to_parquet(tmp_path / "set" / "train.parquet")
-    options = {"dataset_name": str(tmp_path / "set"), "image_column": "picture"}
+    options = {"dataset_name": str(tmp_path / "set"), "image_column": column}
     found = source(**options, caption_column="said")
     assert found.captions == [("a",), ("",)] and found.name(1) == f"row 1 of --dataset_name {tmp_path / 'set'}"
     assert found.read(0).startswith(b"\x89PNG") and found.stamps() == source(**options, caption_column="many").stamps()
-    assert source(**options, caption_column="many").captions == [("x", "y"), ("z",)]
+    assert source(**options, caption_column="many").captions == [("x", "y"), ("",)]
     assert source(**options, caption_column="").captions == [("",), ("",)]
-    with pytest.raises(UserError, match="--caption_column text: .* has no such column; it has picture, said, many, nu"):
+    with pytest.raises(UserError, match="--caption_column text: .* has no such column; it has .*, said, many, nu"):
         source(**options)
-    with pytest.raises(UserError, match="--image_column image: .* has no such column; it has picture, said"):
-        source(dataset_name=options["dataset_name"], caption_column="said")
-    with pytest.raises(UserError, match="--image_column said: it holds no images; columns with images: picture"):
+    with pytest.raises(UserError, match="--image_column none: .* has no such column; it has .*, said"):
+        source(**{**options, "image_column": "none"}, caption_column="said")
+    with pytest.raises(UserError, match="--image_column said: it holds no images; columns with images: " + column):
         source(dataset_name=options["dataset_name"], image_column="said", caption_column="said")
-    with pytest.raises(UserError, match="--caption_column number: row 0 of .* holds no text there, but int"):
+    with pytest.raises(UserError, match="--caption_column number: it holds no text, but int64; columns: .*, said"):
         source(**options, caption_column="number")
+
+
+def test_metadata_of_every_kind(tmp_path):
+    for name in "abcd":
+        picture(tmp_path / f"{name}.png")
+    lines = ['{"file_name": "a.png", "text": ["one", "two"]}', '{"file_name": "b.png", "text": "with\u2028a line"}']
+    (tmp_path / "metadata.jsonl").write_text(
+        "\n".join([*lines, '{"file_name": "c.png", "text": null}']), encoding="utf-8"
+    )
+    found = source(train_data_dir=str(tmp_path))
+    assert found.captions == [("one", "two"), ("with\u2028a line",), ("",), ("d",)]
+    assert source(train_data_dir=str(tmp_path), caption_column="").captions == [("",)] * 3 + [("d",)]
+    (tmp_path / "metadata.jsonl").unlink()
+    with open(tmp_path / "metadata.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["file_name", "text"], ["a.png", "two\nlines"]])
+    assert source(train_data_dir=str(tmp_path)).captions[0] == ("two\nlines",)
+
+
+def test_files_that_cannot_be_opened_are_skipped(tmp_path):
+    picture(tmp_path / "good.png")
+    (tmp_path / "link.png").symlink_to(tmp_path / "nowhere.png")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/gr\xfcn.png")).write_bytes(b"x")
+    found = source(train_data_dir=str(tmp_path))
+    assert len(found) == 2 and found.stamps()[1].endswith("link.png")
+    assert found.problems == [f"{str(tmp_path)!r}".rstrip("'") + "/gr\\udcfcn.png': its name is not UTF-8; rename it"]
+    with pytest.raises(ValueError, match="it cannot be read .No such file"):
+        found.read(1)
+    holes = datasets.Dataset.from_dict({"image": [None, str(tmp_path / "good.png")]})
+    holes = holes.cast_column("image", datasets.Image()).add_column("text", ["a", "b"])
+    holes.save_to_disk(tmp_path / "set")
+    with pytest.raises(ValueError, match="it holds no image"):
+        source(dataset_name=str(tmp_path / "set")).read(0)
 
 
 def test_mistakes(tmp_path):
@@ -106,6 +140,10 @@ def test_mistakes(tmp_path):
     (folder / "metadata.jsonl").unlink()
     (folder / "b.txt").write_bytes("grün".encode("latin-1"))
     with pytest.raises(UserError, match=r"b\.txt: it is not UTF-8 text \(byte 2\)"):
+        source(train_data_dir=str(folder))
+    (folder / "b.txt").unlink()
+    (folder / "metadata.jsonl").write_text('{"file_name": "b.JPEG", "text": ["a", 3]}')
+    with pytest.raises(UserError, match="row 1, column text: it holds no text, but int"):
         source(train_data_dir=str(folder))
     for name in ("somebody/no-such-set", str(tmp_path / "none")):
         with pytest.raises(UserError, match="it cannot be loaded, neither from here nor from the Hub") as error:

@@ -1,6 +1,7 @@
 """The training script, run as its users run it."""
 
 import csv
+import hashlib
 import json
 import re
 
@@ -53,7 +54,9 @@ def plain_loop(model_dir, images_dir, steps, batch_size, seed, rate_at):
             chosen = torch.randperm(len(images), generator=order)[batch * batch_size : (batch + 1) * batch_size]
             noise, timesteps = torch.empty(len(chosen), 4, 8, 8), torch.empty(len(chosen), dtype=torch.long)
             for row, index in enumerate(chosen.tolist()):
-                generator = torch.Generator().manual_seed(derive_seed(seed, "item", epoch, index))
+                generator = torch.Generator().manual_seed(
+                    derive_seed(seed, "item", epoch, hashlib.sha256(images[index].read_bytes()).hexdigest())
+                )
                 noise[row] = torch.randn(4, 8, 8, generator=generator)
                 timesteps[row] = torch.randint(1000, (), generator=generator)
             clean, text = latents[chosen], torch.stack([texts[index] for index in chosen])
@@ -255,6 +258,7 @@ def command(models_dir, images_dir, output, *flags):
         (["--output_dir={images}/run"], "it lies in --train_data_dir; name a folder outside"),
         (["--layer_structure=1,0.01,1"], "0.01 times width 12 is nothing"),
         (["--push_to_hub", "--name=my style"], "--hub_model_id my style: "),
+        (["--cache_dir={images}/0.png"], "--cache_dir .*0.png: it cannot be written to .*; name another --cache_dir"),
         (["--resolution=64x60"], "--resolution 64x60: it must be a multiple of 8"),
         (["--train_data_dir={images}/../damaged"], "none of its 1 images can be used; .*a.png: it is empty"),
         (["--train_data_dir={images}/../latin"], r"a\.txt: it is not UTF-8 text \(byte 2\)"),
