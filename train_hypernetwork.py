@@ -30,8 +30,9 @@ from tqdm.auto import tqdm
 
 import hypernet
 from hypernet.cache import check_cache_folder
-from hypernet.config import TrainingConfig, parse_config
-from hypernet.dataset import EpochBatches, TrainingImages, encode_dataset
+from hypernet.command_line import parse_config
+from hypernet.config import TrainingConfig
+from hypernet.dataset import EpochBatches, TrainingImages, describe_data, encode_dataset
 from hypernet.errors import UserError
 from hypernet.latents import find_pictures
 from hypernet.loss import diffusion_loss, diffusion_target
@@ -58,7 +59,6 @@ from hypernet.report import (
     write_card,
 )
 from hypernet.seeds import derive_seed
-from hypernet.sizes import size_table
 from hypernet.sources import open_source
 from hypernet.webui import comfyui_reads
 
@@ -80,31 +80,23 @@ def main(arguments=None):
     # Images, looked at but not encoded yet
     with accelerator.local_main_process_first():
         pictures, problems = find_pictures(source, config, multiple)
-    sizes = [picture.size for picture in pictures]
     batches = EpochBatches(
-        sizes,
-        config.train_batch_size,
-        config.seed,
-        accelerator.num_processes,
-        accelerator.process_index,
+        pictures, config.train_batch_size, config.seed, accelerator.num_processes, accelerator.process_index
     )
-    accelerator.print(*(f"skipped: {problem}" for problem in problems), sep="\n", end="\n" if problems else "")
-    accelerator.print(f"{len(pictures)} images used, {len(problems)} skipped; {len(batches)} batches per epoch")
-    accelerator.print(size_table(sizes, batches.total))
+    accelerator.print(describe_data(pictures, problems, batches))
 
     # Models
     accelerator.print(f"Loading {config.pretrained_model_name_or_path}")
     dtype = weight_dtype(accelerator)
-    models = load_models(
-        config.pretrained_model_name_or_path, config.revision, config.variant, dtype, accelerator.device
-    )
+    path, device = config.pretrained_model_name_or_path, accelerator.device
+    models = load_models(path, config.revision, config.variant, dtype, device)
     unet = models.unet
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
 
     # Data
     with accelerator.local_main_process_first():
-        dataset = encode_dataset(models, source, pictures, config, vae_precision(dtype, accelerator.device))
+        dataset = encode_dataset(models, source, pictures, config, vae_precision(dtype, device))
 
     # Previews; the first ones show the model without the hypernetwork
     previewer, before = None, None

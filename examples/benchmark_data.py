@@ -29,7 +29,7 @@ from draw import caption, draw, random_scene
 from PIL import Image
 
 import hypernet
-from hypernet.config import parse_config
+from hypernet.command_line import parse_config
 from hypernet.dataset import EpochBatches, encode_dataset
 from hypernet.latents import find_pictures
 from hypernet.loss import diffusion_loss, diffusion_target
@@ -63,12 +63,12 @@ def options(folder: Path, cache: Path, *more):
 
 
 def prepare(models, folder, cache, *more):
-    """(config, dataset, sizes) as the training has them before its first step."""
+    """(config, dataset, pictures) as the training has them before its first step."""
     config = parse_config(options(folder, cache, *more))
     source = open_source(config)
     pictures, _ = find_pictures(source, config, image_multiple(str(MODEL)))
     dataset = encode_dataset(models, source, pictures, config, torch.float32)
-    return config, dataset, [picture.size for picture in pictures]
+    return config, dataset, pictures
 
 
 # --- What is encoded
@@ -120,12 +120,12 @@ def largest_errors(models, work: Path) -> float:
 class Stepper:
     """Training steps of the quickstart on one data set, in which the wait for data is timed apart."""
 
-    def __init__(self, models, accelerator, config, dataset, sizes):
+    def __init__(self, models, accelerator, config, dataset, pictures):
         self.models, self.scheduler = models, models.scheduler
         network = hypernet.Hypernetwork([48, 80, 96, 128], layer_structure=[1, 2, 1], activation="swish")
         self.model = hypernet.HypernetworkUNet(models.unet, network)
         self.optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5)
-        batches = EpochBatches(sizes, config.train_batch_size, config.seed)
+        batches = EpochBatches(pictures, config.train_batch_size, config.seed)
         self.stream = iter(build_loader(accelerator, dataset, batches))
 
     def step(self):

@@ -26,13 +26,12 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm.auto import tqdm
 
 from hypernet.cache import check_cache_folder
-from hypernet.config import parse_config
-from hypernet.dataset import TrainingImages, encode_dataset
+from hypernet.command_line import parse_config
+from hypernet.dataset import EpochBatches, TrainingImages, describe_data, encode_dataset
 from hypernet.errors import UserError
 from hypernet.latents import Picture, find_pictures
 from hypernet.models import load_models, vae_precision
 from hypernet.pictures import on_background, read_picture
-from hypernet.sizes import size_table
 from hypernet.sources import Source, open_source
 from train_hypernetwork import check_resolution, choose_widths, weight_dtype
 
@@ -190,10 +189,9 @@ def draw_cell(data: Data, index, epoch, remarks, font):
 def main(arguments=None):
     own, config = parse_arguments(arguments)
     data = open_data(config)
-    for problem in data.problems:
-        print(f"skipped: {problem}")
-    print(f"{len(data.pictures)} images used, {len(data.problems)} skipped")
-    print(size_table([picture.size for picture in data.pictures], config.train_batch_size))
+    print(
+        describe_data(data.pictures, data.problems, EpochBatches(data.pictures, config.train_batch_size, config.seed))
+    )
 
     own.sheet.parent.mkdir(parents=True, exist_ok=True)
     shown = range(min(own.max_images, len(data.pictures)))

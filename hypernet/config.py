@@ -1,14 +1,10 @@
-"""Every option of the training script, once, with its meaning; `--config FILE.yaml`; validation."""
+"""Every option of the training script, once, with its meaning, and what values of it can work."""
 
 import dataclasses
-import difflib
 import math
 import re
-import sys
 from pathlib import Path
 
-import yaml
-from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
 from hypernet.captions import check_word_regex, read_templates
@@ -22,7 +18,6 @@ TRACKERS = ("wandb", "tensorboard", "all", "none")
 PRECISIONS = ("no", "fp16", "bf16")
 CROPS = ("center", "random", "none")
 LATENT_SAMPLINGS = ("deterministic", "once", "random")
-CONFIG_HELP = "YAML file with any of these options; flags given beside it win."
 
 
 # fmt: off
@@ -265,69 +260,3 @@ def _numbers(text):
             raise ValueError(f"{text}: {item.strip()!r} is not a number; write numbers with commas between them")
         numbers.append(int(number) if number == int(number) else number)
     return numbers
-
-
-class _Parser(HfArgumentParser):
-    def error(self, message):  # argparse prints its whole usage first
-        message = re.sub(r"--(\w+)/--[\w-]+", r"--\1", message)  # it names each option in two spellings
-        raise UserError(message.removeprefix("argument "))
-
-
-def parse_config(arguments=None) -> TrainingConfig:
-    """The options from a command line; those of `--config FILE.yaml` come first, so that explicit flags win.
-
-    Raises:
-        UserError: for an unknown flag or key (with the nearest one), or a value that cannot work.
-    """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = _Parser(TrainingConfig, description="Train a Stable Diffusion hypernetwork.", allow_abbrev=False)
-    parser.add_argument("--config", metavar="FILE.yaml", help=CONFIG_HELP)
-    given, rest = parser.parse_known_args(arguments)
-    if rest and not rest[0].startswith("-"):
-        raise UserError(f"{rest[0]!r} stands alone; every value follows its --option")
-    if rest:
-        raise UserError(_unknown(rest[0].partition("=")[0].lstrip("-"), "--{}"))
-    if given.config:
-        given = parser.parse_args(_flags_from_yaml(given.config) + arguments)
-    options = vars(given)
-    options.pop("config")
-    return TrainingConfig(**options)
-
-
-def _flags_from_yaml(path):
-    """A YAML file's entries as command-line flags, so that both are converted by the same rules (5e-6 is a number)."""
-    if not Path(path).is_file():
-        raise UserError(f"--config {path}: there is no such file")
-    try:
-        entries = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"--config {path}: it cannot be read as YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(entries, dict):
-        raise UserError(f"--config {path}: it must hold lines such as max_train_steps: 1000")
-    fields, flags = {field.name: field for field in dataclasses.fields(TrainingConfig)}, []
-    for key, value in entries.items():
-        if key not in fields:
-            raise UserError(f"--config {path}: " + _unknown(str(key), "{}"))
-        if value is None:
-            continue
-        if isinstance(value, list) and key == "validation_prompt":
-            flags += [f"--{key}", *map(str, value)]
-        else:
-            flags.append(f"--{key}={','.join(map(str, value)) if isinstance(value, list) else value}")
-    return flags
-
-
-def _unknown(word, form):
-    names = [field.name for field in dataclasses.fields(TrainingConfig)] + ["config"]
-    nearest = difflib.get_close_matches(word.replace("-", "_"), names, 1, 0.5)
-    hint = f"did you mean {form.format(nearest[0])}?" if nearest else "README.md lists all options"
-    return f"unknown option {form.format(word)}; {hint}"
-
-
-def options_table() -> str:
-    """All options as a Markdown table, for the README."""
-    rows = ["| option | default | meaning |", "| --- | --- | --- |", f"| `--config` |  | {CONFIG_HELP} |"]
-    for field in dataclasses.fields(TrainingConfig):
-        default = "" if field.default is None else f"`{field.default}`"
-        rows.append(f"| `--{field.name}` | {default} | {field.metadata['help']} |")
-    return "\n".join(rows)

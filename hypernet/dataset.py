@@ -13,6 +13,7 @@ from hypernet.latents import CACHE_VERSION, Latents, Picture, encode_pictures
 from hypernet.loss import draw_noise_and_timestep
 from hypernet.models import StableDiffusion, encode_prompts, text_encoder_hash
 from hypernet.seeds import derive_seed
+from hypernet.sizes import size_table
 from hypernet.sources import Source
 
 PROMPTS_AT_ONCE = 32
@@ -35,7 +36,8 @@ class EpochBatches(torch.utils.data.Sampler):
     is the mean over the batch's images.
     """
 
-    def __init__(self, sizes, batch_size: int, seed: int, processes=1, process=0, start=0):
+    def __init__(self, pictures: list[Picture], batch_size: int, seed: int, processes=1, process=0, start=0):
+        sizes = [picture.size for picture in pictures]
         self.seed, self.processes, self.process, self.start = seed, processes, process, start
         self.total = batch_size * processes
         ids = {size: number for number, size in enumerate(dict.fromkeys(sizes))}
@@ -68,6 +70,13 @@ class EpochBatches(torch.utils.data.Sampler):
         filling = each * self.processes - len(indices)
         mine = slice(self.process * each, (self.process + 1) * each)
         return Batch(epoch, epoch_step, (indices + indices[:1] * filling)[mine], (shares + [0.0] * filling)[mine])
+
+
+def describe_data(pictures: list[Picture], problems: list[str], batches: EpochBatches) -> str:
+    """What a run says at its start: which images it skips and why, how many it uses, at which sizes."""
+    lines = [f"skipped: {problem}" for problem in problems]
+    lines.append(f"{len(pictures)} images used, {len(problems)} skipped; {len(batches)} batches per epoch")
+    return "\n".join([*lines, size_table([picture.size for picture in pictures], batches.total)])
 
 
 class TrainingImages(torch.utils.data.Dataset):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from conftest import REPO
 
-from hypernet.config import options_table, parse_config
+from hypernet.command_line import options_table, parse_config
 from hypernet.errors import UserError
 
 NEEDED = ["--pretrained_model_name_or_path", "model", "--train_data_dir", "images"]

@@ -13,7 +13,7 @@ from draw import draw, random_scene
 from hypernet.config import TrainingConfig
 from hypernet.dataset import Batch, EpochBatches, encode_dataset
 from hypernet.errors import UserError
-from hypernet.latents import PIXELS_AT_ONCE, find_pictures
+from hypernet.latents import PIXELS_AT_ONCE, Picture, find_pictures
 from hypernet.models import encode_images, load_models
 from hypernet.pictures import alpha_weights
 from hypernet.seeds import derive_seed
@@ -285,6 +285,10 @@ def test_files_that_cannot_be_used_are_named(images_dir, tmp_path):
         find_pictures(open_source(config), config, 8)
 
 
+def sized(sizes):
+    return [Picture(row, "", *size, False, size) for row, size in enumerate(sizes)]
+
+
 def epochs(batches, count):
     """Per epoch the batches as they are yielded."""
     found = {}
@@ -295,7 +299,7 @@ def epochs(batches, count):
 
 
 def test_every_image_once_per_epoch_in_a_new_order():
-    batches = EpochBatches([(64, 64)] * 10, 4, seed=0)
+    batches = EpochBatches(sized([(64, 64)] * 10), 4, seed=0)
     drawn = epochs(batches, 3)
     assert len(batches) == 3
     for epoch in drawn:
@@ -304,7 +308,7 @@ def test_every_image_once_per_epoch_in_a_new_order():
         assert [batch.epoch_step for batch in epoch] == [0, 1, 2]
         assert all(batch.shares == [1 / len(batch.indices)] * len(batch.indices) for batch in epoch)
     assert drawn[0] != drawn[1] != drawn[2]
-    later = EpochBatches([(64, 64)] * 10, 4, seed=0, start=4)
+    later = EpochBatches(sized([(64, 64)] * 10), 4, seed=0, start=4)
     assert list(itertools.islice(later, 5)) == [*drawn[1][1:], *drawn[2]]
 
 
@@ -313,7 +317,8 @@ def test_sizes_never_mix_and_processes_keep_step(processes):
     rng = random.Random(0)
     sizes = [rng.choice([(64, 64), (64, 128), (128, 64), (96, 96)]) for _ in range(41)] + [(8, 8)]
     shards = [
-        epochs(EpochBatches(sizes, 3, seed=1, processes=processes, process=process), 3) for process in range(processes)
+        epochs(EpochBatches(sized(sizes), 3, seed=1, processes=processes, process=process), 3)
+        for process in range(processes)
     ]
     for epoch in range(3):
         seen = []
