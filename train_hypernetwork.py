@@ -83,7 +83,7 @@ def main(arguments=None):
     batches = EpochBatches(
         pictures, config.train_batch_size, config.seed, accelerator.num_processes, accelerator.process_index
     )
-    accelerator.print(describe_data(pictures, problems, batches))
+    accelerator.print(describe_data(source, pictures, problems, batches, config))
 
     # Models
     accelerator.print(f"Loading {config.pretrained_model_name_or_path}")
@@ -129,12 +129,15 @@ def main(arguments=None):
     )
     model, optimizer = accelerator.prepare(model, optimizer)
     save_only_hypernetwork(accelerator, hypernetwork)
+    accelerator.register_for_checkpointing(batches)
 
     # Resume
     schedule, first_step = config.schedule, 0
     if state is not None:
         accelerator.load_state(state)
         first_step = hypernetwork.config.step
+        if batches.restarts:
+            changes.append("the images, or their batches, are others than before: a new epoch begins")
         accelerator.print(f"Going on from {state}, step {first_step}", *changes, sep="\n  ")
         if accelerator.is_main_process:
             output.export(hypernetwork)
@@ -145,7 +148,6 @@ def main(arguments=None):
 
     # Train
     started, losses = time.monotonic(), []
-    batches.start = first_step * config.gradient_accumulation_steps
     stream = iter(build_loader(accelerator, dataset, batches))
     bar = tqdm(
         range(first_step, schedule.last_step),
@@ -177,6 +179,7 @@ def main(arguments=None):
                 losses.append(loss.detach())
 
         done, last = step + 1, step + 1 == schedule.last_step
+        batches.start = (epoch, epoch_step + 1)  # of the next batch, for the training state
         saves = last or done % config.checkpointing_steps == 0
         if saves or done % config.logging_steps == 0:
             mean = accelerator.reduce(torch.stack(losses).mean(), "mean").item()

@@ -207,22 +207,27 @@ def main():
     parser.add_argument("--images", type=int, default=20_000, help=f"how many to compare {FEW} with")
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
     arguments = parser.parse_args()
+    figures = {}
+
+    def note(name, value):
+        figures[name] = value
+        if not arguments.json:
+            show({name: value})
+
     accelerator, models = Accelerator(), load_models(str(MODEL))
     with tempfile.TemporaryDirectory() as work:
         work = Path(work)
-        figures = {"encodes (images, prompts)": count_encodes(models, work)}
-        figures["largest difference from vae.encode"] = largest_errors(models, work)
-        figures["waiting for data, share of a step"] = waiting_share(models, accelerator, work)
+        note("encodes (images, prompts)", count_encodes(models, work))
+        note("largest difference from vae.encode", largest_errors(models, work))
+        note("waiting for data, share of a step", waiting_share(models, accelerator, work))
         few, many, cache = work / "few", work / "many", work / "cache64"
         draw_pictures(few, FEW)
         draw_pictures(many, arguments.images)
         compared = {"step, ratio": step_ratio(models, accelerator, few, many, cache)}
         compared |= compare_runs(few, many, cache, work)
-        figures[f"{arguments.images} images against {FEW}"] = compared
+        note(f"{arguments.images} images against {FEW}", compared)
     if arguments.json:
         print(json.dumps(figures, indent=2))
-    else:
-        show(figures)
 
 
 def show(figures, indent=""):
@@ -231,7 +236,7 @@ def show(figures, indent=""):
             print(f"{indent}{name}")
             show(value, indent + "  ")
         else:
-            print(f"{indent}{name:<36}{f'{value:.3g}' if isinstance(value, float) else value}")
+            print(f"{indent}{name:<36}{f'{value:.3g}' if isinstance(value, float) else value}", flush=True)
 
 
 if __name__ == "__main__":

@@ -22,23 +22,26 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers.image_processor import VaeImageProcessor
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from tqdm.auto import tqdm
 
 from hypernet.cache import check_cache_folder
 from hypernet.command_line import parse_config
 from hypernet.dataset import EpochBatches, TrainingImages, describe_data, encode_dataset
 from hypernet.errors import UserError
+from hypernet.fonts import load_font
 from hypernet.latents import Picture, find_pictures
-from hypernet.models import load_models, vae_precision
+from hypernet.models import StableDiffusion, load_models, vae_precision
 from hypernet.pictures import on_background, read_picture
+from hypernet.sizes import kept_share
 from hypernet.sources import Source, open_source
 from train_hypernetwork import check_resolution, choose_widths, weight_dtype
 
 CELL, COLUMNS, FONT = 240, 6, 13  # pixels: a picture's longer side, and the height of a letter
 LETTERS = 36  # of a line below a picture
 ENLARGED = 1.5  # more than that shows
-STD_RANGE = (0.4, 2.0)  # of an image's scaled latents; pictures of all kinds lie within, unless they are flat
+KEPT = 0.6  # less than that of a picture left after cropping is worth a look
+STD_RANGE, FLAT = (0.4, 2.0), 0.25  # deviation of an image's scaled latents, in all and within their channels
 
 
 @dataclasses.dataclass
@@ -47,9 +50,8 @@ class Data:
 
     source: Source
     pictures: list[Picture]
-    problems: list[str]
     dataset: TrainingImages
-    models: object
+    models: StableDiffusion
 
     def name(self, index: int) -> str:
         return self.source.name(self.pictures[index].row)
@@ -69,12 +71,13 @@ def parse_arguments(arguments=None):
     own, training_options = parser.parse_known_args(arguments)
     if own.sheet.suffix.lower() not in Image.registered_extensions():
         raise UserError(f"--sheet {own.sheet}: let it end in .png or .jpg")
-    if own.max_images < 1:
-        raise UserError(f"--max_images {own.max_images}: it must be 1 or more")
+    if own.max_images < 1 or own.epoch < 0:
+        raise UserError(f"--max_images {own.max_images} --epoch {own.epoch}: they must be at least 1 and 0")
     return own, parse_config(training_options)
 
 
 def open_data(config) -> Data:
+    """Check, look, tell, load and encode, in the order of the training."""
     choose_widths(config)
     multiple = check_resolution(config)
     check_cache_folder(config.cache_dir)
@@ -82,16 +85,19 @@ def open_data(config) -> Data:
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
     dtype, device = weight_dtype(accelerator), accelerator.device
     pictures, problems = find_pictures(source, config, multiple)
+    batches = EpochBatches(pictures, config.train_batch_size, config.seed)
+    print(describe_data(source, pictures, problems, batches, config))
     print(f"Loading {config.pretrained_model_name_or_path}")
     models = load_models(config.pretrained_model_name_or_path, config.revision, config.variant, dtype, device)
-    dataset = encode_dataset(models, source, pictures, config, vae_precision(dtype, device))
-    return Data(source, pictures, problems, dataset, models)
+    return Data(
+        source, pictures, encode_dataset(models, source, pictures, config, vae_precision(dtype, device)), models
+    )
 
 
 # --- What looks suspicious
 
 
-def find_suspicious(data: Data, threshold=0.02) -> dict[int, list[str]]:
+def find_suspicious(data: Data, config, threshold=0.02) -> dict[int, list[str]]:
     """{index of a picture: why it should be looked at}."""
     remarks = {}
 
@@ -102,19 +108,27 @@ def find_suspicious(data: Data, threshold=0.02) -> dict[int, list[str]]:
         remark(index, f"the same picture as {data.label(first)}")
     for index, picture in enumerate(data.pictures):
         scale = max(size / side for size, side in zip(picture.size, (picture.width, picture.height)))
+        kept = kept_share(picture.width, picture.height, picture.size)
         if scale > ENLARGED:
             remark(index, f"only {picture.width}x{picture.height}, enlarged {scale:.1f} times")
+        if kept < KEPT and config.crop != "none":
+            remark(index, f"{picture.width}x{picture.height}: only {kept:.0%} of it is kept")
+        if "" in data.dataset.prompts.undropped(index):
+            remark(index, "an empty prompt")
     for index, tokens in long_prompts(data):
         remark(index, f"a prompt of {tokens} tokens; what is over {data.models.tokenizer.model_max_length} is cut")
     for index in range(len(data.pictures)):
-        std = data.dataset.latents.draw(index, 0, 0, torch.Generator().manual_seed(0)).std().item()
-        if not STD_RANGE[0] <= std <= STD_RANGE[1]:
-            remark(index, f"latents of deviation {std:.2f}, not about 1: a flat picture, or the wrong VAE")
+        latents = data.dataset.latents.draw(index, 0, 0, torch.Generator().manual_seed(0))
+        if not STD_RANGE[0] <= latents.std() <= STD_RANGE[1]:
+            remark(index, f"latents of deviation {latents.std():.2f}, not about 1: is it the right VAE?")
+        elif latents.std((1, 2)).mean() < FLAT:
+            remark(index, "a flat picture, there is next to nothing on it")
     return dict(sorted(remarks.items()))
 
 
 def same_pictures(data: Data, threshold):
-    """(index, index of an earlier one) of pictures that differ by less than `threshold` of the range, seen small."""
+    """(index, index of an earlier one) of pictures of one shape that differ by less than `threshold`, seen small."""
+    aspects = torch.tensor([picture.width / picture.height for picture in data.pictures]).log()
 
     def thumbnail(index):
         image = read_picture(data.source.read(data.pictures[index].row))
@@ -126,7 +140,8 @@ def same_pictures(data: Data, threshold):
     small = torch.from_numpy(small)
     for start in range(0, len(small), 512):
         distance = torch.cdist(small[start : start + 512], small, p=1) / small.shape[1]
-        for row, near in enumerate(distance < threshold):
+        of_one_shape = (aspects[start : start + 512, None] - aspects).abs() < 0.05
+        for row, near in enumerate((distance < threshold) & of_one_shape):
             earlier = near[: start + row].nonzero()
             if len(earlier):
                 yield start + row, int(earlier[0])
@@ -136,7 +151,7 @@ def long_prompts(data: Data):
     """(index, tokens) of pictures that can get a prompt that is cut."""
     tokenizer = data.models.tokenizer
     for index in range(len(data.pictures)):
-        tokens = max(len(tokenizer(prompt).input_ids) for prompt in data.dataset.prompts.whole(index))
+        tokens = max(len(tokenizer(prompt).input_ids) for prompt in data.dataset.prompts.undropped(index))
         if tokens > tokenizer.model_max_length:
             yield index, tokens
 
@@ -153,34 +168,36 @@ def decode(data: Data, latents: torch.Tensor) -> Image.Image:
 
 def draw_sheet(data: Data, indices, epoch: int, remarks: dict[int, list[str]]) -> Image.Image:
     """Pictures with name, size and prompt below, or with remarks in red instead of the prompt."""
-    indices = list(indices)
-    font, gap, line = ImageFont.load_default(FONT), 12, FONT + 4
+    indices, gap, line = list(indices), 12, FONT + 4
     columns = min(COLUMNS, len(indices))
-    cells = [draw_cell(data, index, epoch, remarks, font) for index in tqdm(indices, desc="Drawing")]
+    cells = [draw_cell(data, index, epoch, remarks) for index in tqdm(indices, desc="Drawing")]
     rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
-    heights = [CELL + gap + line * (2 + max(text.count("\n") for *_, text in row)) for row in rows]
-    sheet = Image.new("RGB", (columns * (CELL + gap) + gap, sum(heights) + gap), "white")
+    pictures = [max(image.height for image, *_ in row) for row in rows]
+    texts = [line * (2 + max(text.count("\n") for *_, text in row)) for row in rows]
+    size = columns * (CELL + gap) + gap, sum(pictures) + sum(texts) + gap * (len(rows) + 1)
+    sheet = Image.new("RGB", size, "white")
     draw, top = ImageDraw.Draw(sheet), gap
-    for row, height in zip(rows, heights):
+    for row, height, below in zip(rows, pictures, texts):
         for column, (image, label, text) in enumerate(row):
             left = gap + column * (CELL + gap)
-            sheet.paste(image, (left + (CELL - image.width) // 2, top + CELL - image.height))
-            draw.text((left, top + CELL + 4), label, fill="gray", font=font)
-            color = "firebrick" if remarks else "black"
-            draw.multiline_text((left, top + CELL + 4 + line), text, fill=color, font=font, spacing=2)
-        top += height
+            sheet.paste(image, (left + (CELL - image.width) // 2, top + height - image.height))
+            draw.text((left, top + height + 4), label, fill="gray", font=load_font(FONT, label))
+            color, font = "firebrick" if remarks else "black", load_font(FONT, text)
+            draw.multiline_text((left, top + height + 4 + line), text, fill=color, font=font, spacing=2)
+        top += height + below + gap
     return sheet
 
 
-def draw_cell(data: Data, index, epoch, remarks, font):
+def draw_cell(data: Data, index, epoch, remarks):
     """(picture in the size of a cell, its label, the text below it, wrapped)."""
     latents, *_, prompt = data.dataset.draw(epoch, index)
     image = decode(data, latents)
     sides = [max(1, round(side * CELL / max(image.size))) for side in image.size]
     name, size = data.label(index), f"  {image.width}x{image.height}"
+    font = load_font(FONT, name)
     while font.getlength(name + size) > CELL:
         name = name[:-5] + "..."
-    text = "\n".join(remarks[index]) if remarks else f'"{prompt}"'
+    text = "\n".join(remarks[index]) if remarks else f'"{prompt}"' if prompt else "(empty prompt)"
     lines = [wrapped for part in text.split("\n") for wrapped in textwrap.wrap(part, LETTERS)]
     text = "\n".join(lines[:6] + ["..."] * (len(lines) > 6))
     return image.resize(sides, Image.Resampling.LANCZOS), name + size, text
@@ -189,10 +206,6 @@ def draw_cell(data: Data, index, epoch, remarks, font):
 def main(arguments=None):
     own, config = parse_arguments(arguments)
     data = open_data(config)
-    print(
-        describe_data(data.pictures, data.problems, EpochBatches(data.pictures, config.train_batch_size, config.seed))
-    )
-
     own.sheet.parent.mkdir(parents=True, exist_ok=True)
     shown = range(min(own.max_images, len(data.pictures)))
     draw_sheet(data, shown, own.epoch, {}).save(own.sheet)
@@ -201,7 +214,7 @@ def main(arguments=None):
     )
 
     warnings = own.sheet.with_name(f"{own.sheet.stem}_warnings{own.sheet.suffix}")
-    remarks = find_suspicious(data)
+    remarks = find_suspicious(data, config)
     for index, texts in remarks.items():
         print(f"look at {data.name(index)}: {'; '.join(texts)}")
     if remarks:

@@ -14,7 +14,7 @@ import pyarrow.compute
 from datasets.arrow_writer import ArrowWriter
 from tqdm.auto import tqdm
 
-from hypernet.errors import UserError
+from hypernet.errors import UserError, is_first
 from hypernet.replacing import replacing
 
 PART_SECONDS = 30  # at most so much work is lost when a long computation is stopped
@@ -61,44 +61,48 @@ class RowCache:
         self.table = datasets.concatenate_datasets(parts or [empty]).data
         self.ends = np.cumsum([len(chunk) for chunk in self.table.column("key").chunks])
 
-    def fill(self, wanted: dict, compute, description: str):
+    def fill(self, wanted: dict, compute, description: str, unit: str):
         """Have a row for each key of `wanted`, a dict from key to whatever `compute` needs.
 
-        `compute(items)` gets those (key, item) pairs that have no row and yields their rows, dicts with the key, in any
-        order. A progress bar counts them.
+        `compute(items)` gets those (key, item) pairs that have no row and yields for each its row, a dict with the key, or
+        None if it shall have none, in any order. A progress bar counts them in `unit`s.
         """
-        missing = [item for item, row in zip(wanted.items(), self.find(wanted)) if row < 0]
+        missing = [item for item, row in zip(wanted.items(), self.positions(wanted)) if row < 0]
         if not missing:
             return
         rows = iter(compute(missing))
         try:
-            with tqdm(total=len(missing), desc=description, unit=" examples") as bar:
-                row = next(rows, None)
+            with tqdm(rows, total=len(missing), desc=description, unit=f" {unit}", disable=not is_first()) as bar:
+                kept = (row for row in bar if row is not None)
+                row = next(kept, None)
                 while row is not None:
                     with replacing(self.folder / f"{uuid.uuid4().hex}.arrow") as temporary:
-                        row = self._write_part(temporary, row, rows, bar)
+                        row = self._write_part(temporary, row, kept)
         except OSError as error:
             raise UserError(f"{self.folder} cannot be written to ({error}); name another --cache_dir") from None
         self._open()
 
-    def _write_part(self, path, row, rows, bar):
+    def _write_part(self, path, row, rows):
         """Write `row` and those that follow, for a while; the first that has not been written, or None."""
         deadline = time.monotonic() + PART_SECONDS
         # few rows at a time, since those wait in memory
         with contextlib.closing(ArrowWriter(path=str(path), features=self.features, writer_batch_size=32)) as writer:
             while row is not None:
                 writer.write(row)
-                bar.update()
                 row = next(rows, None)
                 if time.monotonic() > deadline:
                     break
             writer.finalize()
         return row
 
-    def find(self, keys) -> np.ndarray:
+    def positions(self, keys) -> np.ndarray:
         """The position in the table of each key's row; -1 if there is none."""
         found = pyarrow.compute.index_in(pyarrow.array(keys, "string"), value_set=self.table.column("key"))
         return found.fill_null(-1).to_numpy()
+
+    def rows(self, positions: np.ndarray, columns: list[str]) -> list[dict]:
+        """These columns of some rows."""
+        return self.table.table.select(columns).take(positions).to_pylist()
 
     def read(self, position: int, column: str) -> np.ndarray | None:
         """A list of numbers as a flat array, which must not be written to; None if there is none.

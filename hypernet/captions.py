@@ -1,6 +1,7 @@
 """Captions, tags and templates, by the WebUI's rules: what prompt an image gets, drawn anew at every access."""
 
 import dataclasses
+import difflib
 import random
 import re
 from pathlib import Path
@@ -60,16 +61,32 @@ def read_templates(template: str) -> list[str]:
     elif Path(template).is_file():
         path = Path(template)
     elif re.search(r"[\s\[]", template.strip()):
+        check_placeholders(template)
         return [template]
-    elif re.search(r"[_./\\]", template) or not template.strip():  # one "word" such as style_fileword: no prompt
-        shipped = ", ".join(shipped_templates())
-        raise ValueError(f"{template}: there is no such file, and no such template is shipped; there are {shipped}")
+    elif re.search(r"[_./\\]", template) or not template.strip() or _nearest(template, shipped_templates()):
+        shipped = ", ".join(shipped_templates())  # one word such as style_fileword is a slip, and no prompt
+        shown = template if template.strip() else '""'
+        raise ValueError(f"{shown}: there is no such file, and no such template is shipped; there are {shipped}")
     else:
         return [template]
     lines = [line.strip() for line in read_text(path).splitlines()]
     if not any(lines):
         raise ValueError(f"{template}: it is empty; write a line such as: a picture of [filewords], by [name]")
+    for line in lines:
+        check_placeholders(line)
     return [line for line in lines if line]
+
+
+def check_placeholders(template: str):
+    """Raises: ValueError for what looks like a slip of [filewords] or [name]."""
+    for word in re.findall(r"\[[^]\s]*\]", template):
+        nearest = _nearest(word.lower(), ["[filewords]", "[name]"])
+        if nearest and word != nearest:
+            raise ValueError(f"{template}: it has {word}; did you mean {nearest}?")
+
+
+def _nearest(word, words):
+    return next(iter(difflib.get_close_matches(word, words, 1, 0.8)), None)
 
 
 def fill_template(template: str, caption: str, name: str) -> str:
@@ -126,13 +143,13 @@ class Prompts:
             caption = draw_tags(caption, rng, self.shuffle_tags, self.keep_tags, self.tag_dropout)
         return fill_template(template, caption, self.name)
 
-    def whole(self, index: int) -> list[str]:
+    def undropped(self, index: int) -> list[str]:
         """The prompts of an image in which no tag is left out, in their order."""
         return [
             fill_template(template, text, self.name) for template in self.templates for text in self.captions[index]
         ]
 
-    def all(self) -> list[str] | None:
+    def every_prompt(self) -> list[str] | None:
         """Every prompt that can be drawn, sorted; None if tags are drawn without end."""
         images = range(len(self.captions))
         if self.variants:
@@ -140,5 +157,5 @@ class Prompts:
         elif self.draws_tags:
             return None
         else:
-            found = {prompt for index in images for prompt in self.whole(index)}
+            found = {prompt for index in images for prompt in self.undropped(index)}
         return sorted(found | {""} if self.caption_dropout else found)

@@ -46,7 +46,7 @@ class TrainingConfig:
     crop_variants: int | None = HfArg(default=None, help="Random crops of each image; default: 4.")
     aspect_buckets: bool = HfArg(default=False, help="Train each image at the size nearest to its shape, of about as many pixels as --resolution, sides multiples of 64.")
     bucket_upscale: bool = HfArg(default=False, help="Enlarge images that are smaller than their bucket; otherwise they get a smaller size.")
-    varsize: bool = HfArg(default=False, help="Train each image at its own size, cut to a multiple of what the model needs.")
+    varsize: bool = HfArg(default=False, help="Train each image at its own size, cut to a multiple of what the model needs; --resolution is then that of the previews.")
     random_flip: bool = HfArg(default=False, help="Mirror images left to right, every other time.")
     alpha_weight: bool = HfArg(default=False, help="Weight the loss by the image's transparency: what is opaque counts, what is clear does not.")
     alpha_background: str = HfArg(default="white", help="Colour that is put behind what is transparent.")
@@ -120,9 +120,9 @@ class TrainingConfig:
             raise UserError(f"--output_dir {self.output_dir}: it lies in --train_data_dir; name a folder outside")
         self._check("learning_rate", lambda: self.schedule)
         self._check("template", lambda: self.templates)
-        if not any("[filewords]" in template for template in self.templates):
-            for option, default in (("shuffle_tags", False), ("tag_dropout", 0)):
-                self._without(option, True, f"--template {self.template} has no [filewords]", default)
+        without_words = not any("[filewords]" in template for template in self.templates)
+        for option in ("shuffle_tags", "tag_dropout"):
+            self._refuse_if(without_words, option, f"--template {self.template} has no [filewords]")
         for option in ("layer_structure", "dropout_structure", "widths"):
             self._check(option, lambda option=option: getattr(self, f"{option}_numbers"))
         self._check(None, lambda: check_structure(**self._structure()))
@@ -141,22 +141,25 @@ class TrainingConfig:
         if self.aspect_buckets:
             self._check("resolution", lambda: aspect_buckets(*self.size))
         draws_tags = self.shuffle_tags or self.tag_dropout > 0
-        self._without("train_data_dir", self.dataset_name, "name a folder or a data set, not both", None)
-        self._without("dataset_config_name", not self.dataset_name, "it belongs to --dataset_name", None)
-        self._without("image_column", not self.dataset_name, "it belongs to --dataset_name", "image")
-        self._without("filename_word_regex", self.dataset_name, "it belongs to --train_data_dir", None)
-        self._without("filename_join_string", not self.filename_word_regex, "it belongs to --filename_word_regex", " ")
-        self._without("crop_variants", self.crop != "random", "it belongs to --crop random", None)
-        self._without("bucket_upscale", not self.aspect_buckets, "it belongs to --aspect_buckets", False)
-        self._without("varsize", self.aspect_buckets, "choose it or --aspect_buckets", False)
-        for option, default in (("keep_tags", 0), ("caption_variants", None)):
-            self._without(option, not draws_tags, "it belongs to --shuffle_tags or --tag_dropout", default)
+        self.train_data_dir, self.dataset_name = self.train_data_dir or None, self.dataset_name or None
+        both = 'name a folder or a data set, not both (--train_data_dir "" takes out what a --config says)'
+        self._refuse_if(self.dataset_name, "train_data_dir", both)
+        self._refuse_if(not self.dataset_name, "dataset_config_name", "it belongs to --dataset_name")
+        self._refuse_if(not self.dataset_name, "image_column", "it belongs to --dataset_name")
+        self._refuse_if(self.dataset_name, "filename_word_regex", "it belongs to --train_data_dir")
+        self._refuse_if(not self.filename_word_regex, "filename_join_string", "it belongs to --filename_word_regex")
+        self._refuse_if(self.crop != "random", "crop_variants", "it belongs to --crop random")
+        self._refuse_if(not self.aspect_buckets, "bucket_upscale", "it belongs to --aspect_buckets")
+        self._refuse_if(self.aspect_buckets, "varsize", "choose it or --aspect_buckets")
+        for option in ("keep_tags", "caption_variants"):
+            self._refuse_if(not draws_tags, option, "it belongs to --shuffle_tags or --tag_dropout")
 
-    def _without(self, option, forbidden, reason, default):
-        """Refuse an option that would do nothing here."""
+    def _refuse_if(self, forbidden, option, reason):
+        """Refuse an option that would do nothing here, unless it has its default."""
         value = getattr(self, option)
+        default = next(field.default for field in dataclasses.fields(self) if field.name == option)
         if forbidden and value != default:
-            raise UserError(f"--{option} {value}: {reason}")
+            raise UserError(f"--{option}{'' if value is True else f' {value}'}: {reason}")
 
     def _probability(self, *options):
         for option in options:

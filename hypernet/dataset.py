@@ -20,7 +20,7 @@ PROMPTS_AT_ONCE = 32
 
 
 class Batch(NamedTuple):
-    """Images of one size: this process's share of a batch, and how many images the whole of it has."""
+    """Images of one size, this process's share of a batch. It travels through PyTorch's loader as "the indices"."""
 
     epoch: int
     epoch_step: int
@@ -33,11 +33,12 @@ class EpochBatches(torch.utils.data.Sampler):
 
     What is left over of a size comes in a smaller batch. Several processes get equally many images of each; where they
     cannot, the batch is filled up with images that count nothing. Shares are such that the mean of the processes' losses
-    is the mean over the batch's images.
+    is the mean over the batch's images. `start` is the first (epoch, batch of the epoch).
     """
 
-    def __init__(self, pictures: list[Picture], batch_size: int, seed: int, processes=1, process=0, start=0):
+    def __init__(self, pictures: list[Picture], batch_size: int, seed: int, processes=1, process=0, start=(0, 0)):
         sizes = [picture.size for picture in pictures]
+        self.images, self.restarts = len(pictures), False
         self.seed, self.processes, self.process, self.start = seed, processes, process, start
         self.total = batch_size * processes
         ids = {size: number for number, size in enumerate(dict.fromkeys(sizes))}
@@ -49,12 +50,22 @@ class EpochBatches(torch.utils.data.Sampler):
         return sum(-(-len(group) // self.total) for group in self.groups)
 
     def __iter__(self):
-        epoch, skipped = divmod(self.start, len(self))
+        epoch, skipped = self.start
         while True:
             for epoch_step, indices in enumerate(self._epoch(epoch)):
                 if epoch_step >= skipped:
                     yield self._share(epoch, epoch_step, indices.tolist())
             epoch, skipped = epoch + 1, 0
+
+    def state_dict(self) -> dict:
+        """Where the next batch is, and in how many images and batches. (Accelerate keeps it in training states.)"""
+        return {"start": self.start, "images": self.images, "batches": len(self)}
+
+    def load_state_dict(self, state: dict):
+        """Go on there; with other images, or other batches of them, at the beginning of the next epoch."""
+        same = (state["images"], state["batches"]) == (self.images, len(self))
+        epoch, epoch_step = state["start"]
+        self.start, self.restarts = ((epoch, epoch_step) if same else (epoch + 1, 0)), not same
 
     def _epoch(self, epoch):
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
@@ -72,10 +83,15 @@ class EpochBatches(torch.utils.data.Sampler):
         return Batch(epoch, epoch_step, (indices + indices[:1] * filling)[mine], (shares + [0.0] * filling)[mine])
 
 
-def describe_data(pictures: list[Picture], problems: list[str], batches: EpochBatches) -> str:
-    """What a run says at its start: which images it skips and why, how many it uses, at which sizes."""
-    lines = [f"skipped: {problem}" for problem in problems]
-    lines.append(f"{len(pictures)} images used, {len(problems)} skipped; {len(batches)} batches per epoch")
+def describe_data(source: Source, pictures: list[Picture], problems: list[str], batches: EpochBatches, config) -> str:
+    """What a run says at its start: which images it skips and why, how many it uses, at which sizes; what may be amiss."""
+    lines = [f"skipped: {problem}" for problem in problems] + [f"note: {note}" for note in source.notes]
+    wordless = [picture.row for picture in pictures if not any(source.captions[picture.row])]
+    if wordless and config.caption_column and any("[filewords]" in template for template in config.templates):
+        lines.append(f"note: {len(wordless)} images have an empty caption, such as {source.name(wordless[0])}")
+    if config.alpha_weight and not any(picture.has_alpha for picture in pictures):
+        lines.append("note: --alpha_weight changes nothing, since no image has transparency")
+    lines.append(f"images used: {len(pictures)}, skipped: {len(problems)}; batches per epoch: {len(batches)}")
     return "\n".join([*lines, size_table([picture.size for picture in pictures], batches.total)])
 
 
@@ -133,7 +149,7 @@ class PromptEmbeds:
 
     def __init__(self, cache: RowCache, prompts: list[str], width: int):
         self.cache, self.width = cache, width
-        self.rows = dict(zip(prompts, cache.find(prompts).tolist()))
+        self.rows = dict(zip(prompts, cache.positions(prompts).tolist()))
 
     def __getitem__(self, prompt: str) -> torch.Tensor:
         return torch.tensor(self.cache.read(self.rows[prompt], "prompt_embeds")).view(-1, self.width)
@@ -147,7 +163,10 @@ def encode_all_prompts(models: StableDiffusion, prompts: list[str], cache_dir) -
     width, tokens = models.text_encoder.config.hidden_size, models.tokenizer.model_max_length
     folder = cache_folder(cache_dir) / f"prompts-{CACHE_VERSION}-{text_encoder_hash(models)}"
     cache = RowCache(folder, {"prompt_embeds": datasets.List(datasets.Value("float32"))})
-    needed, free = (cache.find(prompts) < 0).sum() * tokens * width * 4, shutil.disk_usage(cache_folder(cache_dir)).free
+    needed, free = (
+        (cache.positions(prompts) < 0).sum() * tokens * width * 4,
+        shutil.disk_usage(cache_folder(cache_dir)).free,
+    )
     if needed > 0.9 * free:
         sizes = f"would take {needed / 1e9:.1f} GB in the cache, where {free / 1e9:.1f} GB are free"
         print(f"{len(prompts)} prompts {sizes}; they are encoded at each step instead")
@@ -159,7 +178,7 @@ def encode_all_prompts(models: StableDiffusion, prompts: list[str], cache_dir) -
             for prompt, embeds in zip(texts, encode_prompts(models, texts).cpu().numpy()):
                 yield {"key": prompt, "prompt_embeds": embeds.ravel()}
 
-    cache.fill(dict.fromkeys(prompts), encode, "Encoding prompts")
+    cache.fill(dict.fromkeys(prompts), encode, "Encoding prompts", "prompts")
     return PromptEmbeds(cache, prompts, width)
 
 
@@ -180,7 +199,7 @@ def encode_dataset(
         caption_dropout=config.caption_dropout,
         variants=config.caption_variants,
     )
-    every = prompts.all()
+    every = prompts.every_prompt()
     embeds = None if every is None else encode_all_prompts(models, every, config.cache_dir)
     timesteps = models.scheduler.config.num_train_timesteps
     return TrainingImages(latents, prompts, embeds, timesteps, config.seed, config.alpha_weight)

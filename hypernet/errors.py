@@ -1,5 +1,12 @@
-"""The one kind of exception that is the user's to mend."""
+"""The one kind of exception that is the user's to mend, and who of several processes tells it."""
+
+import os
 
 
 class UserError(ValueError):
     """Its message is one line that names the option or file, what is wrong with it and what would be right."""
+
+
+def is_first() -> bool:
+    """Whether this is the first process of its machine, which speaks for all."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"

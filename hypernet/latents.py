@@ -65,15 +65,15 @@ def find_pictures(source: Source, config, multiple: int) -> tuple[list[Picture],
             return {"key": stamp, **inspect_picture(source.read(row))}
         except ValueError as error:
             reasons[row] = str(error)
+            return None
 
     stamps = source.stamps()
     wanted = {stamp: row for row, stamp in enumerate(stamps)}
-    cache.fill(wanted, lambda items: filter(None, in_threads(inspect, items)), "Inspecting images")
-    positions = cache.find(stamps)
+    cache.fill(wanted, lambda items: in_threads(inspect, items), "Inspecting images", "images")
+    positions = cache.positions(stamps)
     rows = [row for row, position in enumerate(positions) if position >= 0]
-    found = cache.table.table.select(list(columns)).take(positions[rows]).to_pylist()
     pictures = []
-    for row, image in zip(rows, found):
+    for row, image in zip(rows, cache.rows(positions[rows], list(columns))):
         try:
             pictures.append(Picture(row=row, size=size_of(image["width"], image["height"], config, multiple), **image))
         except ValueError as error:
@@ -144,7 +144,7 @@ class Latents:
 
     def __init__(self, cache: RowCache, rows: np.ndarray, pictures, models: StableDiffusion, config):
         self.cache, self.rows = cache, rows  # rows: (images, crops, orientations)
-        self.ids = [picture.sha256 for picture in pictures]
+        self.ids = number_copies([picture.sha256 for picture in pictures])
         self.grids = [tuple(side // vae_factor(models.vae) for side in picture.size[::-1]) for picture in pictures]
         self.scaling_factor, self.sampling, self.seed = (
             models.vae.config.scaling_factor,
@@ -176,6 +176,15 @@ class Latents:
         return torch.from_numpy(alpha_weights(alpha.reshape(1, *self.grids[index])))
 
 
+def number_copies(hashes: list[str]) -> list[str]:
+    """A name for each picture: the hash of its bytes, numbered from its second copy on, so that copies draw on their own."""
+    seen, names = collections.Counter(), []
+    for digest in hashes:
+        names.append(f"{digest}-{seen[digest]}" if seen[digest] else digest)
+        seen[digest] += 1
+    return names
+
+
 def encode_pictures(models: StableDiffusion, source: Source, pictures: list[Picture], config, dtype) -> Latents:
     """Encode every crop that has not been encoded yet with these VAE weights, with a progress bar.
 
@@ -196,13 +205,13 @@ def encode_pictures(models: StableDiffusion, source: Source, pictures: list[Pict
         items = sorted(items, key=lambda item: item[1].picture.size)
         return _encode(models, in_threads(lambda item: _load(source, config, models, *item), items), dtype)
 
-    cache.fill(dict(zip(keys, every)), encode, "Encoding images")
-    rows = cache.find(keys).reshape(len(pictures), len(crops[0]), -1)
+    cache.fill(dict(zip(keys, every)), encode, "Encoding images", "crops")
+    rows = cache.positions(keys).reshape(len(pictures), len(crops[0]), -1)
     return Latents(cache, rows, pictures, models, config)
 
 
 def _load(source, config, models, key, crop):
-    """(row without its moments, pixels) of a crop."""
+    """The row of a crop as far as it is known without the VAE, and the pixels for the VAE."""
     try:
         image = read_picture(source.read(crop.picture.row))
     except ValueError as error:

@@ -77,9 +77,11 @@ def inspect_picture(data: bytes) -> dict:
 def check_color(color: str):
     """Raises: ValueError if Pillow does not know the colour."""
     try:
-        ImageColor.getrgb(color)
+        opaque = ImageColor.getrgb(color)[3:] in ((), (255,))
     except ValueError:
-        raise ValueError(f'{color}: it is no colour; write white, black, gray, "#rrggbb" or another name') from None
+        opaque = False
+    if not opaque:
+        raise ValueError(f'{color}: it is no colour; write white, black, gray, "#rrggbb" or another name')
 
 
 def on_background(image: Image.Image, color: str) -> Image.Image:

@@ -5,8 +5,9 @@ import textwrap
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from hypernet.fonts import load_font
 from hypernet.models import StableDiffusion, encode_prompts
 
 
@@ -58,7 +59,7 @@ def labelled_grid(rows: list[list[Image.Image]], row_labels: list[str], column_l
     """Pictures of one size in rows and columns on white, with a label left of each row and above each column."""
     width, height = rows[0][0].size
     size = max(11, height // 18)
-    font = ImageFont.load_default(size)
+    font = load_font(size, "".join([*row_labels, *column_labels]))
     margin, top, gap = 10 * size, 2 * size, max(2, height // 64)
     grid = Image.new("RGB", (margin + len(rows[0]) * (width + gap), top + len(rows) * (height + gap)), "white")
     draw = ImageDraw.Draw(grid)

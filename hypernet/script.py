@@ -17,7 +17,7 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 import transformers
 from diffusers.utils import logging as diffusers_logging
 
-from hypernet.errors import UserError
+from hypernet.errors import UserError, is_first
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -45,5 +45,6 @@ def run_script(main, when_stopped="stopped"):
         print(f"\n{when_stopped}", file=sys.stderr)
         sys.exit(130)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if is_first():
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

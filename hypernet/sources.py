@@ -1,20 +1,14 @@
 """Where images and captions come from: a folder as the WebUI or `imagefolder` has it, or a data set of `datasets`."""
 
-import csv
 import dataclasses
-import io
-import json
 import os
 from pathlib import Path
 
 import datasets
 
-from hypernet.captions import caption_from_name, read_text
 from hypernet.errors import UserError
+from hypernet.folder import IMAGE_SUFFIXES, alternatives, read_folder
 from hypernet.pictures import MAX_BYTES
-
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
 
 
 @dataclasses.dataclass
@@ -25,14 +19,17 @@ class Source:
     images: datasets.Dataset  # with a column "image" of {"bytes", "path"}
     captions: list[tuple[str, ...]]
     is_folder: bool
-    problems: list[str] = dataclasses.field(default_factory=list)  # files that cannot even be named
+    problems: list[str] = dataclasses.field(default_factory=list)  # files and folders that cannot be used at all
+    notes: list[str] = dataclasses.field(default_factory=list)  # what the user may have meant otherwise
 
     def __len__(self):
         return len(self.captions)
 
     def name(self, row: int) -> str:
         """The image's path, or its place in the data set."""
-        return self.images[row]["image"]["path"] if self.is_folder else f"row {row} of {self.option}"
+        if not self.is_folder:
+            return f"row {row} of {self.option}"
+        return "".join(letter if letter.isprintable() else "?" for letter in self.images[row]["image"]["path"])
 
     def label(self, row: int) -> str:
         """A short name: the file's, or its place in the data set."""
@@ -82,98 +79,20 @@ def open_source(config) -> Source:
     return _open_dataset(config) if config.dataset_name else _open_folder(config)
 
 
-# --- A folder
-
-
 def _open_folder(config):
-    folder = Path(config.train_data_dir)
-    option = f"--train_data_dir {folder}"
-    files, metadata, problems = _walk(folder, option)
-    described = {}
-    for file in metadata:
-        described.update(_read_metadata(file, config.caption_column))
-    captions = [_caption_of(path, described, config) for path in files]
-    images = datasets.Dataset.from_dict({"image": [str(path) for path in files]})
-    return Source(option, images.cast_column("image", datasets.Image(decode=False)), captions, True, problems)
-
-
-def _walk(folder, option):
-    """Image and metadata files below `folder`, sorted, without hidden ones; and a line for each that has no proper name.
-
-    (`imagefolder` itself would take a sub-folder or a file called "test" for another split.)
-    """
-    if not folder.is_dir():
-        raise UserError(f"{option}: {'it is a file' if folder.exists() else 'there is no such folder'}")
-    files, metadata, problems = [], [], []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if name in METADATA_NAMES:
-                metadata.append(Path(parent, name))
-            elif not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
-                path = os.path.join(parent, name)
-                if not _has_surrogates(path):
-                    files.append(Path(path))
-                else:
-                    problems.append(f"{ascii(path)}: its name is not UTF-8; rename it")
-    if not files:
-        raise UserError(f"{option}: there is no image in it (PNG, JPEG, WebP, BMP, GIF or TIFF)")
-    return sorted(files), sorted(metadata), problems
-
-
-def _has_surrogates(text):
-    return any("\ud800" <= letter <= "\udfff" for letter in text)
-
-
-def _caption_of(path, described, config):
-    """By the WebUI's order: NAME.txt, then what a metadata file says, then the file's name."""
-    sidecar = path.with_suffix(".txt")
-    if sidecar.is_file():
-        return (read_text(sidecar).strip(),)
-    if path in described:
-        return described[path]
-    return (caption_from_name(path.stem, config.filename_word_regex, config.filename_join_string),)
-
-
-def _read_metadata(file, column):
-    """{image path: captions} of a metadata file, as https://huggingface.co/docs/datasets/image_load lays it out."""
-    text = read_text(file)
-    try:
-        if file.suffix == ".csv":
-            rows = list(csv.DictReader(io.StringIO(text, newline="")))
-        else:
-            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-    except (ValueError, csv.Error) as error:
-        raise UserError(f"{file}: it cannot be read ({error})") from None
-    described = {}
-    for number, row in enumerate(rows, start=1):
-        columns = row if isinstance(row, dict) else {}
-        for needed in ("file_name", column):
-            if needed and needed not in columns:
-                hint = "; name the captions with --caption_column" if needed == column else ""
-                found = ", ".join(map(str, columns)) or "no columns"
-                raise UserError(f"{file}: row {number} has no {needed!r}, it has {found}{hint}")
-        try:
-            described[file.parent / str(row["file_name"])] = _alternatives(row[column] if column else "")
-        except ValueError as error:
-            raise UserError(f"{file}: row {number}, column {column}: {error}") from None
-    return described
-
-
-def _alternatives(caption) -> tuple[str, ...]:
-    """A caption, or a list of them, as the captions of which one is drawn each time."""
-    texts = caption if isinstance(caption, list) else [caption]
-    for text in texts:
-        if text is not None and not isinstance(text, str):
-            raise ValueError(f"it holds no text, but {type(text).__name__}")
-    return tuple((text or "").strip() for text in texts) or ("",)
-
-
-# --- A data set
+    folder = read_folder(config)
+    images = datasets.Dataset.from_dict({"image": [str(path) for path in folder.images]})
+    images = images.cast_column("image", datasets.Image(decode=False))
+    option = f"--train_data_dir {config.train_data_dir}"
+    return Source(option, images, folder.captions, True, folder.problems, folder.notes)
 
 
 def _open_dataset(config):
     option = f"--dataset_name {config.dataset_name}"
+    if Path(config.dataset_name).is_dir() and any(
+        path.suffix.lower() in IMAGE_SUFFIXES for path in Path(config.dataset_name).iterdir()
+    ):
+        raise UserError(f"{option}: it is a folder of images; name it with --train_data_dir")
     table = _load_dataset(config, option)
     columns = ", ".join(table.column_names)
     if len(table) == 0:
@@ -181,7 +100,8 @@ def _open_dataset(config):
     for name in ("image_column", "caption_column"):
         column = getattr(config, name)
         if column and column not in table.column_names:
-            raise UserError(f"--{name} {column}: {option} has no such column; it has {columns}")
+            hint = '; --caption_column "" leaves captions out' if name == "caption_column" else ""
+            raise UserError(f"--{name} {column}: {option} has no such column; it has {columns}{hint}")
     _check_images(table, config.image_column)
     captions = _dataset_captions(table, config.caption_column)
     images = table.select_columns([config.image_column])
@@ -228,4 +148,4 @@ def _dataset_captions(table, column):
         holding = kind.dtype if isinstance(kind, datasets.Value) else type(kind).__name__
         problem = f"it holds no text, but {holding}; columns: {', '.join(table.column_names)}"
         raise UserError(f"--caption_column {column}: {problem}")
-    return [_alternatives(caption) for caption in table[column][:]]
+    return [alternatives(caption) for caption in table[column][:]]

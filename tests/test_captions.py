@@ -87,7 +87,7 @@ def test_prompts_are_drawn_anew_each_time_and_yet_always_the_same():
     )
     drawn = [prompts.draw(epoch, 0) for epoch in range(200)]
     assert len(set(drawn)) == 12 and drawn == [prompts.draw(epoch, 0) for epoch in range(200)]
-    assert prompts.all() is None
+    assert prompts.every_prompt() is None
     moved = Prompts(["y", "x"], [("d",), ("a, b, c",)], ["[filewords]", "x [filewords]"], "me", 4, shuffle_tags=True)
     assert [moved.draw(epoch, 1) for epoch in range(200)] == drawn  # it is the image that counts, not its place
     other = Prompts(
@@ -98,7 +98,9 @@ def test_prompts_are_drawn_anew_each_time_and_yet_always_the_same():
 
 def test_variants_are_as_many_as_said():
     prompts = Prompts(["x"], [("a, b, c, d, e, f",)], ["[filewords]"], "me", seed=4, shuffle_tags=True, variants=3)
-    assert {prompts.draw(epoch, 0) for epoch in range(200)} == set(prompts.all()) and len(prompts.all()) == 3
+    assert {prompts.draw(epoch, 0) for epoch in range(200)} == set(prompts.every_prompt()) and len(
+        prompts.every_prompt()
+    ) == 3
 
 
 def test_all_prompts_are_all_that_are_drawn():
@@ -106,5 +108,5 @@ def test_all_prompts_are_all_that_are_drawn():
         ["x", "y"], [("a", "b"), ("c",)], ["[filewords]", "x [filewords] [name]"], "me", seed=4, caption_dropout=0.25
     )
     drawn = [prompts.draw(epoch, index) for epoch in range(400) for index in (0, 1)]
-    assert prompts.all() == ["", "a", "b", "c", "x a me", "x b me", "x c me"] == sorted(set(drawn))
+    assert prompts.every_prompt() == ["", "a", "b", "c", "x a me", "x b me", "x c me"] == sorted(set(drawn))
     assert 150 < drawn.count("") < 250

@@ -170,6 +170,26 @@ def counted(models):
         hook.remove()
 
 
+def test_copies_of_a_picture_draw_on_their_own(models, images_dir, tmp_path):
+    folder = tmp_path / "images"
+    shutil.copytree(images_dir, folder)
+    shutil.copy(folder / "0.png", folder / "0 again.png")
+    dataset, pictures, _ = prepare(models, configure(folder, tmp_path))
+    first, again = (one(dataset, 0, index) for index in (0, 1))
+    assert pictures[0].sha256 == pictures[1].sha256 and torch.equal(first["latents"], again["latents"])
+    assert not torch.equal(first["noise"], again["noise"])
+
+
+def test_the_place_within_a_run_is_kept():
+    before = EpochBatches(sized([(64, 64)] * 10), 4, seed=0, start=(2, 1))
+    after = EpochBatches(sized([(64, 64)] * 10), 4, seed=0)
+    after.load_state_dict(before.state_dict())
+    assert after.start == (2, 1) and not after.restarts
+    other = EpochBatches(sized([(64, 64)] * 13), 4, seed=0)
+    other.load_state_dict(before.state_dict())
+    assert other.start == (3, 0) and other.restarts and next(iter(other)).epoch == 3
+
+
 def test_a_second_start_encodes_nothing_and_a_change_what_depends_on_it(models, images_dir, tmp_path, counted):
     folder = tmp_path / "images"
     shutil.copytree(images_dir, folder)
@@ -308,7 +328,7 @@ def test_every_image_once_per_epoch_in_a_new_order():
         assert [batch.epoch_step for batch in epoch] == [0, 1, 2]
         assert all(batch.shares == [1 / len(batch.indices)] * len(batch.indices) for batch in epoch)
     assert drawn[0] != drawn[1] != drawn[2]
-    later = EpochBatches(sized([(64, 64)] * 10), 4, seed=0, start=4)
+    later = EpochBatches(sized([(64, 64)] * 10), 4, seed=0, start=(1, 1))
     assert list(itertools.islice(later, 5)) == [*drawn[1][1:], *drawn[2]]
 
 

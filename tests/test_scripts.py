@@ -63,13 +63,14 @@ def test_show_data(models_dir, mixed_dir, tmp_path):
     flags += ["--cache_dir", tmp_path / "cache", "--resolution=64", "--output_dir", tmp_path / "none"]
     done = run(REPO / "examples" / "show_data.py", "--sheet", sheet, *flags)
     assert done.returncode == 0, done.stderr
-    assert "8 images used, 1 skipped" in done.stdout and "empty.png: it is empty" in done.stdout
+    assert "images used: 8, skipped: 1" in done.stdout and "empty.png: it is empty" in done.stdout
     remarks = {
         line.partition(": ")[0].rpartition("/")[2]: line for line in done.stdout.splitlines() if "look at /" in line
     }
     assert "the same picture as 0.png" in remarks["again.bmp"]
     assert "tokens; what is over 32 is cut" in remarks["again.bmp"]
     assert "only 30x30, enlarged 2.1 times" in remarks["tiny.png"]
+    assert "64x128: only 50% of it is kept" in remarks["2.png"]
     shown, warned = np.asarray(Image.open(sheet)), Image.open(sheet.with_name("data_warnings.png"))
     assert shown.shape[1] == 6 * 252 + 12 and warned.width == min(6, len(remarks)) * 252 + 12
     picture = shown[12 : 12 + 240, 12 : 12 + 240]  # the first one, decoded from its latent

@@ -103,13 +103,29 @@ def test_metadata_of_every_kind(tmp_path):
     assert source(train_data_dir=str(tmp_path)).captions[0] == ("two\nlines",)
 
 
+def test_what_may_have_been_meant_otherwise_is_noted(tmp_path):
+    picture(tmp_path / "a.png")
+    (tmp_path / "a.TXT").write_text("a caption")
+    (tmp_path / "b.txt").write_text("nobody's")
+    (tmp_path / "c.heic").write_bytes(b"")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "metadata.csv").write_text("file_name,text\nd.png,x\na.png,y\n")
+    found = source(train_data_dir=str(tmp_path))
+    assert found.captions == [("a caption",)]
+    assert found.notes == [
+        ".heic files are not read (1); save them as PNG or JPEG",
+        f"{tmp_path / 'metadata.csv'}: 1 of 2 entries name no image, such as d.png",
+        f"1 .txt files belong to no image, such as {tmp_path / 'b.txt'}",
+    ]
+
+
 def test_files_that_cannot_be_opened_are_skipped(tmp_path):
     picture(tmp_path / "good.png")
     (tmp_path / "link.png").symlink_to(tmp_path / "nowhere.png")
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/gr\xfcn.png")).write_bytes(b"x")
     found = source(train_data_dir=str(tmp_path))
     assert len(found) == 2 and found.stamps()[1].endswith("link.png")
-    assert found.problems == [f"{str(tmp_path)!r}".rstrip("'") + "/gr\\udcfcn.png': its name is not UTF-8; rename it"]
+    assert found.problems == [f"{tmp_path}/gr\\udcfcn.png: its name is not UTF-8; rename it"]
     with pytest.raises(ValueError, match="it cannot be read .No such file"):
         found.read(1)
     holes = datasets.Dataset.from_dict({"image": [None, str(tmp_path / "good.png")]})
@@ -145,6 +161,15 @@ def test_mistakes(tmp_path):
     (folder / "metadata.jsonl").write_text('{"file_name": "b.JPEG", "text": ["a", 3]}')
     with pytest.raises(UserError, match="row 1, column text: it holds no text, but int"):
         source(train_data_dir=str(folder))
+    (folder / "metadata.jsonl").unlink()
+    (folder / "metadata.csv").write_text("file_name,text\nb.JPEG,a cat, sitting\n")
+    with pytest.raises(
+        UserError, match="row 1: it has more or fewer cells than there are columns; a caption with commas"
+    ):
+        source(train_data_dir=str(folder))
+    (folder / "metadata.csv").unlink()
+    with pytest.raises(UserError, match="it is a folder of images; name it with --train_data_dir"):
+        source(dataset_name=str(folder))
     for name in ("somebody/no-such-set", str(tmp_path / "none")):
         with pytest.raises(UserError, match="it cannot be loaded, neither from here nor from the Hub") as error:
             source(dataset_name=name)

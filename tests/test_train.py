@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import re
+import shutil
 
 import datasets
 import numpy as np
@@ -130,6 +131,20 @@ def test_resumed_equals_uninterrupted(models_dir, mixed_dir, tmp_path):
     assert len((tmp_path / "parts/hypernetwork_loss.csv").read_text().splitlines()) == 7
 
 
+def test_resumed_with_more_images(models_dir, images_dir, tmp_path):
+    folder = tmp_path / "images"
+    shutil.copytree(images_dir, folder)
+    flags = ["--train_batch_size=3", "--checkpointing_steps=1", "--logging_steps=1"]  # three batches per epoch
+    train(models_dir, folder, tmp_path / "run", *flags, "--max_train_steps=4")
+    for i in range(3):
+        shutil.copy(folder / f"{i}.png", folder / f"copy {i}.png")
+    done = train(models_dir, folder, tmp_path / "run", *flags, "--max_train_steps=6")
+    assert "the images, or their batches, are others than before: a new epoch begins" in done.stdout
+    rows = list(csv.DictReader(open(tmp_path / "run" / "hypernetwork_loss.csv")))
+    places = [(row["epoch"], row["epoch_step"]) for row in rows]
+    assert places == [("0", "0"), ("0", "1"), ("0", "2"), ("1", "0"), ("2", "0"), ("2", "1")]
+
+
 def test_a_run_that_has_died_stops_before_it_saves(models_dir, images_dir, tmp_path):
     flags = ["--learning_rate=1e30", "--max_grad_norm=0", "--checkpointing_steps=3", "--logging_steps=50"]
     arguments = command(models_dir, images_dir, tmp_path / "run", "--cache_dir", str(models_dir / "cache"), *flags)
@@ -195,7 +210,7 @@ def test_a_data_set_is_trained_on_and_the_run_says_what_it_uses(models_dir, imag
     done = run(REPO / "train_hypernetwork.py", *flags, "--max_train_steps=2", "--latent_sampling=once", "--crop=random")
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"skipped: row 8 of --dataset_name {tmp_path / 'set'}: it is empty" in done.stdout
-    assert "8 images used, 1 skipped; 3 batches per epoch" in done.stdout
+    assert "images used: 8, skipped: 1; batches per epoch: 3" in done.stdout
     assert re.search(r"64x64 +8 +3\n", done.stdout)
     assert hypernet.load(tmp_path / "run").config.step == 2
 

@@ -45,6 +45,7 @@ def write_odd_pictures(folder: Path):
     write("copy of square.jpg", Image.open(folder / "square.png"), "a copy", quality=85)
     image, text = scene()
     write("long.png", image, ", ".join([text] * 3))
+    write("flat.png", Image.new("RGB", (256, 256), "navy"), "nothing at all")
     write("tiny.png", scene()[0].resize((48, 48)), "a tiny one")
     (folder / "cut.png").write_bytes((folder / "wide.png").read_bytes()[:3000])
     (folder / "empty.jpg").write_bytes(b"")
