@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -115,6 +116,11 @@ def run(*command, cwd=REPO, **kwargs):
     """Run a script of the repository as a user would; the finished process with its output."""
     command = [sys.executable, *map(str, command)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=400, **kwargs)
+
+
+def unexpected(stderr):
+    """The lines on the console that are no progress bars."""
+    return [line for line in stderr.splitlines() if line.strip() and not re.search(r"\d+/\d+ \[\d\d:\d\d<", line)]
 
 
 def train(models_dir, images_dir, output_dir, *flags, model="epsilon", launch=()):
