@@ -13,6 +13,7 @@ To resume, run the same command again.
 """
 
 import datetime
+import json
 import math
 import os
 import shlex
@@ -61,6 +62,8 @@ from hypernet.report import (
 from hypernet.seeds import derive_seed
 from hypernet.sources import open_source
 from hypernet.webui import comfyui_reads
+
+POSITION = "position.json"  # within a training state: which batch comes next
 
 
 def main(arguments=None):
@@ -128,8 +131,7 @@ def main(arguments=None):
         fused=accelerator.device.type == "cuda",
     )
     model, optimizer = accelerator.prepare(model, optimizer)
-    save_only_hypernetwork(accelerator, hypernetwork)
-    accelerator.register_for_checkpointing(batches)
+    save_only_what_trains(accelerator, hypernetwork, batches)
 
     # Resume
     schedule, first_step = config.schedule, 0
@@ -284,18 +286,22 @@ def build_previewer(models, config: TrainingConfig) -> Previewer:
     )
 
 
-def save_only_hypernetwork(accelerator: Accelerator, hypernetwork):
-    """Let training states hold the hypernetwork as it is loaded everywhere, and not the frozen UNet around it."""
+def save_only_what_trains(accelerator: Accelerator, hypernetwork, batches: EpochBatches):
+    """Let training states hold the hypernetwork as it is loaded everywhere, not the frozen UNet around it; and the place."""
 
     def before_save(models, weights, folder):
         weights.clear()
         hypernetwork.save_pretrained(folder)
+        Path(folder, POSITION).write_text(json.dumps(batches.state_dict()), encoding="utf-8")
 
     def before_load(models, folder):
         models.clear()
         saved = hypernet.load(folder)
         hypernetwork.load_state_dict(saved.state_dict())
         hypernetwork.register_to_config(step=saved.config.step)
+        position = Path(folder, POSITION)
+        if position.is_file():  # the first version of this script left none
+            batches.load_state_dict(json.loads(position.read_text(encoding="utf-8")))
 
     accelerator.register_save_state_pre_hook(before_save)
     accelerator.register_load_state_pre_hook(before_load)

@@ -11,6 +11,7 @@ that is encoded here is in the cache when the training starts.
 
 import dataclasses
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 
@@ -69,11 +70,25 @@ def parse_arguments(arguments=None):
     parser.add_argument("--max_images", type=int, default=96, help="at most so many on a sheet; default: %(default)s")
     parser.add_argument("--epoch", type=int, default=0, help="whose crops, flips and prompts are shown")
     own, training_options = parser.parse_known_args(arguments)
-    if own.sheet.suffix.lower() not in Image.registered_extensions():
-        raise UserError(f"--sheet {own.sheet}: let it end in .png or .jpg")
     if own.max_images < 1 or own.epoch < 0:
         raise UserError(f"--max_images {own.max_images} --epoch {own.epoch}: they must be at least 1 and 0")
-    return own, parse_config(training_options)
+    config = parse_config(training_options)
+    check_sheet(own.sheet, config)
+    return own, config
+
+
+def check_sheet(sheet: Path, config):
+    """Raises: UserError if the sheet cannot be written, or would become a training image."""
+    if sheet.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise UserError(f"--sheet {sheet}: let it end in .png or .jpg")
+    if config.train_data_dir and sheet.resolve().is_relative_to(Path(config.train_data_dir).resolve()):
+        raise UserError(f"--sheet {sheet}: it lies in --train_data_dir; name a file outside")
+    try:
+        sheet.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=sheet.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"--sheet {sheet}: it cannot be written ({error.strerror})") from None
 
 
 def open_data(config) -> Data:
@@ -206,7 +221,6 @@ def draw_cell(data: Data, index, epoch, remarks):
 def main(arguments=None):
     own, config = parse_arguments(arguments)
     data = open_data(config)
-    own.sheet.parent.mkdir(parents=True, exist_ok=True)
     shown = range(min(own.max_images, len(data.pictures)))
     draw_sheet(data, shown, own.epoch, {}).save(own.sheet)
     print(

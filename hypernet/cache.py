@@ -54,9 +54,10 @@ class RowCache:
             try:
                 part = datasets.Dataset.from_file(str(path))
                 if part.features == self.features:
+                    part.data.table.validate(full=True)  # or a damaged file could crash the interpreter
                     parts.append(part)
-            except (pyarrow.ArrowInvalid, OSError):  # damaged on the disk: its rows are computed again
-                continue
+            except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError):
+                continue  # damaged on the disk: its rows are computed again
         empty = datasets.Dataset.from_dict({name: [] for name in self.features}, features=self.features)
         self.table = datasets.concatenate_datasets(parts or [empty]).data
         self.ends = np.cumsum([len(chunk) for chunk in self.table.column("key").chunks])

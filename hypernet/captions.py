@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import os
 import random
 import re
 from pathlib import Path
@@ -58,7 +59,7 @@ def read_templates(template: str) -> list[str]:
     """
     if template in shipped_templates():
         path = SHIPPED / f"{template}.txt"
-    elif Path(template).is_file():
+    elif os.path.isfile(template):  # (Path's own would raise for a long text)
         path = Path(template)
     elif re.search(r"[\s\[]", template.strip()):
         check_placeholders(template)
@@ -80,13 +81,13 @@ def read_templates(template: str) -> list[str]:
 def check_placeholders(template: str):
     """Raises: ValueError for what looks like a slip of [filewords] or [name]."""
     for word in re.findall(r"\[[^]\s]*\]", template):
-        nearest = _nearest(word.lower(), ["[filewords]", "[name]"])
+        nearest = _nearest(word.lower(), ["[filewords]", "[name]"], 0.85)  # "[game]" may well be meant
         if nearest and word != nearest:
             raise ValueError(f"{template}: it has {word}; did you mean {nearest}?")
 
 
-def _nearest(word, words):
-    return next(iter(difflib.get_close_matches(word, words, 1, 0.8)), None)
+def _nearest(word, words, similarity=0.8):
+    return next(iter(difflib.get_close_matches(word, words, 1, similarity)), None)
 
 
 def fill_template(template: str, caption: str, name: str) -> str:

@@ -12,6 +12,7 @@ from transformers import HfArgumentParser
 from hypernet.config import TrainingConfig
 from hypernet.errors import UserError
 
+LISTS = ("validation_prompt", "widths", "layer_structure", "dropout_structure", "resolution")
 CONFIG_HELP = "YAML file with any of these options; flags given beside it win."
 
 
@@ -58,6 +59,8 @@ def _flags_from_yaml(path):
             raise UserError(f"--config {path}: " + _unknown(str(key), "{}"))
         if value is None:
             continue
+        if isinstance(value, list) and key not in LISTS:
+            raise UserError(f"--config {path}: {key}: [...] is a list in YAML; put the value in quotes")
         if isinstance(value, list) and key == "validation_prompt":
             flags += [f"--{key}", *map(str, value)]
         else:

@@ -9,6 +9,7 @@ import torch
 
 from hypernet.cache import RowCache, cache_folder
 from hypernet.captions import Prompts
+from hypernet.errors import is_first
 from hypernet.latents import CACHE_VERSION, Latents, Picture, encode_pictures
 from hypernet.loss import draw_noise_and_timestep
 from hypernet.models import StableDiffusion, encode_prompts, text_encoder_hash
@@ -38,11 +39,13 @@ class EpochBatches(torch.utils.data.Sampler):
 
     def __init__(self, pictures: list[Picture], batch_size: int, seed: int, processes=1, process=0, start=(0, 0)):
         sizes = [picture.size for picture in pictures]
-        self.images, self.restarts = len(pictures), False
+        self.restarts = False
         self.seed, self.processes, self.process, self.start = seed, processes, process, start
         self.total = batch_size * processes
         ids = {size: number for number, size in enumerate(dict.fromkeys(sizes))}
         which = np.array([ids[size] for size in sizes])
+        images = [(picture.sha256, picture.size) for picture in pictures]
+        self.fingerprint = f"{derive_seed(self.total, *images):x}"
         self.groups = [torch.from_numpy(np.flatnonzero(which == number)) for number in range(len(ids))]
 
     def __len__(self):
@@ -58,12 +61,12 @@ class EpochBatches(torch.utils.data.Sampler):
             epoch, skipped = epoch + 1, 0
 
     def state_dict(self) -> dict:
-        """Where the next batch is, and in how many images and batches. (Accelerate keeps it in training states.)"""
-        return {"start": self.start, "images": self.images, "batches": len(self)}
+        """Where the next batch is, and among which images and batches."""
+        return {"start": self.start, "fingerprint": self.fingerprint}
 
     def load_state_dict(self, state: dict):
         """Go on there; with other images, or other batches of them, at the beginning of the next epoch."""
-        same = (state["images"], state["batches"]) == (self.images, len(self))
+        same = state["fingerprint"] == self.fingerprint
         epoch, epoch_step = state["start"]
         self.start, self.restarts = ((epoch, epoch_step) if same else (epoch + 1, 0)), not same
 
@@ -169,7 +172,8 @@ def encode_all_prompts(models: StableDiffusion, prompts: list[str], cache_dir) -
     )
     if needed > 0.9 * free:
         sizes = f"would take {needed / 1e9:.1f} GB in the cache, where {free / 1e9:.1f} GB are free"
-        print(f"{len(prompts)} prompts {sizes}; they are encoded at each step instead")
+        if is_first():
+            print(f"{len(prompts)} prompts {sizes}; they are encoded at each step instead")
         return None
 
     def encode(items):

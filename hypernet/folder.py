@@ -23,6 +23,7 @@ class Folder:
     images: list[Path]
     metadata: list[Path]
     texts: list[Path]
+    unnamed: list[Path]  # images whose names are not UTF-8
     problems: list[str]  # a line for each file or folder that cannot be used
     notes: list[str]  # what the user may have meant otherwise
     captions: list[tuple[str, ...]] = dataclasses.field(default_factory=list)
@@ -43,11 +44,13 @@ def read_folder(config) -> Folder:
         reasons = "; ".join(folder.problems[:1] + folder.notes[:1])
         hint = f" ({reasons})" if reasons else " (PNG, JPEG, WebP, BMP, GIF or TIFF)"
         raise UserError(f"{option}: there is no image in it{hint}")
+    if config.caption_column not in ("text", "") and not folder.metadata:
+        raise UserError(f"--caption_column {config.caption_column}: {root} has no {' or '.join(METADATA_NAMES)}")
     described = _read_all_metadata(folder, config.caption_column)
     sidecars = {(path.parent, path.stem): path for path in folder.texts}
     for path in folder.images:
         folder.captions.append(_caption_of(path, sidecars, described, config))
-    stems = {(path.parent, path.stem) for path in folder.images}
+    stems = {(path.parent, path.stem) for path in folder.images + folder.unnamed}
     orphans = [path for place, path in sidecars.items() if place not in stems]
     if orphans:
         folder.notes.append(f"{len(orphans)} .txt files belong to no image, such as {orphans[0]}")
@@ -56,18 +59,18 @@ def read_folder(config) -> Folder:
 
 def _walk(root) -> Folder:
     """(`imagefolder` would take a sub-folder or a file called "test" for another split.)"""
-    found, others, seen = Folder([], [], [], [], []), collections.Counter(), set()
+    found, others, seen = Folder([], [], [], [], [], []), collections.Counter(), set()
 
     def report(error):
         found.problems.append(f"{ascii(error.filename)[1:-1]}: it cannot be read ({error.strerror})")
 
     for parent, folders, names in os.walk(root, onerror=report, followlinks=True):
+        if os.path.realpath(parent) in seen:  # a link to where we have been
+            folders[:] = []
+            continue
         seen.add(os.path.realpath(parent))
-        folders[:] = [
-            name
-            for name in sorted(folders)
-            if not name.startswith(".") and os.path.realpath(os.path.join(parent, name)) not in seen
-        ]
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders.sort(key=lambda name: os.path.islink(os.path.join(parent, name)))  # links last  # noqa: B023
         for name in names:
             path, suffix = os.path.join(parent, name), os.path.splitext(name)[1].lower()
             if name.startswith("."):
@@ -77,6 +80,7 @@ def _walk(root) -> Folder:
             elif suffix == ".txt":
                 found.texts.append(Path(path))
             elif suffix in IMAGE_SUFFIXES and _has_surrogates(path):
+                found.unnamed.append(Path(path))
                 found.problems.append(f"{ascii(path)[1:-1]}: its name is not UTF-8; rename it")
             elif suffix in IMAGE_SUFFIXES:
                 found.images.append(Path(path))
@@ -99,6 +103,8 @@ def _caption_of(path, sidecars, described, config):
     if sidecar:
         return (read_text(sidecar).strip(),)
     if path in described:
+        if isinstance(described[path], UserError):
+            raise described[path]
         return described[path]
     return (caption_from_name(path.stem, config.filename_word_regex, config.filename_join_string),)
 
@@ -109,7 +115,7 @@ def _caption_of(path, sidecars, described, config):
 def _read_all_metadata(folder, column):
     """{image path: captions} of all metadata files."""
     described, images = {}, set(folder.images)
-    for file in folder.metadata:
+    for file in sorted(folder.metadata, key=lambda file: len(file.parts)):  # the nearest comes last, and counts
         entries = _read_metadata(file, column)
         unknown = [path for path in entries if path not in images]
         if unknown:
@@ -121,14 +127,14 @@ def _read_all_metadata(folder, column):
 
 
 def _read_metadata(file, column):
-    """{image path: captions} of a metadata file, as https://huggingface.co/docs/datasets/image_load lays it out."""
+    """{image path: captions, or what is wrong with them} of a metadata file, as https://huggingface.co/docs/datasets/image_load lays it out."""
     text = read_text(file)
     try:
         if file.suffix == ".csv":
             rows = list(csv.DictReader(io.StringIO(text, newline="")))
         else:
             rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-    except (ValueError, csv.Error) as error:
+    except (ValueError, RecursionError, csv.Error) as error:
         raise UserError(f"{file}: it cannot be read ({error})") from None
     described = {}
     for number, row in enumerate(rows, start=1):
@@ -136,15 +142,17 @@ def _read_metadata(file, column):
         if None in columns or (file.suffix == ".csv" and None in columns.values()):
             problem = "it has more or fewer cells than there are columns; a caption with commas stands in quotes"
             raise UserError(f"{file}: row {number}: {problem}")
-        for needed in ("file_name", column):
-            if needed and needed not in columns:
-                hint = "; name the captions with --caption_column" if needed == column else ""
-                found = ", ".join(map(str, columns)) or "no columns"
-                raise UserError(f"{file}: row {number} has no {needed!r}, it has {found}{hint}")
+        found = ", ".join(map(str, columns)) or "no columns"
+        if not isinstance(columns.get("file_name"), str):
+            raise UserError(f"{file}: row {number} has no 'file_name', it has {found}")
+        image = file.parent / columns["file_name"]
         try:
-            described[file.parent / str(row["file_name"])] = alternatives(row[column] if column else "")
-        except ValueError as error:
-            raise UserError(f"{file}: row {number}, column {column}: {error}") from None
+            if column and column not in columns:
+                hint = 'name the captions with --caption_column, "" for none'
+                raise ValueError(f"there is no such column, but {found}; {hint}")
+            described[image] = alternatives(row[column] if column else "")
+        except ValueError as error:  # to be raised if the image has no other caption
+            described[image] = UserError(f"{file}: row {number}, column {column}: {error}")
     return described
 
 
@@ -154,4 +162,6 @@ def alternatives(caption) -> tuple[str, ...]:
     for text in texts:
         if text is not None and not isinstance(text, str):
             raise ValueError(f"it holds no text, but {type(text).__name__}")
+        if text and _has_surrogates(text):
+            raise ValueError("it holds half of a letter (a surrogate)")
     return tuple((text or "").strip() for text in texts) or ("",)

@@ -22,6 +22,9 @@ from hypernet.errors import UserError, is_first
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 diffusers_logging.disable_progress_bar()
+for stream in (sys.stdout, sys.stderr):
+    if hasattr(stream, "reconfigure"):  # a console that has not every letter shows its code
+        stream.reconfigure(errors="backslashreplace")
 warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")  # diffusers passes it to the Hub's client
 
 

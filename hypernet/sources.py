@@ -89,10 +89,10 @@ def _open_folder(config):
 
 def _open_dataset(config):
     option = f"--dataset_name {config.dataset_name}"
-    if Path(config.dataset_name).is_dir() and any(
-        path.suffix.lower() in IMAGE_SUFFIXES for path in Path(config.dataset_name).iterdir()
-    ):
-        raise UserError(f"{option}: it is a folder of images; name it with --train_data_dir")
+    if os.path.isdir(config.dataset_name):
+        suffixes = {os.path.splitext(name)[1].lower() for name in os.listdir(config.dataset_name)}
+        if suffixes & IMAGE_SUFFIXES:
+            raise UserError(f"{option}: it is a folder of images; name it with --train_data_dir")
     table = _load_dataset(config, option)
     columns = ", ".join(table.column_names)
     if len(table) == 0:
@@ -112,7 +112,7 @@ def _open_dataset(config):
 
 def _load_dataset(config, option):
     name = config.dataset_name
-    is_saved = Path(name, "state.json").is_file() or Path(name, "dataset_dict.json").is_file()
+    is_saved = any(os.path.isfile(os.path.join(name, file)) for file in ("state.json", "dataset_dict.json"))
     if is_saved and config.dataset_config_name:
         raise UserError(
             f"--dataset_config_name {config.dataset_config_name}: {option} was saved by datasets and has none"

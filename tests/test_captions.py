@@ -37,7 +37,8 @@ def test_words_of_a_file_name():
 
 def test_templates(tmp_path):
     assert read_templates("art by [name]") == ["art by [name]"]
-    assert read_templates("a cat") == ["a cat"]
+    assert read_templates("a cat") == ["a cat"] and read_templates("[game] cat") == ["[game] cat"]
+    assert read_templates("a long prompt " * 100) == ["a long prompt " * 100]
     file = tmp_path / "style.txt"
     file.write_text("a [filewords]\n\nart by [name], [filewords]\n")
     assert read_templates(str(file)) == ["a [filewords]", "art by [name], [filewords]"]

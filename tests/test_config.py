@@ -91,6 +91,9 @@ def test_unknown_key_in_yaml(tmp_path):
     (tmp_path / "a.yaml").write_text("train_data: x\n")
     with pytest.raises(UserError, match=r"a\.yaml: unknown option train_data; did you mean train_data_dir\?"):
         parse_config(["--config", str(tmp_path / "a.yaml")])
+    (tmp_path / "a.yaml").write_text("template: [filewords]")
+    with pytest.raises(UserError, match=r"a\.yaml: template: \[...\] is a list in YAML; put the value in quotes"):
+        parse_config(["--config", str(tmp_path / "a.yaml")])
     (tmp_path / "a.yaml").write_text("[1, 2")
     with pytest.raises(UserError, match="it cannot be read as YAML"):
         parse_config(["--config", str(tmp_path / "a.yaml")])

@@ -4,12 +4,14 @@ import itertools
 import random
 import shutil
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
 
 from draw import draw, random_scene
+from hypernet.cache import RowCache
 from hypernet.config import TrainingConfig
 from hypernet.dataset import Batch, EpochBatches, encode_dataset
 from hypernet.errors import UserError
@@ -185,9 +187,12 @@ def test_the_place_within_a_run_is_kept():
     after = EpochBatches(sized([(64, 64)] * 10), 4, seed=0)
     after.load_state_dict(before.state_dict())
     assert after.start == (2, 1) and not after.restarts
-    other = EpochBatches(sized([(64, 64)] * 13), 4, seed=0)
-    other.load_state_dict(before.state_dict())
-    assert other.start == (3, 0) and other.restarts and next(iter(other)).epoch == 3
+    replaced = sized([(64, 64)] * 10)
+    replaced[3].sha256 = "another"
+    for pictures, batch_size in [(sized([(64, 64)] * 13), 4), (replaced, 4), (sized([(64, 64)] * 10), 5)]:
+        other = EpochBatches(pictures, batch_size, seed=0)
+        other.load_state_dict(before.state_dict())
+        assert other.start == (3, 0) and other.restarts and next(iter(other)).epoch == 3
 
 
 def test_a_second_start_encodes_nothing_and_a_change_what_depends_on_it(models, images_dir, tmp_path, counted):
@@ -252,11 +257,31 @@ def test_what_was_encoded_before_a_stop_is_kept(models, images_dir, tmp_path, co
     counted.update(images=0)
     dataset, _, _ = prepare(models, config)
     assert counted["images"] in (3, 4) and len(dataset) == 8  # the fifth may have been on its way to the disk
-    for path in tmp_path.glob("latents-*/*.arrow"):
-        path.write_bytes(path.read_bytes()[:100])  # a disk that lies
-    counted.update(images=0)
-    prepare(models, config)
-    assert counted["images"] == 8
+    for damage in (lambda data: data[:100], lambda data: bytes(255 - byte for byte in data), lambda data: b""):
+        for path in tmp_path.glob("latents-*/*.arrow"):
+            path.write_bytes(damage(path.read_bytes()))  # a disk that lies
+        counted.update(images=0)
+        prepare(models, config)
+        assert counted["images"] == 8
+
+
+def test_no_damage_to_a_cache_file_ends_a_run(tmp_path):
+    features = {"numbers": datasets.List(datasets.Value("float32"))}
+    RowCache(tmp_path, features).fill(
+        {f"key {i}": i for i in range(50)},
+        lambda items: ({"key": key, "numbers": [float(i)] * 20} for key, i in items),
+        "Writing",
+        "rows",
+    )
+    (file,) = tmp_path.glob("*.arrow")
+    whole, rng = file.read_bytes(), random.Random(0)
+    assert RowCache(tmp_path, features).positions(["key 7", "none"]).tolist() == [7, -1]
+    for _ in range(100):
+        data = bytearray(whole)
+        for _ in range(rng.randrange(1, 20)):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        file.write_bytes(data)
+        RowCache(tmp_path, features).positions([f"key {i}" for i in range(50)])
 
 
 def test_images_go_through_the_vae_in_batches(models, images_dir, tmp_path):
@@ -306,7 +331,7 @@ def test_files_that_cannot_be_used_are_named(images_dir, tmp_path):
 
 
 def sized(sizes):
-    return [Picture(row, "", *size, False, size) for row, size in enumerate(sizes)]
+    return [Picture(row, f"{row:x}", *size, False, size) for row, size in enumerate(sizes)]
 
 
 def epochs(batches, count):

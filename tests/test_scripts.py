@@ -89,5 +89,11 @@ def test_show_data(models_dir, mixed_dir, tmp_path):
     assert "nothing suspicious" in done.stdout and not sheet.with_name("data_warnings.png").exists()
     assert "Encoding" not in done.stderr  # the scale of latents is no part of what is cached
 
+    for path, message in [
+        (folder / "s.png", "it lies in --train_data_dir"),
+        (REPO / "README.md" / "s.png", "it cannot be w"),
+    ]:
+        done = run(REPO / "examples" / "show_data.py", *flags, "--sheet", path)
+        assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
     done = run(REPO / "examples" / "show_data.py", *flags, "--sheet", sheet, "--epoch", "1", "--tag_dropout=2")
     assert done.returncode == 2 and done.stderr == "error: --tag_dropout 2.0: a probability is from 0 to 1\n"

@@ -103,6 +103,40 @@ def test_metadata_of_every_kind(tmp_path):
     assert source(train_data_dir=str(tmp_path)).captions[0] == ("two\nlines",)
 
 
+def test_links_lead_nowhere_twice(tmp_path):
+    picture(tmp_path / "z" / "a.png")
+    picture(tmp_path.parent / f"{tmp_path.name} elsewhere" / "b.png")
+    (tmp_path / "a").symlink_to(tmp_path / "z")
+    (tmp_path / "b").symlink_to(tmp_path / "z")
+    (tmp_path / "c").symlink_to(tmp_path.parent / f"{tmp_path.name} elsewhere")
+    found = source(train_data_dir=str(tmp_path))
+    assert [Path(found.name(row)) for row in range(len(found))] == [tmp_path / "c" / "b.png", tmp_path / "z" / "a.png"]
+
+
+def test_the_nearest_metadata_counts_and_only_where_it_is_needed(tmp_path):
+    for name in ("a/x.png", "z/x.png", "own.png"):
+        picture(tmp_path / name)
+    (tmp_path / "own.txt").write_text("its own")
+    rows = [{"file_name": name, "text": "outer"} for name in ("a/x.png", "z/x.png")] + [{"file_name": "own.png"}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for name in "az":
+        (tmp_path / name / "metadata.jsonl").write_text('{"file_name": "x.png", "text": "inner"}')
+    assert source(train_data_dir=str(tmp_path)).captions == [("inner",), ("its own",), ("inner",)]
+    (tmp_path / "own.txt").unlink()
+    with pytest.raises(UserError, match="row 3, column text: there is no such column, but file_name"):
+        source(train_data_dir=str(tmp_path))
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "own.png", "text": "a \\ud83d cat"}')
+    with pytest.raises(UserError, match="row 1, column text: it holds half of a letter"):
+        source(train_data_dir=str(tmp_path))
+    (tmp_path / "metadata.jsonl").write_text("[" * 100_000)
+    with pytest.raises(UserError, match="metadata.jsonl: it cannot be read"):
+        source(train_data_dir=str(tmp_path))
+    for file in tmp_path.rglob("metadata.jsonl"):
+        file.unlink()
+    with pytest.raises(UserError, match="--caption_column said: .* has no metadata.jsonl or metadata.csv"):
+        source(train_data_dir=str(tmp_path), caption_column="said")
+
+
 def test_what_may_have_been_meant_otherwise_is_noted(tmp_path):
     picture(tmp_path / "a.png")
     (tmp_path / "a.TXT").write_text("a caption")
@@ -122,9 +156,10 @@ def test_what_may_have_been_meant_otherwise_is_noted(tmp_path):
 def test_files_that_cannot_be_opened_are_skipped(tmp_path):
     picture(tmp_path / "good.png")
     (tmp_path / "link.png").symlink_to(tmp_path / "nowhere.png")
-    Path(os.fsdecode(os.fsencode(tmp_path) + b"/gr\xfcn.png")).write_bytes(b"x")
+    for suffix in (b"png", b"txt"):
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/gr\xfcn." + suffix)).write_bytes(b"x")
     found = source(train_data_dir=str(tmp_path))
-    assert len(found) == 2 and found.stamps()[1].endswith("link.png")
+    assert len(found) == 2 and found.notes == [] and found.stamps()[1].endswith("link.png")
     assert found.problems == [f"{tmp_path}/gr\\udcfcn.png: its name is not UTF-8; rename it"]
     with pytest.raises(ValueError, match="it cannot be read .No such file"):
         found.read(1)
@@ -146,7 +181,9 @@ def test_mistakes(tmp_path):
     with pytest.raises(UserError, match="it is a file"):
         source(train_data_dir=str(folder / "b.JPEG"))
     (folder / "metadata.csv").write_text("file_name,caption\nb.JPEG,a cat\n")
-    with pytest.raises(UserError, match="row 1 has no 'text', it has file_name, caption; name the captions with"):
+    with pytest.raises(
+        UserError, match="row 1, column text: there is no such column, but file_name, caption; name the captions with"
+    ):
         source(train_data_dir=str(folder))
     assert source(train_data_dir=str(folder), caption_column="caption").captions == [("a cat",)]
     (folder / "metadata.csv").unlink()
