@@ -24,26 +24,26 @@ from hypernet.script import run_script
 
 import torch
 from accelerate import Accelerator
-from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, ProjectConfiguration, set_seed
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 import hypernet
 from hypernet.cache import check_cache_folder
 from hypernet.command_line import parse_config
 from hypernet.config import TrainingConfig
-from hypernet.dataset import EpochBatches, TrainingImages, describe_data, encode_dataset
+from hypernet.dataset import EpochBatches, build_loader, describe_data, encode_dataset
 from hypernet.errors import UserError
-from hypernet.latents import find_pictures
+from hypernet.inspection import find_pictures
 from hypernet.loss import diffusion_loss, diffusion_target
 from hypernet.models import (
-    context_widths,
+    check_resolution,
+    choose_widths,
     encode_prompts,
-    image_multiple,
     load_models,
     load_sampler,
+    model_name,
     vae_precision,
+    weight_dtype,
     weights_hash,
 )
 from hypernet.output import OutputFolder
@@ -90,7 +90,7 @@ def main(arguments=None):
 
     # Models
     accelerator.print(f"Loading {config.pretrained_model_name_or_path}")
-    dtype = weight_dtype(accelerator)
+    dtype = weight_dtype(accelerator.mixed_precision)
     path, device = config.pretrained_model_name_or_path, accelerator.device
     models = load_models(path, config.revision, config.variant, dtype, device)
     unet = models.unet
@@ -119,7 +119,7 @@ def main(arguments=None):
     hypernetwork = hypernet.Hypernetwork(
         widths=widths,
         **config.hypernetwork_arguments(),
-        base_model_name=model_name(config),
+        base_model_name=model_name(config.pretrained_model_name_or_path),
         base_model_hash=weights_hash(unet, torch.float16),
     )
     model = hypernet.HypernetworkUNet(unet, hypernetwork)
@@ -216,36 +216,6 @@ def main(arguments=None):
     accelerator.end_training()
 
 
-def choose_widths(config: TrainingConfig) -> list[int]:
-    """The context widths to train: all that the model's UNet has, or those asked for among them."""
-    available = context_widths(config.pretrained_model_name_or_path, config.revision)
-    missing = sorted(set(config.widths_numbers or []) - set(available))
-    if missing:
-        shown = ",".join(map(str, available))
-        problem = f"the UNet has no attention layer of width {missing[0]}; it has {shown}"
-        raise UserError(f"--widths {config.widths}: {problem}")
-    widths = config.widths_numbers or available
-    for multiple in config.layer_structure_numbers:
-        if int(multiple * widths[0]) < 1:
-            problem = f"{multiple:g} times width {widths[0]} is nothing"
-            raise UserError(f"--layer_structure {config.layer_structure}: {problem}")
-    return widths
-
-
-def model_name(config: TrainingConfig) -> str:
-    """The base model as the hypernetwork remembers it: a Hub id, or the folder's name."""
-    path = Path(config.pretrained_model_name_or_path)
-    return path.resolve().name if path.exists() else config.pretrained_model_name_or_path
-
-
-def check_resolution(config: TrainingConfig) -> int:
-    """What the sides of images must be multiples of; raises UserError if those asked for are not."""
-    multiple = image_multiple(config.pretrained_model_name_or_path, config.revision)
-    if any(side % multiple for side in config.size):
-        raise UserError(f"--resolution {config.resolution}: it must be a multiple of {multiple} for this model")
-    return multiple
-
-
 def build_accelerator(config: TrainingConfig, output: OutputFolder, trackers) -> Accelerator:
     precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION")
     if precision == "fp16" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
@@ -265,11 +235,6 @@ def build_accelerator(config: TrainingConfig, output: OutputFolder, trackers) ->
     if accelerator.device.type == "cpu" and torch.get_num_threads() == 1:  # so `accelerate launch` sets it, unasked
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // accelerator.num_processes))
     return accelerator
-
-
-def weight_dtype(accelerator: Accelerator) -> torch.dtype:
-    """The precision of the frozen UNet."""
-    return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
 
 
 def build_previewer(models, config: TrainingConfig) -> Previewer:
@@ -305,13 +270,6 @@ def save_only_what_trains(accelerator: Accelerator, hypernetwork, batches: Epoch
 
     accelerator.register_save_state_pre_hook(before_save)
     accelerator.register_load_state_pre_hook(before_load)
-
-
-def build_loader(accelerator: Accelerator, dataset: TrainingImages, batches: EpochBatches):
-    """A loader that brings batches to the device. It shares nothing out: `batches` has done so, without mixing sizes."""
-    pin_memory = accelerator.device.type == "cuda"
-    loader = DataLoader(dataset, batch_sampler=batches, collate_fn=lambda batch: batch, pin_memory=pin_memory)
-    return prepare_data_loader(loader, accelerator.device, num_processes=1, process_index=0, put_on_device=True)
 
 
 def save(accelerator: Accelerator, output: OutputFolder, hypernetwork, step: int, limit: int | None):

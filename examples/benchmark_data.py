@@ -30,12 +30,11 @@ from PIL import Image
 
 import hypernet
 from hypernet.command_line import parse_config
-from hypernet.dataset import EpochBatches, encode_dataset
-from hypernet.latents import find_pictures
+from hypernet.dataset import EpochBatches, build_loader, encode_dataset
+from hypernet.inspection import find_pictures
 from hypernet.loss import diffusion_loss, diffusion_target
 from hypernet.models import image_multiple, load_models
 from hypernet.sources import open_source
-from train_hypernetwork import build_loader
 
 FEW, STARTS, STEPS = 200, 3, 150
 CONFIG, PICTURES, MODEL = HERE / "quickstart.yaml", HERE / "quickstart" / "images", HERE / "quickstart" / "model"

@@ -11,7 +11,6 @@ that is encoded here is in the cache when the training starts.
 
 import dataclasses
 import sys
-import tempfile
 import textwrap
 from pathlib import Path
 
@@ -31,12 +30,19 @@ from hypernet.command_line import parse_config
 from hypernet.dataset import EpochBatches, TrainingImages, describe_data, encode_dataset
 from hypernet.errors import UserError
 from hypernet.fonts import load_font
-from hypernet.latents import Picture, find_pictures
-from hypernet.models import StableDiffusion, load_models, vae_precision
+from hypernet.inspection import Picture, find_pictures
+from hypernet.models import (
+    StableDiffusion,
+    check_resolution,
+    choose_widths,
+    load_models,
+    vae_precision,
+    weight_dtype,
+)
 from hypernet.pictures import on_background, read_picture
+from hypernet.replacing import check_writable
 from hypernet.sizes import kept_share
 from hypernet.sources import Source, open_source
-from train_hypernetwork import check_resolution, choose_widths, weight_dtype
 
 CELL, COLUMNS, FONT = 240, 6, 13  # pixels: a picture's longer side, and the height of a letter
 LETTERS = 36  # of a line below a picture
@@ -84,9 +90,7 @@ def check_sheet(sheet: Path, config):
     if config.train_data_dir and sheet.resolve().is_relative_to(Path(config.train_data_dir).resolve()):
         raise UserError(f"--sheet {sheet}: it lies in --train_data_dir; name a file outside")
     try:
-        sheet.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=sheet.parent):
-            pass
+        check_writable(sheet.parent)
     except OSError as error:
         raise UserError(f"--sheet {sheet}: it cannot be written ({error.strerror})") from None
 
@@ -98,15 +102,14 @@ def open_data(config) -> Data:
     check_cache_folder(config.cache_dir)
     source = open_source(config)
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
-    dtype, device = weight_dtype(accelerator), accelerator.device
+    dtype, device = weight_dtype(accelerator.mixed_precision), accelerator.device
     pictures, problems = find_pictures(source, config, multiple)
     batches = EpochBatches(pictures, config.train_batch_size, config.seed)
     print(describe_data(source, pictures, problems, batches, config))
     print(f"Loading {config.pretrained_model_name_or_path}")
     models = load_models(config.pretrained_model_name_or_path, config.revision, config.variant, dtype, device)
-    return Data(
-        source, pictures, encode_dataset(models, source, pictures, config, vae_precision(dtype, device)), models
-    )
+    dataset = encode_dataset(models, source, pictures, config, vae_precision(dtype, device))
+    return Data(source, pictures, dataset, models)
 
 
 # --- What looks suspicious
@@ -146,10 +149,8 @@ def same_pictures(data: Data, threshold):
     aspects = torch.tensor([picture.width / picture.height for picture in data.pictures]).log()
 
     def thumbnail(index):
-        image = read_picture(data.source.read(data.pictures[index].row))
-        return (
-            np.asarray(on_background(image, "white").resize((12, 12), Image.Resampling.BOX), np.float32).ravel() / 255
-        )
+        image = on_background(read_picture(data.source.read(data.pictures[index].row)), "white")
+        return np.asarray(image.resize((12, 12), Image.Resampling.BOX), np.float32).ravel() / 255
 
     small = np.stack([thumbnail(index) for index in tqdm(range(len(data.pictures)), desc="Comparing images")])
     small = torch.from_numpy(small)
@@ -223,9 +224,8 @@ def main(arguments=None):
     data = open_data(config)
     shown = range(min(own.max_images, len(data.pictures)))
     draw_sheet(data, shown, own.epoch, {}).save(own.sheet)
-    print(
-        f"{own.sheet}: the first {len(shown)} of {len(data.pictures)} images as the trainer sees them in epoch {own.epoch}"
-    )
+    count = f"the first {len(shown)} of {len(data.pictures)} images"
+    print(f"{own.sheet}: {count} as the trainer sees them in epoch {own.epoch}")
 
     warnings = own.sheet.with_name(f"{own.sheet.stem}_warnings{own.sheet.suffix}")
     remarks = find_suspicious(data, config)

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -15,8 +14,10 @@ from datasets.arrow_writer import ArrowWriter
 from tqdm.auto import tqdm
 
 from hypernet.errors import UserError, is_first
-from hypernet.replacing import replacing
+from hypernet.replacing import check_writable, replacing
 
+CACHE_VERSION = 2  # to be raised when the same inputs are encoded in another way
+FLOATS = datasets.List(datasets.Value("float32"))  # a column of flat arrays
 PART_SECONDS = 30  # at most so much work is lost when a long computation is stopped
 
 
@@ -29,9 +30,7 @@ def check_cache_folder(cache_dir: str | None):
     """Raises: UserError if the cache cannot be written."""
     folder = cache_folder(cache_dir)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        check_writable(folder)
     except OSError as error:
         option = f"--cache_dir {cache_dir}" if cache_dir else f"the cache folder {folder}"
         raise UserError(f"{option}: it cannot be written to ({error.strerror}); name another --cache_dir") from None

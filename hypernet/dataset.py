@@ -1,23 +1,21 @@
 """What the trainer sees: items drawn from cached latents and prompts, and the order in which they come."""
 
-import shutil
 from typing import NamedTuple
 
-import datasets
 import numpy as np
 import torch
+from accelerate.data_loader import prepare_data_loader
+from torch.utils.data import DataLoader
 
-from hypernet.cache import RowCache, cache_folder
 from hypernet.captions import Prompts
-from hypernet.errors import is_first
-from hypernet.latents import CACHE_VERSION, Latents, Picture, encode_pictures
+from hypernet.inspection import Picture
+from hypernet.latents import Latents, encode_pictures
 from hypernet.loss import draw_noise_and_timestep
-from hypernet.models import StableDiffusion, encode_prompts, text_encoder_hash
+from hypernet.models import StableDiffusion
+from hypernet.prompt_embeds import encode_all_prompts
 from hypernet.seeds import derive_seed
 from hypernet.sizes import size_table
 from hypernet.sources import Source
-
-PROMPTS_AT_ONCE = 32
 
 
 class Batch(NamedTuple):
@@ -147,43 +145,11 @@ class TrainingImages(torch.utils.data.Dataset):
         return latents, noise, timestep, weights, self.prompts.draw(epoch, index)
 
 
-class PromptEmbeds:
-    """Prompt -> its embedding (tokens, width) float32, read from the cache."""
-
-    def __init__(self, cache: RowCache, prompts: list[str], width: int):
-        self.cache, self.width = cache, width
-        self.rows = dict(zip(prompts, cache.positions(prompts).tolist()))
-
-    def __getitem__(self, prompt: str) -> torch.Tensor:
-        return torch.tensor(self.cache.read(self.rows[prompt], "prompt_embeds")).view(-1, self.width)
-
-
-def encode_all_prompts(models: StableDiffusion, prompts: list[str], cache_dir) -> PromptEmbeds | None:
-    """Encode those prompts that have not been encoded yet with this tokenizer and text encoder, with a progress bar.
-
-    None, with a line that says so, if the disk cannot hold them all.
-    """
-    width, tokens = models.text_encoder.config.hidden_size, models.tokenizer.model_max_length
-    folder = cache_folder(cache_dir) / f"prompts-{CACHE_VERSION}-{text_encoder_hash(models)}"
-    cache = RowCache(folder, {"prompt_embeds": datasets.List(datasets.Value("float32"))})
-    needed, free = (
-        (cache.positions(prompts) < 0).sum() * tokens * width * 4,
-        shutil.disk_usage(cache_folder(cache_dir)).free,
-    )
-    if needed > 0.9 * free:
-        sizes = f"would take {needed / 1e9:.1f} GB in the cache, where {free / 1e9:.1f} GB are free"
-        if is_first():
-            print(f"{len(prompts)} prompts {sizes}; they are encoded at each step instead")
-        return None
-
-    def encode(items):
-        for start in range(0, len(items), PROMPTS_AT_ONCE):
-            texts = [prompt for prompt, _ in items[start : start + PROMPTS_AT_ONCE]]
-            for prompt, embeds in zip(texts, encode_prompts(models, texts).cpu().numpy()):
-                yield {"key": prompt, "prompt_embeds": embeds.ravel()}
-
-    cache.fill(dict.fromkeys(prompts), encode, "Encoding prompts", "prompts")
-    return PromptEmbeds(cache, prompts, width)
+def build_loader(accelerator, dataset: TrainingImages, batches: EpochBatches):
+    """A loader that brings batches to the device. It shares nothing out: `batches` has done so, without mixing sizes."""
+    pin_memory = accelerator.device.type == "cuda"
+    loader = DataLoader(dataset, batch_sampler=batches, collate_fn=lambda batch: batch, pin_memory=pin_memory)
+    return prepare_data_loader(loader, accelerator.device, num_processes=1, process_index=0, put_on_device=True)
 
 
 def encode_dataset(

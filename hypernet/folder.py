@@ -127,7 +127,10 @@ def _read_all_metadata(folder, column):
 
 
 def _read_metadata(file, column):
-    """{image path: captions, or what is wrong with them} of a metadata file, as https://huggingface.co/docs/datasets/image_load lays it out."""
+    """{image path: captions, or what is wrong with them} of a metadata file.
+
+    Its layout is that of https://huggingface.co/docs/datasets/image_load.
+    """
     text = read_text(file)
     try:
         if file.suffix == ".csv":

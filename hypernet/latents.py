@@ -1,102 +1,24 @@
-"""Images become latents, each crop and orientation once: inspected, encoded and cached on the disk."""
+"""Images become latents: each crop and orientation is encoded once and cached on the disk."""
 
 import collections
 import dataclasses
 import itertools
-import os
 import random
-from concurrent.futures import ThreadPoolExecutor
 
-import datasets
 import numpy as np
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-from hypernet.cache import RowCache, cache_folder
+from hypernet.cache import CACHE_VERSION, FLOATS, RowCache, cache_folder
 from hypernet.errors import UserError
+from hypernet.inspection import Picture, in_threads
 from hypernet.models import StableDiffusion, encode_images, vae_factor, vae_hash
-from hypernet.pictures import (
-    alpha_cells,
-    alpha_weights,
-    crop_box,
-    inspect_picture,
-    on_background,
-    read_picture,
-    to_pixels,
-)
+from hypernet.pictures import alpha_cells, alpha_weights, crop_box, on_background, read_picture, to_pixels
 from hypernet.seeds import derive_seed
-from hypernet.sizes import size_of
 from hypernet.sources import Source
 
-CACHE_VERSION = 2  # to be raised when the same inputs are encoded in another way
 # As many as the VAE gets in one batch: what a small card can hold. On a CPU larger batches are no faster.
 PIXELS_AT_ONCE = {"cpu": 512 * 512, "other": 4 * 512 * 512}
-FLOATS = datasets.List(datasets.Value("float32"))
-
-
-@dataclasses.dataclass(slots=True)
-class Picture:
-    """An image that can be used: its row in the source, the hash of its bytes, its sides, and those it is trained at."""
-
-    row: int
-    sha256: str
-    width: int
-    height: int
-    has_alpha: bool
-    size: tuple[int, int]
-
-
-def find_pictures(source: Source, config, multiple: int) -> tuple[list[Picture], list[str]]:
-    """All images that can be used, in the source's order, and a line for each other one that says why it cannot.
-
-    An image that was inspected before is not read again.
-
-    Raises:
-        UserError: if none can be used.
-    """
-    columns = {"sha256": "string", "width": "int32", "height": "int32", "has_alpha": "bool"}
-    features = {name: datasets.Value(kind) for name, kind in columns.items()}
-    cache = RowCache(cache_folder(config.cache_dir) / f"pictures-{CACHE_VERSION}", features)
-    reasons = {}  # they are not kept: what was wrong may have been mended
-
-    def inspect(item):
-        stamp, row = item
-        try:
-            return {"key": stamp, **inspect_picture(source.read(row))}
-        except ValueError as error:
-            reasons[row] = str(error)
-            return None
-
-    stamps = source.stamps()
-    wanted = {stamp: row for row, stamp in enumerate(stamps)}
-    cache.fill(wanted, lambda items: in_threads(inspect, items), "Inspecting images", "images")
-    positions = cache.positions(stamps)
-    rows = [row for row, position in enumerate(positions) if position >= 0]
-    pictures = []
-    for row, image in zip(rows, cache.rows(positions[rows], list(columns))):
-        try:
-            pictures.append(Picture(row=row, size=size_of(image["width"], image["height"], config, multiple), **image))
-        except ValueError as error:
-            reasons[row] = str(error)
-    problems = source.problems + [f"{source.name(row)}: {reasons[row]}" for row in sorted(reasons)]
-    if not pictures:
-        raise UserError(f"{source.option}: none of its {len(source)} images can be used; {problems[0]}")
-    return pictures, problems
-
-
-def in_threads(function, items):
-    """`function` of each item, in order, a few ahead of who takes them. (Decoding images lets other threads run.)"""
-    workers = min(8, os.cpu_count() or 1)
-    pool, ahead = ThreadPoolExecutor(workers), collections.deque()
-    try:
-        for item in items:
-            ahead.append(pool.submit(function, item))
-            if len(ahead) > 2 * workers:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 @dataclasses.dataclass(slots=True)
@@ -146,11 +68,8 @@ class Latents:
         self.cache, self.rows = cache, rows  # rows: (images, crops, orientations)
         self.ids = number_copies([picture.sha256 for picture in pictures])
         self.grids = [tuple(side // vae_factor(models.vae) for side in picture.size[::-1]) for picture in pictures]
-        self.scaling_factor, self.sampling, self.seed = (
-            models.vae.config.scaling_factor,
-            config.latent_sampling,
-            config.seed,
-        )
+        self.scaling_factor = models.vae.config.scaling_factor
+        self.sampling, self.seed = config.latent_sampling, config.seed
 
     def __len__(self):
         return len(self.rows)

@@ -35,7 +35,7 @@ def _error(path, problem):
 def image_multiple(path, revision=None) -> int:
     """Images need sides that are multiples of this: the VAE's factor, from its config alone."""
     config = _load_config(AutoencoderKL, "vae", path, revision)
-    return 2 ** (len(config["block_out_channels"]) - 1)
+    return _factor(config)
 
 
 def context_widths(path, revision=None) -> list[int]:
@@ -71,6 +71,35 @@ def _load_config(model_class, subfolder, path, revision):
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise _error(path, f"there is no such model, neither here nor on the Hub ({reason})") from None
+
+
+def choose_widths(config) -> list[int]:
+    """The context widths to train: all that the model's UNet has, or those asked for among them."""
+    available = context_widths(config.pretrained_model_name_or_path, config.revision)
+    missing = sorted(set(config.widths_numbers or []) - set(available))
+    if missing:
+        shown = ",".join(map(str, available))
+        problem = f"the UNet has no attention layer of width {missing[0]}; it has {shown}"
+        raise UserError(f"--widths {config.widths}: {problem}")
+    widths = config.widths_numbers or available
+    for multiple in config.layer_structure_numbers:
+        if int(multiple * widths[0]) < 1:
+            problem = f"{multiple:g} times width {widths[0]} is nothing"
+            raise UserError(f"--layer_structure {config.layer_structure}: {problem}")
+    return widths
+
+
+def model_name(path: str) -> str:
+    """The base model as the hypernetwork remembers it: a Hub id, or the folder's name."""
+    return Path(path).resolve().name if Path(path).exists() else path
+
+
+def check_resolution(config) -> int:
+    """What the sides of images must be multiples of; raises UserError if those asked for are not."""
+    multiple = image_multiple(config.pretrained_model_name_or_path, config.revision)
+    if any(side % multiple for side in config.size):
+        raise UserError(f"--resolution {config.resolution}: it must be a multiple of {multiple} for this model")
+    return multiple
 
 
 def load_models(path, revision=None, variant=None, unet_dtype=torch.float32, device="cpu") -> StableDiffusion:
@@ -128,6 +157,11 @@ def encode_images(models: StableDiffusion, pixels: torch.Tensor, dtype=torch.flo
         return vae.encode(pixels.to(vae.device)).latent_dist.parameters.float()
 
 
+def weight_dtype(mixed_precision: str) -> torch.dtype:
+    """The precision of the frozen UNet."""
+    return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(mixed_precision, torch.float32)
+
+
 def vae_precision(unet_dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """float16 beside a half-precision UNet (bfloat16 has too few digits for an image), else float32; so on a CPU, which
     knows no fast float16."""
@@ -137,7 +171,11 @@ def vae_precision(unet_dtype: torch.dtype, device: torch.device) -> torch.dtype:
 
 def vae_factor(vae: AutoencoderKL) -> int:
     """Pixels per side of a latent cell."""
-    return 2 ** (len(vae.config.block_out_channels) - 1)
+    return _factor(vae.config)
+
+
+def _factor(config):
+    return 2 ** (len(config["block_out_channels"]) - 1)  # as diffusers' pipelines have it
 
 
 def weights_hash(module: torch.nn.Module, dtype: torch.dtype | None = None) -> str:

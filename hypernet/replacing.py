@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 
@@ -24,6 +25,13 @@ def replacing(path):
         os.replace(temporary, path)
     finally:
         remove(temporary)
+
+
+def check_writable(folder):
+    """Make the folder if need be. Raises: OSError if no file can be written in it."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def remove(path):

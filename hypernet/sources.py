@@ -90,8 +90,7 @@ def _open_folder(config):
 def _open_dataset(config):
     option = f"--dataset_name {config.dataset_name}"
     if os.path.isdir(config.dataset_name):
-        suffixes = {os.path.splitext(name)[1].lower() for name in os.listdir(config.dataset_name)}
-        if suffixes & IMAGE_SUFFIXES:
+        if any(path.suffix.lower() in IMAGE_SUFFIXES for path in Path(config.dataset_name).glob("*")):
             raise UserError(f"{option}: it is a folder of images; name it with --train_data_dir")
     table = _load_dataset(config, option)
     columns = ", ".join(table.column_names)

@@ -15,7 +15,8 @@ from hypernet.cache import RowCache
 from hypernet.config import TrainingConfig
 from hypernet.dataset import Batch, EpochBatches, encode_dataset
 from hypernet.errors import UserError
-from hypernet.latents import PIXELS_AT_ONCE, Picture, find_pictures
+from hypernet.inspection import Picture, find_pictures
+from hypernet.latents import PIXELS_AT_ONCE
 from hypernet.models import encode_images, load_models
 from hypernet.pictures import alpha_weights
 from hypernet.seeds import derive_seed

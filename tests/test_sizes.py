@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hypernet.sizes import aspect_buckets, nearest_bucket, size_of, size_table
+from hypernet.sizes import aspect_buckets, kept_share, nearest_bucket, size_of, size_table
 
 
 def config(size=(512, 512), **options):
@@ -46,6 +46,7 @@ def test_sizes_of_each_mode():
     buckets = config(aspect_buckets=True)
     assert size_of(1024, 1024, buckets, 8) == (512, 512)
     assert size_of(3000, 2000, buckets, 8) == (640, 384)
+    assert kept_share(3000, 2000, (640, 384)) == pytest.approx(0.9)  # so says examples/data.md
     assert size_of(500, 300, buckets, 8) == (448, 256)  # not enlarged
     assert size_of(511, 511, buckets, 8) == (448, 448)
     assert size_of(6000, 250, buckets, 8) == (768, 192) and size_of(250, 8000, buckets, 8) == (192, 768)
