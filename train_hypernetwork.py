@@ -33,6 +33,7 @@ from hypernet.command_line import parse_config
 from hypernet.config import TrainingConfig
 from hypernet.dataset import EpochBatches, build_loader, describe_data, encode_dataset
 from hypernet.errors import UserError
+from hypernet.initial import open_initial
 from hypernet.inspection import find_pictures
 from hypernet.loss import diffusion_loss, diffusion_target
 from hypernet.models import (
@@ -61,7 +62,7 @@ from hypernet.report import (
 )
 from hypernet.seeds import derive_seed
 from hypernet.sources import open_source
-from hypernet.webui import comfyui_reads
+from hypernet.readers import comfyui_reads
 
 POSITION = "position.json"  # within a training state: which batch comes next
 
@@ -69,6 +70,7 @@ POSITION = "position.json"  # within a training state: which batch comes next
 def main(arguments=None):
     # What the user may have got wrong, before anything slow
     config = parse_config(arguments)
+    initial = open_initial(config)
     widths = choose_widths(config)
     multiple = check_resolution(config)
     output = OutputFolder(config)
@@ -116,9 +118,9 @@ def main(arguments=None):
 
     # Hypernetwork and optimizer
     set_seed(config.seed)
-    hypernetwork = hypernet.Hypernetwork(
-        widths=widths,
-        **config.hypernetwork_arguments(),
+    hypernetwork = initial.hypernetwork.train() if initial else hypernet.Hypernetwork(widths, **config.structure())
+    hypernetwork.register_to_config(
+        name=config.name,
         base_model_name=model_name(config.pretrained_model_name_or_path),
         base_model_hash=weights_hash(unet, torch.float16),
     )
@@ -134,7 +136,7 @@ def main(arguments=None):
     save_only_what_trains(accelerator, hypernetwork, batches)
 
     # Resume
-    schedule, first_step = config.schedule, 0
+    schedule, first_step = config.schedule, hypernetwork.config.step
     if state is not None:
         accelerator.load_state(state)
         first_step = hypernetwork.config.step
@@ -143,6 +145,9 @@ def main(arguments=None):
         accelerator.print(f"Going on from {state}, step {first_step}", *changes, sep="\n  ")
         if accelerator.is_main_process:
             output.export(hypernetwork)
+    elif initial is not None:
+        initial.restore(optimizer)
+        accelerator.print(*initial.lines, sep="\n")
     if accelerator.is_main_process:
         output.go_back_to(first_step)
     start_trackers(accelerator, trackers, config, output)

@@ -1,10 +1,13 @@
 """Put hypernetworks on a diffusers UNet: its attention processors, attach and detach."""
 
 import dataclasses
+import weakref
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention
+from diffusers.utils.torch_utils import is_compiled_module
 from torch import nn
 
 from hypernet.network import Hypernetwork
@@ -15,7 +18,11 @@ class Stack:
     """What is attached to one UNet: hypernetworks in order with their strengths, and how to undo it."""
 
     layers: list[tuple[Hypernetwork, float]] = dataclasses.field(default_factory=list)
+    attention: list[Attention] = dataclasses.field(default_factory=list)  # the UNet's layers
     undo: list[Callable[[], None]] = dataclasses.field(default_factory=list)
+    text: weakref.ReferenceType | None = None  # that of the last forward, with what was made of it
+    text_state: tuple = ()
+    text_context: tuple | None = None
 
     @property
     def active(self) -> bool:
@@ -31,6 +38,23 @@ class Stack:
                 hypernetwork.to(context.device)
             context_k, context_v = hypernetwork(context_k, strength, context_v)
         return context_k, context_v
+
+    def of_text(self, text):  # (B, tokens, width)
+        """The same for the text of an image, which is the same tensor at every step: made once, then kept.
+
+        Not where gradients are wanted, dropout is at work or the text may change unnoticed; nor in compiled code, which
+        keeps nothing between its calls.
+        """
+        training = any(hypernetwork.training for hypernetwork, _ in self.layers)
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or training or text.is_inference():
+            return self(text)
+        weights = [parameter for hypernetwork, _ in self.layers for parameter in hypernetwork.of_width(text.shape[-1])]
+        versions = tuple((id(weight), weight._version, weight.dtype) for weight in weights)
+        strengths = tuple((id(hypernetwork), strength) for hypernetwork, strength in self.layers)
+        state = (text._version, strengths, versions, torch.is_autocast_enabled(text.device.type))
+        if self.text is None or self.text() is not text or self.text_state != state:
+            self.text_context, self.text, self.text_state = self(text), weakref.ref(text), state
+        return self.text_context
 
 
 class HypernetworkAttnProcessor:
@@ -96,21 +120,41 @@ class HypernetworkAttnProcessor:
 def attach(unet, hypernetwork: Hypernetwork, strength: float = 1.0):
     """Let `hypernetwork` transform the context of every attention layer of `unet`; a second call stacks.
 
-    The text is transformed once per forward of the UNet, for all its cross-attention layers, and before any block
-    that gradient checkpointing might run again.
+    The text is transformed once for all cross-attention layers and, while drawing, for all steps of an image. In
+    training that happens before any block that gradient checkpointing might run again. Moving, casting or compiling the
+    UNet, offloading it, or slicing its attention (which has no effect: the attention here needs no slices) may follow.
 
     Raises:
         ValueError: if an attention layer projects its context in a way that has no plain to_k and to_v.
     """
+    unet = _plain(unet)
     stack = getattr(unet, "_hypernetworks", None)
     if stack is None:
-        stack = unet._hypernetworks = Stack()
-        _install(unet, stack)
+        stack = Stack(attention=list(attention_layers(unet).values()))
+        unet._hypernetworks = stack
+        _wrap_processors(stack)
+        hook = unet.register_forward_pre_hook(_before_forward, with_kwargs=True)
+        stack.undo += [hook.remove, lambda: _unwrap_processors(stack)]
     stack.layers.append((hypernetwork, strength))
 
 
+def set_strength(unet, strength: float, hypernetwork: Hypernetwork | None = None):
+    """Change the strength of an attached hypernetwork, or of all of them; nothing is loaded or attached anew.
+
+    Raises:
+        ValueError: if it is not attached to `unet`, or nothing is.
+    """
+    stack = getattr(_plain(unet), "_hypernetworks", Stack())
+    if not any(hypernetwork in (None, attached) for attached, _ in stack.layers):
+        raise ValueError("there is no such hypernetwork on this UNet; attach it first")
+    stack.layers[:] = [
+        (attached, strength if hypernetwork in (None, attached) else old) for attached, old in stack.layers
+    ]
+
+
 def detach(unet):
-    """Take all hypernetworks off; the processors from before the first `attach` are back."""
+    """Take all hypernetworks off; the processors from before the first `attach` (or set since) are back."""
+    unet = _plain(unet)
     stack = getattr(unet, "_hypernetworks", None)
     if stack is not None:
         for undo in stack.undo:
@@ -118,26 +162,45 @@ def detach(unet):
         del unet._hypernetworks
 
 
-def _install(unet, stack):
-    originals = dict(unet.attn_processors)
-    for name in originals:
-        layer = unet.get_submodule(name.removesuffix(".processor"))
+def attention_layers(unet) -> dict[str, Attention]:
+    """The attention layers of a UNet by name, which a hypernetwork acts on.
+
+    Raises:
+        ValueError: if one has no plain to_k and to_v.
+    """
+    layers = {name.removesuffix(".processor"): None for name in unet.attn_processors}
+    for name in layers:
+        layers[name] = layer = unet.get_submodule(name)
         if getattr(layer, "added_kv_proj_dim", None) is not None or getattr(layer, "to_k", None) is None:
-            del unet._hypernetworks
-            raise ValueError(f"{name.removesuffix('.processor')} is no layer that a hypernetwork can be put on")
-    unet.set_attn_processor({name: HypernetworkAttnProcessor(stack, was) for name, was in originals.items()})
-    stack.undo.append(lambda: unet.set_attn_processor(originals))
-    if unet.config.get("encoder_hid_dim_type") is None:  # else the layers get another text than the UNet does
-        hook = unet.register_forward_pre_hook(_transform_text, with_kwargs=True)
-        stack.undo.append(hook.remove)
+            raise ValueError(f"{name} is no layer that a hypernetwork can be put on")
+    return layers
 
 
-def _transform_text(unet, args, kwargs):
+def _plain(unet):
+    return unet._orig_mod if is_compiled_module(unet) else unet
+
+
+def _wrap_processors(stack):
+    """Put ours before whatever processors there are, now or again (`enable_attention_slicing` sets new ones)."""
+    for layer in stack.attention:
+        if not isinstance(layer.processor, HypernetworkAttnProcessor):
+            layer.processor = HypernetworkAttnProcessor(stack, layer.processor)
+
+
+def _unwrap_processors(stack):
+    for layer in stack.attention:
+        if isinstance(layer.processor, HypernetworkAttnProcessor):
+            layer.processor = layer.processor.original
+
+
+def _before_forward(unet, args, kwargs):
     """Forward pre-hook: add the text's K and V context to what the UNet hands to every attention processor."""
     stack = unet._hypernetworks
-    if stack.active:
+    if not torch.compiler.is_compiling():
+        _wrap_processors(stack)
+    if stack.active and unet.config.get("encoder_hid_dim_type") is None:  # else the layers get another text than this
         text = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[2]
-        shared = {"hypernetwork_context": stack(text)}
+        shared = {"hypernetwork_context": stack.of_text(text)}
         kwargs["cross_attention_kwargs"] = {**(kwargs.get("cross_attention_kwargs") or {}), **shared}
     return args, kwargs
 

@@ -17,6 +17,8 @@ from hypernet.sizes import aspect_buckets
 TRACKERS = ("wandb", "tensorboard", "all", "none")
 PRECISIONS = ("no", "fp16", "bf16")
 CROPS = ("center", "random", "none")
+STRUCTURE_OPTIONS = ("widths", "layer_structure", "activation", "weight_init", "layer_norm", "layer_norm_init")
+STRUCTURE_OPTIONS += ("activate_output", "dropout_structure")
 LATENT_SAMPLINGS = ("deterministic", "once", "random")
 
 
@@ -60,6 +62,7 @@ class TrainingConfig:
     cache_dir: str | None = HfArg(default=None, help="Where encoded images and prompts are kept; default: the cache folder of datasets.")
     # Hypernetwork
     name: str | None = HfArg(default=None, help="What prompts and files call it; default: the output folder's name.")
+    init_from: str | None = HfArg(default=None, help="Go on training this hypernetwork (a WebUI .pt, a folder, a .safetensors): its structure, weights and step, and the optimizer's state beside a .pt or in a training state.")
     widths: str | None = HfArg(default=None, help='Context widths to transform, such as "320,640,768,1280"; default: all that the UNet has.')
     layer_structure: str = HfArg(default="1,2,1", help="Layer widths as multiples of the context width, first and last 1.")
     activation: str = HfArg(default="linear", help="Activation between the layers by the WebUI's name: linear (none), relu, leakyrelu, elu, swish, mish, ...")
@@ -125,7 +128,8 @@ class TrainingConfig:
             self._refuse_if(without_words, option, f"--template {self.template} has no [filewords]")
         for option in ("layer_structure", "dropout_structure", "widths"):
             self._check(option, lambda option=option: getattr(self, f"{option}_numbers"))
-        self._check(None, lambda: check_structure(**self._structure()))
+        structure = {key: value for key, value in self.structure().items() if key != "layer_norm"}
+        self._check(None, lambda: check_structure(**structure))
 
     def _check_data(self):
         if not self.dataset_name:
@@ -220,24 +224,22 @@ class TrainingConfig:
         """The widths asked for, or None for all that the UNet has."""
         return None if self.widths is None else sorted(set(_numbers(self.widths)))
 
-    def _structure(self):
+    def structure(self) -> dict:
+        """What `Hypernetwork` takes, but for the widths, the name and the base model."""
         return {
             "layer_structure": self.layer_structure_numbers,
             "activation": self.activation,
             "weight_init": self.weight_init,
+            "layer_norm": self.layer_norm,
             "layer_norm_init": self.layer_norm_init,
             "activate_output": self.activate_output,
             "dropout_structure": self.dropout_structure_numbers,
         }
 
-    def hypernetwork_arguments(self) -> dict:
-        """What `Hypernetwork` takes, but for the widths and the base model."""
-        return {**self._structure(), "layer_norm": self.layer_norm, "name": self.name}
-
     def portable_options(self) -> dict:
         """All options, with the paths of model and images made absolute, so that they hold wherever one stands."""
         options = dataclasses.asdict(self)
-        for key in ("pretrained_model_name_or_path", "train_data_dir", "dataset_name"):
+        for key in ("pretrained_model_name_or_path", "train_data_dir", "dataset_name", "init_from"):
             if options[key] and Path(options[key]).exists():
                 options[key] = str(Path(options[key]).resolve())
         return options

@@ -39,7 +39,9 @@ def check_structure(
     _choose("weight_init", weight_init, WEIGHT_INITS)
     _choose("layer_norm_init", layer_norm_init, LAYER_NORM_INITS)
     if weight_init == "zero" and activate_output and ACTIVATIONS[activation] is not None:
-        if ACTIVATIONS[activation]()(torch.zeros(1, 1)).item() != 0:
+        with torch.device("cpu"):  # also where the hypernetwork itself is laid out without memory
+            of_zero = ACTIVATIONS[activation]()(torch.zeros(1, 1)).item()
+        if of_zero != 0:
             raise ValueError(f"weight_init zero: {activation} of 0 is not 0, so with activate_output it is no identity")
     if dropout_structure is not None:
         inside = all(0 <= p < 1 for p in dropout_structure)
@@ -126,6 +128,7 @@ class Hypernetwork(ModelMixin, ConfigMixin):
         name: what the file is called in prompts.
         step: optimizer updates it was trained for.
         base_model_name, base_model_hash: what it was trained on.
+        optional_info: the WebUI's note of how it was trained.
 
     Raises:
         ValueError: for a structure, activation, initialisation or dropout that does not exist.
@@ -146,6 +149,7 @@ class Hypernetwork(ModelMixin, ConfigMixin):
         step: int = 0,
         base_model_name: str | None = None,
         base_model_hash: str | None = None,
+        optional_info: str | None = None,
     ):
         super().__init__()
         check_structure(layer_structure, activation, weight_init, layer_norm_init, activate_output, dropout_structure)
@@ -177,3 +181,48 @@ class Hypernetwork(ModelMixin, ConfigMixin):
             return x + strength * change.to(x.dtype)
 
         return transform("k", context), transform("v", context_v)
+
+    def of_width(self, width: int) -> list[nn.Parameter]:
+        """The parameters that transform contexts of this width, none if it has not the width."""
+        return list(self.pairs[str(width)].parameters()) if str(width) in self.pairs else []
+
+
+def build(config: dict, weights: dict[str, torch.Tensor]) -> Hypernetwork:
+    """The hypernetwork of a file: its declared structure with its weights, in float32 and evaluation mode.
+
+    Memory is only taken for weights that are there, whatever sizes are declared; no random number is drawn. Its
+    `stored_dtype` is that of the weights given.
+
+    Args:
+        config: constructor arguments of `Hypernetwork`.
+        weights: tensors by the names of its state dict.
+
+    Raises:
+        ValueError: in one line, if there is no such structure or the weights are not those of it.
+    """
+    widths, structure = config.get("widths", WIDTHS_SD1), config.get("layer_structure", (1, 2, 1))
+    try:
+        if len(widths) * 2 * (len(structure) - 1) > len(weights):
+            raise ValueError(f"{len(weights)} tensors are too few for its structure")
+        with torch.device("meta"):
+            hypernetwork = Hypernetwork(**config)
+    except (TypeError, OverflowError, RuntimeError, KeyError) as error:
+        raise ValueError(f"its structure cannot be built ({' '.join(str(error).split())[:200]})") from None
+    expected = {name: tuple(tensor.shape) for name, tensor in hypernetwork.state_dict().items()}
+    for name in sorted(expected.keys() ^ weights.keys()):
+        raise ValueError(f"{name} is {'missing' if name in expected else 'one too many'} for its structure")
+    for name, shape in expected.items():
+        if tuple(weights[name].shape) != shape:
+            raise ValueError(f"{name} has the shape {list(weights[name].shape)}, its structure says {list(shape)}")
+    plain = {name: tensor.to(torch.float32, copy=True).contiguous() for name, tensor in weights.items()}
+    hypernetwork.load_state_dict(plain, assign=True)
+    hypernetwork.stored_dtype = next((tensor.dtype for tensor in weights.values()), torch.float32)
+    return hypernetwork.eval()
+
+
+def without_dropout(hypernetwork: Hypernetwork) -> Hypernetwork:
+    """A copy for drawing: the same weights without the Dropout layers, so that the others are numbered anew."""
+    config = {key: value for key, value in hypernetwork.config.items() if key[0] != "_"}
+    with torch.device("meta"):
+        names = list(Hypernetwork(**{**config, "dropout_structure": None}).state_dict())
+    return build({**config, "dropout_structure": None}, dict(zip(names, hypernetwork.state_dict().values())))

@@ -5,12 +5,11 @@ import dataclasses
 import json
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 from hypernet.config import TrainingConfig
 from hypernet.errors import UserError
-from hypernet.files import WEIGHTS_NAME
+from hypernet.files import WEIGHTS_NAME, save_folder
 from hypernet.replacing import remove, replacing
 from hypernet.webui import save_webui
 
@@ -121,10 +120,7 @@ class OutputFolder:
 
     def export(self, hypernetwork):
         """The hypernetwork to use: config.json and safetensors in the root, and the WebUI's file beside them."""
-        with tempfile.TemporaryDirectory(dir=self.root, prefix=".export-") as temporary:
-            hypernetwork.save_pretrained(temporary)
-            for name in ("config.json", WEIGHTS_NAME):
-                os.replace(Path(temporary, name), self.root / name)
+        save_folder(hypernetwork, self.root)
         save_webui(hypernetwork, self.webui_file)
 
     def log_loss(self, step, epoch, epoch_step, loss, rate):

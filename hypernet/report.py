@@ -9,7 +9,7 @@ from accelerate.utils import is_tensorboard_available, is_wandb_available
 from hypernet.config import TrainingConfig
 from hypernet.errors import UserError
 from hypernet.output import OutputFolder
-from hypernet.webui import comfyui_reads
+from hypernet.readers import comfyui_reads
 
 COMFYUI = {
     True: "In ComfyUI: the same file into `models/hypernetworks/`, and the node HypernetworkLoader.",

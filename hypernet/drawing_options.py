@@ -1,0 +1,102 @@
+"""The options that the drawing scripts share, and what follows from them."""
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+from hypernet.drawing import ModelSource, PictureSettings
+from hypernet.errors import UserError
+from hypernet.files import find_weights
+from hypernet.prompt_tags import find_hypernetwork, split_prompt
+
+
+def add_drawing_options(parser):
+    """What is drawn, with what; an option that is left out is None."""
+    add = parser.add_argument
+    add("--prompt", help="may hold tags of the WebUI's, such as <hypernet:my_style:0.8>")
+    add("--negative_prompt", default="", help="what should not be on it")
+    add("--hypernetwork", nargs="+", help="trained folders, checkpoints, .pt files or Hub ids; stacked in this order")
+    add("--strength", type=float, nargs="+", help="one for all, or one for each; 0 is the plain model; default: 1")
+    add("--hypernetwork_dir", default="output", help="where tags look, sub-folders too; default: %(default)s")
+    add("--model", help="folder or Hub id; default: the one that the hypernetwork's run names")
+    add("--sampler", help='by its name in the WebUI or in diffusers, such as "Euler a"; default: the model\'s own')
+    add("--seed", type=int, help="of the noise; default: 0")
+    add("--size", type=parse_size, help="WIDTHxHEIGHT, or a side, in pixels; default: the model's own")
+    add("--steps", type=int, help="sampling steps; default: 25")
+    add("--guidance_scale", type=float, help="default: that of the training's previews, else 7.5")
+    add("--batch_size", type=parse_count, default=1, help="pictures at a time; more are faster on a large card")
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(width, height) of "512" or "768x512"."""
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text.strip().lower())
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text}: write a side, such as 512, or WIDTHxHEIGHT, such as 768x512")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def parse_count(text: str) -> int:
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: it must be a whole number, 1 or more")
+    return int(text)
+
+
+def read_stack(args, hypernetworks: list | None) -> list[tuple[str, float]]:
+    """(hypernetwork, strength) of each, with the strengths of --strength.
+
+    Raises:
+        UserError: if there is not one strength for all, or one for each.
+    """
+    paths, strengths = hypernetworks or [], args.strength or [1.0]
+    if args.strength and (not paths or len(strengths) not in (1, len(paths))):
+        problem = f"{len(strengths)} for {len(paths)} hypernetworks"
+        raise UserError(
+            f"--strength: {problem}; give one for all or one for each, and write that of a tag into the tag"
+        )
+    return list(zip(paths, strengths * len(paths) if len(strengths) == 1 else strengths))
+
+
+def make_picture(args, prompt: str, stack, **changes) -> PictureSettings:
+    """The settings of one picture: hypernetworks of the prompt's tags first, then those of `stack`."""
+    text, tags = split_prompt(prompt)
+    tagged = [(str(find_hypernetwork(name, args.hypernetwork_dir)), strength) for name, strength in tags]
+    given = {
+        key: getattr(args, key) for key in ("negative_prompt", "seed", "steps", "guidance_scale", "size", "sampler")
+    }
+    changes = {key: value for key, value in changes.items() if value is not None}
+    given = {key: value for key, value in given.items() if value is not None} | changes
+    return PictureSettings(prompt=text, hypernetworks=(*tagged, *stack), **given)
+
+
+def training_options(hypernetwork: str) -> dict:
+    """What the run that made this folder, checkpoint or file in it was told; nothing for any other."""
+    path = Path(hypernetwork)
+    for folder in (path.resolve(), *path.resolve().parents[:2]) if path.exists() else ():
+        try:
+            return json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+    return {}
+
+
+def choose_model(args, pictures: list[PictureSettings]) -> tuple[ModelSource, float]:
+    """The model to draw with, and the guidance scale if none is asked for: that of the training's previews, else 7.5.
+
+    Raises:
+        UserError: if a hypernetwork does not exist, nothing names a model, or the hypernetworks name several.
+    """
+    paths = dict.fromkeys(path for picture in pictures for path, _ in picture.hypernetworks)
+    for path in paths:
+        find_weights(path)
+    runs = [options for options in map(training_options, paths) if options]
+    guidance = runs[0].get("validation_guidance_scale", 7.5) if runs else 7.5
+    if args.model:
+        return ModelSource(args.model), guidance
+    keys = ("pretrained_model_name_or_path", "revision", "variant")
+    sources = list(dict.fromkeys(tuple(options.get(key) for key in keys) for options in runs))
+    if not sources or not sources[0][0]:
+        raise UserError("--model is missing: no hypernetwork's file says where the model lies")
+    if len(sources) > 1:
+        raise UserError(f"--model is missing: they were trained on {sources[0][0]} and {sources[1][0]}; choose one")
+    return ModelSource(*sources[0]), guidance

@@ -1,0 +1,120 @@
+"""What is in a hypernetwork's file: its structure, its weights, the strength of its effect, and who reads it."""
+
+import math
+from pathlib import Path
+
+import torch
+
+from hypernet import readers
+from hypernet.files import load
+from hypernet.network import Hypernetwork
+from hypernet.webui import build_webui, read_webui
+from hypernet.webui_optim import optim_path
+
+FAMILIES = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL"}  # by the width of their text
+
+
+def examine(path) -> dict:
+    """All that is to be known of the hypernetwork at `path`, as plain data for a table or JSON.
+
+    Raises:
+        NotAHypernetwork: if it is none.
+    """
+    path = Path(path)
+    webui_file = path.is_file() and path.suffix != ".safetensors"
+    data = read_webui(path) if webui_file else None
+    hypernetwork = build_webui(path, data) if webui_file else load(path)
+    config = hypernetwork.config
+    widths = [int(width) for width in hypernetwork.pairs]
+    families = [family for width, family in FAMILIES.items() if width in widths]
+    report = {
+        "file": str(path),
+        "bytes": path.stat().st_size if path.is_file() else None,
+        "name": config.name,
+        "name_in_file": data.get("name") if webui_file else config.name,
+        "step": config.step,
+        "widths": widths,
+        "made_for": " or ".join(families) or None,
+        "layer_structure": list(config.layer_structure),
+        "activation": config.activation,
+        "layer_norm": config.layer_norm,
+        "activate_output": config.activate_output,
+        "dropout_structure": config.dropout_structure and list(config.dropout_structure),
+        "weight_init": config.weight_init,
+        "base_model_name": config.base_model_name,
+        "base_model_hash": config.base_model_hash,
+        "optional_info": config.optional_info,
+        "parameters": sum(parameter.numel() for parameter in hypernetwork.parameters()),
+        "dtype": str(hypernetwork.stored_dtype).removeprefix("torch."),
+        "optimizer": webui_file and optim_path(path).is_file(),
+        "modules": [_module(hypernetwork, width, part) for width in widths for part in ("k", "v")],
+        "read_by": readers.table(path, data, hypernetwork),
+    }
+    return {**report, "verdict": _verdict(report["modules"])}
+
+
+@torch.no_grad()
+def _module(hypernetwork: Hypernetwork, width: int, part: str) -> dict:
+    """A module's weights and effect: what it adds to contexts of unit normal numbers, relative to their size.
+
+    What attention layers get is normalised before, so that unit normal numbers stand for it when no model is at hand.
+    """
+    module = hypernetwork.pairs[str(width)][part]
+    context = torch.randn(256, width, generator=torch.Generator().manual_seed(0))
+    change = module(context)
+    norms = {name: tensor.norm().item() for name, tensor in module.state_dict().items() if name.endswith("weight")}
+    finite = all(tensor.isfinite().all() for tensor in module.state_dict().values())
+    return {
+        "module": f"{width} {part.upper()}",
+        "norms": norms,
+        "effect": (change.norm() / context.norm()).item(),
+        "finite": bool(finite and change.isfinite().all()),
+        "dead": not change.any().item(),
+    }
+
+
+def _verdict(modules) -> str:
+    """One line on its health."""
+    broken = [module["module"] for module in modules if not module["finite"]]
+    dead = [module["module"] for module in modules if module["dead"]]
+    if broken:
+        return f"broken: not a number in {', '.join(broken)}; it draws noise or black pictures"
+    if len(dead) == len(modules):
+        return "dead: it changes nothing, pictures are those without it"
+    return f"alive, but {', '.join(dead)} changes nothing" if dead else "alive"
+
+
+def describe(report: dict) -> str:
+    """A report of `examine` for people."""
+    size = "" if report["bytes"] is None else f"{report['bytes'] / 2**20:.1f} MiB, "
+    layers = ",".join(f"{multiple:g}" for multiple in report["layer_structure"])
+    dropout = report["dropout_structure"]
+    details = [f"activation {report['activation']}"]
+    details += ["activated output"] if report["activate_output"] and report["activation"] != "linear" else []
+    details += ["LayerNorm"] if report["layer_norm"] else []
+    details += ["dropout " + ",".join(f"{p:g}" for p in dropout)] if dropout and any(dropout) else ["no dropout"]
+    base = " ".join(filter(None, [report["base_model_name"], report["base_model_hash"]])) or "not said"
+    rows = [
+        ("name", _named(report)),
+        ("trained for", f"{report['step']:,} steps" + (", optimizer beside it" if report["optimizer"] else "")),
+        ("base model", base + (f" ({report['made_for']} by its widths)" if report["made_for"] else "")),
+        ("structure", f"{layers} over {', '.join(map(str, report['widths']))}; {', '.join(details)}"),
+        ("started from", report["weight_init"]),
+        ("weights", f"{size}{report['parameters']:,} parameters, {report['dtype']}"),
+        ("note", report["optional_info"]),
+        ("state", report["verdict"]),
+    ]
+    lines = [report["file"], *(f"  {label:13} {value}" for label, value in rows if value)]
+    lines.append("  module   effect   norms of its weights")
+    for module in report["modules"]:
+        norms = "  ".join(f"{name.removesuffix('.weight')} {norm:.3g}" for name, norm in module["norms"].items())
+        effect = f"{module['effect']:7.2%}" if math.isfinite(module["effect"]) else "    nan"
+        lines.append(f"  {module['module']:7} {effect}   {norms}")
+    lines.append("  draws the same in")
+    lines += [f"    {program:13} {answer}" for program, answer in report["read_by"].items()]
+    return "\n".join(lines)
+
+
+def _named(report):
+    inside = report["name_in_file"]
+    return report["name"] + (f" (in the file: {inside}; --fix)" if inside not in (None, report["name"]) else "")

@@ -1,0 +1,55 @@
+"""A hypernetwork that a run goes on with (`--init_from`): its structure, weights and step, and its optimizer's state."""
+
+import dataclasses
+from pathlib import Path
+
+from hypernet.config import STRUCTURE_OPTIONS, TrainingConfig
+from hypernet.errors import UserError
+from hypernet.files import load
+from hypernet.network import Hypernetwork
+from hypernet.webui_optim import find_optimizer, load_optim
+
+
+@dataclasses.dataclass
+class Initial:
+    hypernetwork: Hypernetwork
+    moments: dict | None  # AdamW's, by parameter number
+    lines: list[str]  # what to tell
+
+    def restore(self, optimizer):
+        """Give the optimizer its moments back; its options stay those of this run."""
+        if self.moments is not None:
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": self.moments})
+
+
+def open_initial(config: TrainingConfig) -> Initial | None:
+    """What `--init_from` names, or None; its structure becomes the configuration's.
+
+    Raises:
+        UserError: if it is no hypernetwork, its optimizer's state is damaged, or no steps are left for it.
+    """
+    if config.init_from is None:
+        return None
+    hypernetwork = load(config.init_from)
+    step, last = hypernetwork.config.step, config.schedule.last_step
+    if step >= last:
+        problem = f"it has been trained for {step} steps already, and the run ends at {last}; raise --max_train_steps"
+        raise UserError(f"--init_from {config.init_from}: {problem}, or the learning rate schedule's end")
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    for option in STRUCTURE_OPTIONS:
+        value = hypernetwork.config[option]
+        value = ",".join(f"{number:g}" for number in value) if isinstance(value, (list, tuple)) else value
+        asked = str(getattr(config, option)).replace(" ", "")
+        if asked not in (str(defaults[option]), str(value)):
+            raise UserError(f"--{option} {asked}: {config.init_from} has {value}; leave it out with --init_from")
+        setattr(config, option, value)
+    state, line = _optimizer(config.init_from, hypernetwork)
+    lines = [f"Going on from {config.init_from}, step {step}", f"  {line}"]
+    return Initial(hypernetwork, state and state["state"], lines)
+
+
+def _optimizer(source, hypernetwork):
+    if Path(source).suffix == ".pt":
+        return load_optim(source, hypernetwork)
+    state = find_optimizer(source, hypernetwork)
+    return state, "the optimizer goes on, too" if state else "there is no optimizer's state: the optimizer starts anew"

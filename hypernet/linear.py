@@ -1,0 +1,70 @@
+"""Linear hypernetworks: what each module computes as one matrix, folded into a UNet's weights."""
+
+import torch
+from torch import nn
+
+from hypernet.attention import attention_layers
+from hypernet.network import ACTIVATIONS, Hypernetwork
+
+
+def is_linear(hypernetwork: Hypernetwork) -> bool:
+    """Whether all its modules are linear maps while drawing, when dropout is off: no activation and no LayerNorm."""
+    return ACTIVATIONS[hypernetwork.config.activation] is None and not hypernetwork.config.layer_norm
+
+
+@torch.no_grad()
+def linear_map(module) -> tuple[torch.Tensor, torch.Tensor]:
+    """(matrix (width, width), bias (width,)), float64: what a linear `HypernetworkModule` computes, in one product."""
+    linears = [layer for layer in module.linear if isinstance(layer, nn.Linear)]
+    matrix, bias = linears[0].weight.double(), linears[0].bias.double()
+    for layer in linears[1:]:
+        weight = layer.weight.double()
+        matrix, bias = weight @ matrix, weight @ bias + layer.bias.double()
+    return matrix, bias
+
+
+@torch.no_grad()
+def merge(unet, hypernetwork: Hypernetwork, strength: float = 1.0):
+    """Fold a linear hypernetwork into the weights of `unet`, so that drawing with it costs nothing more.
+
+    to_k(x + s (M x + b)) = W (1 + s M) x + s W b: each to_k and to_v gets the weight W (1 + s M) and the bias s W b, in
+    their own precision. Hypernetworks attached to the UNet go on to act, before this one; so does one merged later. The
+    plain UNet comes back only by loading it again.
+
+    Raises:
+        ValueError: if the hypernetwork is not linear, or the UNet's weights are quantised or have LoRAs on them
+            (nothing is changed then).
+    """
+    if not is_linear(hypernetwork):
+        config = hypernetwork.config
+        what = "LayerNorm" if config.layer_norm else f"the activation {config.activation}"
+        raise ValueError(f"{config.name} has {what}, so it is no linear map that could be merged; attach it instead")
+    folded = []
+    for layer in attention_layers(unet).values():
+        pair = (
+            hypernetwork.pairs[str(layer.to_k.in_features)] if str(layer.to_k.in_features) in hypernetwork.pairs else {}
+        )
+        for part, module in pair.items():
+            projection = getattr(layer, f"to_{part}")
+            if type(projection) is not nn.Linear or not projection.weight.is_floating_point():
+                kind = type(projection).__name__
+                raise ValueError(
+                    f"a to_{part} of the UNet is a {kind}, no plain Linear; merge before LoRAs, unquantised"
+                )
+            folded.append((projection, *_fold(projection, *linear_map(module), strength)))
+    for projection, weight, bias in folded:
+        projection.weight.copy_(weight)
+        if bias is not None:
+            projection.bias = nn.Parameter(bias.to(projection.weight), requires_grad=projection.weight.requires_grad)
+
+
+def _fold(projection, matrix, bias, strength):
+    """Weight and bias of `projection` after the map; no bias where there was none and none is needed."""
+    weight = projection.weight.double()
+    matrix, bias = matrix.to(weight.device), bias.to(weight.device)
+    changed = strength * (weight @ bias)
+    if projection.bias is not None:
+        changed += projection.bias.double()
+    elif not changed.any():
+        changed = None
+    return weight + strength * (weight @ matrix), changed
