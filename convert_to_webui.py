@@ -70,22 +70,21 @@ def parse_arguments(arguments=None):
 # fmt: on
 def check_together(args):
     """Raises: UserError for options that have no effect together, or have nothing to work on."""
-    modes = [mode for mode in MODES if mode and getattr(args, mode) not in (None, False)]
+    given = {option for option, value in vars(args).items() if value is not None and value is not False}
+    modes = [mode for mode in MODES if mode in given]
     if len(modes) > 1:
         raise UserError(f"--{modes[0]} and --{modes[1]}: one at a time")
     mode = modes[0] if modes else None
-    for option in set().union(*MODES.values()) - MODES[mode]:
-        if getattr(args, option) not in (None, False):
-            raise UserError(
-                f"--{option}: it has no effect " + (f"with --{mode}" if mode else "without --" + home(option))
-            )
+    for option in given & set().union(*MODES.values()) - MODES[mode]:
+        raise UserError(f"--{option}: it has no effect " + (f"with --{mode}" if mode else "without --" + home(option)))
+    if mode == "merge" and (args.source is None or args.target is not None):
+        raise UserError(
+            "--merge: name one file to write before it: convert_to_webui.py both.pt --merge one.pt:0.6 other.pt:0.4"
+        )
     if mode != "inspect" and args.source is None:
         raise UserError("the SOURCE is missing: a trained folder or a file; --help shows commands")
-    if args.source is not None and mode == "inspect" or args.target is not None and mode == "merge":
-        raise UserError(
-            f"{args.target or args.source}: name the files after --{mode}"
-            + (" and one to write before" if args.target else "")
-        )
+    if mode == "inspect" and args.source is not None:
+        raise UserError(f"{args.source}: name all files behind --inspect")
     if mode == "to_lora" and (args.to_lora < 1 or args.steps is not None and args.steps < 1):
         raise UserError("--to_lora and --steps must be 1 or more")
 
@@ -201,7 +200,7 @@ def inspect(args):
 def fix(args):
     source = Path(args.source)
     if source.suffix != ".pt" or args.target is not None:
-        raise UserError(f"--fix {args.target or source}: it mends one .pt file in its place")
+        raise UserError(f"--fix {source}: it mends one .pt in its place; converting to another TARGET mends, too")
     mended = mend(source)
     print(f"{source}: " + ("mended: " + "; ".join(mended) if mended else "nothing to mend"))
 

@@ -218,7 +218,9 @@ def test_what_is_refused(trained, tmp_path):
         ([trained, tmp_path / "c", "--with_optimizer"], "lies beside a .pt"),
         ([trained, "--rename", "x"], "it needs a file"),
         ([a, "--rename", "x/y"], "a name without"),
-        ([trained, "--fix"], "it mends one .pt file"),
+        ([trained, "--fix"], "it mends one .pt in its place"),
+        (["--merge", a, a], "name one file to write before it"),
+        ([a, "--inspect", a], "name all files behind --inspect"),
     ]:
         assert message in refused(*arguments), arguments
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pt"]

@@ -1,0 +1,137 @@
+#!/usr/bin/env python
+"""Measure what a hypernetwork costs while drawing, and what is left of it in other forms.
+
+    python examples/benchmark_use.py sizes                                      # of SD 1.x files
+    python examples/benchmark_use.py merge                                      # a step of an SD 1.5-shaped UNet
+    python examples/benchmark_use.py lora output/quickstart --sheet lora.png    # LoRAs of several ranks, drawn
+
+`merge` takes 9 GB of memory; it times plain, attached and merged steps in turn, so that noise hits all of them alike.
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from hypernet.script import ScriptParser, run_script
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
+
+import hypernet
+from hypernet.contexts import gather_contexts
+from hypernet.drawing import ModelSource, load_pipeline
+from hypernet.drawing_options import training_options
+from hypernet.errors import UserError
+from hypernet.sheet import labelled_sheet
+from hypernet.to_lora import save_lora, to_lora
+
+
+def parse_arguments(arguments=None):
+    parser = ScriptParser(__doc__)
+    parser.add_argument("what", choices=("sizes", "merge", "lora"))
+    parser.add_argument("hypernetwork", nargs="?", help="with lora: a folder that the training has written")
+    parser.add_argument("--rounds", type=int, default=15, help="with merge: of timed steps; default: %(default)s")
+    parser.add_argument("--latent_size", type=int, default=32, help="with merge: a side; default: %(default)s")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 4, 16, 64], help="with lora: default: 1 4 16 64")
+    parser.add_argument("--sheet", type=Path, help="with lora: PNG to draw")
+    args = parser.parse_args(arguments)
+    if args.what == "lora" and args.hypernetwork is None:
+        raise UserError("lora: name a folder that the training has written")
+    return args
+
+
+def sizes():
+    """Bytes of the WebUI's file, by structure and precision."""
+    with tempfile.TemporaryDirectory() as folder:
+        for structure in ((1, 2, 1), (1, 2, 2, 1)):
+            hypernetwork = hypernet.Hypernetwork(layer_structure=structure)
+            for dtype in (torch.float32, torch.float16):
+                path = Path(folder, "style.pt")
+                hypernet.save(hypernetwork, path, dtype)
+                name = ",".join(map(str, structure))
+                print(f"{name:8} {str(dtype)[6:]:8} {path.stat().st_size / 2**20:6.1f} MiB")
+
+
+@torch.no_grad()
+def time_merged(rounds: int, side: int):
+    """Steps of the true SD 1.5 shape with random weights: plain, with a linear hypernetwork attached, and merged."""
+    torch.manual_seed(0)
+    config = {"cross_attention_dim": 768, "attention_head_dim": 8}
+    unets = {name: UNet2DConditionModel(**config).eval() for name in ("plain", "attached", "merged")}
+    for name in ("attached", "merged"):
+        unets[name].load_state_dict(unets["plain"].state_dict())
+    hypernetwork = hypernet.Hypernetwork(weight_init="xavier_normal").eval()
+    for parameter in hypernetwork.parameters():
+        if parameter.ndim == 1:
+            torch.nn.init.normal_(parameter, std=0.1)
+    hypernet.attach(unets["attached"], hypernetwork)
+    hypernet.merge(unets["merged"], hypernetwork)
+    latents, text, times = torch.randn(2, 4, side, side), torch.randn(2, 77, 768), {name: [] for name in unets}
+    results = {name: unet(latents, 500, text).sample for name, unet in unets.items()}  # also to warm up
+    for i in range(rounds):
+        for name in sorted(unets, key=lambda name: (i + len(name)) % 3):
+            started = time.perf_counter()
+            unets[name](latents, 500, text)
+            times[name].append(time.perf_counter() - started)
+    for name in ("attached", "merged"):
+        ratio = statistics.median(mine / plain for mine, plain in zip(times[name], times["plain"]))
+        print(f"{name}: a step takes {ratio:.3f} times the plain one's (median of {rounds} pairs)")
+    difference, size = (results["merged"] - results["attached"]).abs().max(), results["attached"].abs().max()
+    print(f"merged against attached: largest difference {difference:.1e} of values up to {size:.2f}")
+
+
+def compare_loras(args):
+    """What LoRAs keep of the hypernetwork, in numbers and in a sheet of pictures."""
+    options = training_options(args.hypernetwork)
+    prompts, hypernetwork = options["validation_prompt"], hypernet.load(args.hypernetwork)
+    pipe = load_pipeline(ModelSource(options["pretrained_model_name_or_path"]))
+    pipe.set_progress_bar_config(disable=True)
+    diffusers_logging.set_verbosity_error()  # that the LoRA has nothing for the text encoder is as it should be
+    call = {"num_inference_steps": 20, "guidance_scale": options["validation_guidance_scale"]}
+
+    def draw():
+        generators = [torch.Generator().manual_seed(1) for _ in prompts]
+        return pipe(prompts, generator=generators, **call).images
+
+    columns = {"without": draw()}
+    hypernet.attach(pipe.unet, hypernetwork)
+    columns["hypernetwork"] = draw()
+    hypernet.detach(pipe.unet)
+    contexts = gather_contexts(pipe, hypernetwork, prompts, **call)
+    with tempfile.TemporaryDirectory() as folder:
+        for rank in args.ranks:
+            lora = to_lora(pipe.unet, hypernetwork, rank, contexts)
+            save_lora(lora, Path(folder, "lora.safetensors"))
+            for form, name in (("kohya", "lora.safetensors"), ("PEFT", "lora_peft.safetensors")):
+                kept = "  ".join(f"{width}: {share[form.lower()]:6.1%}" for width, share in sorted(lora.kept.items()))
+                print(
+                    f"rank {rank:4} {form:5}  kept by width  {kept}  {Path(folder, name).stat().st_size / 2**20:.2f} MiB"
+                )
+            pipe.load_lora_weights(folder, weight_name="lora.safetensors")
+            columns[f"LoRA, rank {rank}"] = draw()
+            pipe.unload_lora_weights()
+    missed = "  ".join(f"{width}: {share:.1%}" for width, share in sorted(lora.fitted.items()))
+    print(f"the nearest linear maps miss  {missed}")
+    if args.sheet:
+        rows = [list(row) for row in zip(*columns.values())]
+        labelled_sheet(rows, prompts, list(columns)).save(args.sheet)
+        print(args.sheet)
+
+
+def main(arguments=None):
+    args = parse_arguments(arguments)
+    if args.what == "sizes":
+        sizes()
+    elif args.what == "merge":
+        time_merged(args.rounds, args.latent_size)
+    else:
+        compare_loras(args)
+
+
+if __name__ == "__main__":
+    run_script(main)
