@@ -13,6 +13,17 @@ from torch import nn
 from hypernet.network import Hypernetwork
 
 
+PLAIN_PROCESSORS = {  # of diffusers: different ways to compute the same; others (IP-Adapter's, say) compute more
+    "AttnProcessor",
+    "AttnProcessor2_0",
+    "AttnProcessorNPU",
+    "FusedAttnProcessor2_0",
+    "SlicedAttnProcessor",
+    "XFormersAttnProcessor",
+    "XLAFlashAttnProcessor2_0",
+}
+
+
 @dataclasses.dataclass
 class Stack:
     """What is attached to one UNet: hypernetworks in order with their strengths, and how to undo it."""
@@ -125,14 +136,15 @@ def attach(unet, hypernetwork: Hypernetwork, strength: float = 1.0):
     UNet, offloading it, or slicing its attention (which has no effect: the attention here needs no slices) may follow.
 
     Raises:
-        ValueError: if an attention layer projects its context in a way that has no plain to_k and to_v.
+        ValueError: if an attention layer projects its context in a way that has no plain to_k and to_v, or something
+            else has changed its attention (an IP-Adapter, say).
     """
     unet = _plain(unet)
     stack = getattr(unet, "_hypernetworks", None)
     if stack is None:
         stack = Stack(attention=list(attention_layers(unet).values()))
-        unet._hypernetworks = stack
         _wrap_processors(stack)
+        unet._hypernetworks = stack
         hook = unet.register_forward_pre_hook(_before_forward, with_kwargs=True)
         stack.undo += [hook.remove, lambda: _unwrap_processors(stack)]
     stack.layers.append((hypernetwork, strength))
@@ -182,9 +194,13 @@ def _plain(unet):
 
 def _wrap_processors(stack):
     """Put ours before whatever processors there are, now or again (`enable_attention_slicing` sets new ones)."""
-    for layer in stack.attention:
-        if not isinstance(layer.processor, HypernetworkAttnProcessor):
-            layer.processor = HypernetworkAttnProcessor(stack, layer.processor)
+    new = [layer for layer in stack.attention if not isinstance(layer.processor, HypernetworkAttnProcessor)]
+    for name in {type(layer.processor).__name__ for layer in new} - PLAIN_PROCESSORS:
+        raise ValueError(
+            f"the UNet's attention is a {name}'s, which does more than attention; no hypernetwork goes with it"
+        )
+    for layer in new:
+        layer.processor = HypernetworkAttnProcessor(stack, layer.processor)
 
 
 def _unwrap_processors(stack):

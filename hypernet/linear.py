@@ -29,7 +29,7 @@ def merge(unet, hypernetwork: Hypernetwork, strength: float = 1.0):
 
     to_k(x + s (M x + b)) = W (1 + s M) x + s W b: each to_k and to_v gets the weight W (1 + s M) and the bias s W b, in
     their own precision. Hypernetworks attached to the UNet go on to act, before this one; so does one merged later. The
-    plain UNet comes back only by loading it again.
+    plain UNet comes back only by loading it again; saved, the new biases would find no place in a UNet that is loaded.
 
     Raises:
         ValueError: if the hypernetwork is not linear, or the UNet's weights are quantised or have LoRAs on them

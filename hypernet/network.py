@@ -91,8 +91,11 @@ class HypernetworkModule(nn.Module):
         The five named after the WebUI's draw as it does: normal is N(0, 0.01), Kaiming takes the gain of leaky_relu
         for leakyrelu and of relu otherwise, biases are 0. `zero` draws Kaiming normal weights but sets the last
         Linear to 0, so that the module starts as the identity. `layer_norm_init="normal"` is the WebUI's start of
-        the LayerNorm weights, N(0, 0.01), which all but switches the module off; "ones" is PyTorch's.
+        the LayerNorm weights, N(0, 0.01), which all but switches the module off; "ones" is PyTorch's. Where there is no
+        memory for weights (PyTorch's meta device), none are drawn.
         """
+        if next(self.parameters()).is_meta:
+            return
         nonlinearity = "leaky_relu" if activation == "leakyrelu" else "relu"
         draw = {
             "normal": lambda weight: nn.init.normal_(weight, mean=0.0, std=0.01),

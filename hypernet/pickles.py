@@ -14,6 +14,7 @@ import os
 import pickle
 import pickletools
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from hypernet.errors import UserError
 from hypernet.hashes import file_sha256
 from hypernet.recognise import kind_of
 
+ZIP = b"PK\x03\x04"
 MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the first pickle of torch.save's legacy format
 MOST_OPCODES = 1_000_000  # of a pickle; a hypernetwork has some thousand
 TRAILER = b"\nhypernet sha256 "  # after a legacy file's last storage, where no reader looks; then 64 hex digits
@@ -51,8 +53,11 @@ class _Refused(ValueError):
     """Why a pickle is not read any further."""
 
 
-def read_plain(path) -> object:
+def read_plain(path, expect: Callable[[object], None] = lambda outline: None) -> object:
     """The dicts, lists, numbers, strings and tensors that `torch.save` has put into a file, tensors on the CPU.
+
+    Args:
+        expect: called with what is in the file, None in place of each tensor, before any is loaded; may raise.
 
     Raises:
         NotAHypernetwork: for a file that is something else (a LoRA, a checkpoint, …), holds anything besides, or is
@@ -62,10 +67,13 @@ def read_plain(path) -> object:
     strings = []
     try:
         with open(path, "rb") as file:
-            _check(file, strings)
+            expect(_check(file, strings))
+            _check_sums(file)
             data = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise NotAHypernetwork(f"{path}: it cannot be read ({error.strerror or error})") from None
+    except NotAHypernetwork:
+        raise
     except UNREADABLE as error:
         kind = kind_of(strings)
         if kind:
@@ -84,22 +92,30 @@ def append_trailer(path):
 
 
 def _check(file, strings):
-    """Hold the file's pickles, and the sizes that they declare, against the file. Leaves it at its start."""
+    """Hold the file's pickles, and the sizes that they declare, against the file; the outline of what is in it."""
     if file.read(1) == b"":
         raise _Refused("it is empty")
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        if content[:4] == b"PK\x03\x04":
-            _check_zip(file, strings)
-        elif content[: len(MAGIC)] == MAGIC:
-            _check_legacy(content, strings)
-        else:
-            strings.append(content[:20].decode("latin-1"))  # a file of another kind may be known by its head
-            raise _Refused("it does not begin as one")
+        if content[: len(ZIP)] == ZIP:
+            return _check_zip(file, strings)
+        if content[: len(MAGIC)] == MAGIC:
+            return _check_legacy(content, strings)
+        strings.append(content[:20].decode("latin-1"))  # a file of another kind may be known by its head
+        raise _Refused("it does not begin as one")
+
+
+def _check_sums(file):
+    """The checksums of a zip (those of a legacy file are no work to find). Leaves the file at its start."""
+    file.seek(0)
+    if file.read(len(ZIP)) == ZIP:
+        with zipfile.ZipFile(file) as archive:
+            if archive.testzip() is not None:
+                raise _Refused("its checksum is wrong")
     file.seek(0)
 
 
 def _check_zip(file, strings):
-    """A zip: stored, not compressed, no larger than the file, with right checksums; one pickle, a record a storage."""
+    """A zip: stored, not compressed, no larger than the file; one pickle, a record of the right size for each storage."""
     with zipfile.ZipFile(file) as archive:
         records = {info.filename: info.file_size for info in archive.infolist()}
         if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
@@ -113,8 +129,7 @@ def _check_zip(file, strings):
         for key, storage in outline.storages.items():
             if records.get(names[0].replace("data.pkl", f"data/{key}")) != storage.bytes:
                 raise _Refused("its tensors are not all there")
-        if archive.testzip() is not None:
-            raise _Refused("its checksum is wrong")
+        return outline.content
 
 
 def _check_legacy(content, strings):
@@ -127,16 +142,17 @@ def _check_legacy(content, strings):
     with memoryview(content) as view, view[:end] as covered, view[end:] as rest:
         if rest and rest != TRAILER + hashlib.sha256(covered).hexdigest().encode():
             raise _Refused("its checksum is wrong")
+    return outline.content
 
 
 def _outline(pickled, strings):
-    """The storages that a pickle names, after a look at every opcode and at the sizes of every tensor."""
+    """What a pickle holds and the storages that it names, after a look at every opcode and every tensor's sizes."""
     start = pickled.tell()
     _scan(pickled, strings)
     end = pickled.tell()
     pickled.seek(start)
     outline = _Outline(io.BytesIO(pickled.read(end - start)))
-    outline.load()
+    outline.content = outline.load()
     return outline
 
 

@@ -93,17 +93,21 @@ def read_webui(path) -> dict:
     Raises:
         NotAHypernetwork: for everything else.
     """
-    data = read_plain(path)
-    if not isinstance(data, dict) or not any(type(key) is int for key in data):
-        dicts = [data, *data.values()] if isinstance(data, dict) else []
-        kind = kind_of(key for entry in dicts if isinstance(entry, dict) for key in entry if isinstance(key, str))
-        problem = f"but {kind}" if kind else "(there are no widths such as 320 or 768 in it)"
-        raise NotAHypernetwork(f"{path}: it is no hypernetwork {problem}")
+    data = read_plain(path, lambda outline: _expect_widths(path, outline))
     for key, value in data.items():
         problem = _problem(key, value)
         if problem:
             raise NotAHypernetwork(f"{path}: it is no hypernetwork, or a damaged one ({problem})")
     return data
+
+
+def _expect_widths(path, data):
+    """Raises: NotAHypernetwork if there are none, so that a checkpoint of gigabytes is not loaded by mistake."""
+    if not isinstance(data, dict) or not any(type(key) is int for key in data):
+        dicts = [data, *data.values()] if isinstance(data, dict) else []
+        kind = kind_of(key for entry in dicts if isinstance(entry, dict) for key in entry if isinstance(key, str))
+        problem = f"but {kind}" if kind else "(there are no widths such as 320 or 768 in it)"
+        raise NotAHypernetwork(f"{path}: it is no hypernetwork {problem}")
 
 
 def _problem(key, value) -> str | None:
