@@ -20,6 +20,7 @@ A .pt file's name is the name that prompts use: my_style.pt is `<hypernet:my_sty
 """
 
 import json
+import math
 from pathlib import Path
 
 from hypernet.script import ScriptParser, run_script
@@ -28,18 +29,20 @@ import torch
 
 import hypernet
 from hypernet.errors import UserError
-from hypernet.examination import describe, examine
-from hypernet.files import WEIGHTS_NAME
+from hypernet.examination import describe, examine, overview
+from hypernet.files import find_weights
 from hypernet.mend import mend
 from hypernet.network import without_dropout
+from hypernet.prompt_tags import trained_config
 from hypernet.webui_optim import find_optimizer, optim_path, save_optim
 
+MOST_DETAILS = 3  # files of which --inspect tells everything; of more it gives an overview
 MODES = {  # what can be asked for, and the options that go with it
     "inspect": {"json"},
-    "merge": {"half"},
-    "to_lora": {"half", "model", "prompts", "steps", "strength"},
+    "merge": {"half", "overwrite"},
+    "to_lora": {"half", "model", "prompts", "steps", "strength", "overwrite"},
     "fix": set(),
-    None: {"with_optimizer", "half", "for_inference", "rename"},  # converting
+    None: {"with_optimizer", "half", "for_inference", "rename", "overwrite"},  # converting
 }
 
 
@@ -52,6 +55,7 @@ def parse_arguments(arguments=None):
     add("--with_optimizer", action="store_true", help="write TARGET.optim, too, to go on training in the WebUI")
     add("--half", action="store_true", help="weights in float16, half the size; default: as in SOURCE")
     add("--for_inference", action="store_true", help="without dropout, which ComfyUI leaves active")
+    add("--overwrite", action="store_true", help="TARGET may exist, and is replaced")
     add("--rename", metavar="NAME", help="write a copy called NAME beside the file")
     add("--fix", action="store_true", help="write a .pt anew as every program expects it; the old one is kept as .bak")
     add("--inspect", nargs="+", metavar="FILE", help="tell what files are, their health, and who reads them")
@@ -78,15 +82,16 @@ def check_together(args):
     for option in given & set().union(*MODES.values()) - MODES[mode]:
         raise UserError(f"--{option}: it has no effect " + (f"with --{mode}" if mode else "without --" + home(option)))
     if mode == "merge" and (args.source is None or args.target is not None):
-        raise UserError(
-            "--merge: name one file to write before it: convert_to_webui.py both.pt --merge one.pt:0.6 other.pt:0.4"
-        )
+        surplus = f"{args.target} is one too many" if args.target else "the file to write is missing"
+        raise UserError(f"--merge: {surplus}; as in: convert_to_webui.py both.pt --merge one.pt:0.6 other.pt:0.4")
     if mode != "inspect" and args.source is None:
         raise UserError("the SOURCE is missing: a trained folder or a file; --help shows commands")
     if mode == "inspect" and args.source is not None:
         raise UserError(f"{args.source}: name all files behind --inspect")
     if mode == "to_lora" and (args.to_lora < 1 or args.steps is not None and args.steps < 1):
         raise UserError("--to_lora and --steps must be 1 or more")
+    if args.strength is not None and not math.isfinite(args.strength):
+        raise UserError(f"--strength {args.strength}: it must be a number")
 
 
 def home(option: str) -> str:
@@ -126,7 +131,9 @@ def convert(args):
             )
     if args.for_inference:
         hypernetwork = without_dropout(hypernetwork)
-    target = target or source / f"{hypernetwork.config.name}.pt"
+    if target is None:
+        target = source / f"{Path(hypernetwork.config.name).name or source.resolve().name}.pt"  # a file's word: no path
+        check_target(target, overwrite=True)
     write(hypernetwork, target, args.half)
     if state is not None:
         save_optim(state, target)
@@ -137,47 +144,58 @@ def choose_target(args, source: Path) -> Path | None:
     """Where to write; None for NAME.pt in the trained folder `source`."""
     target = args.target
     if args.rename is not None:
-        if target is not None or not source.is_file() or set(args.rename) & set('<>:"/\\|?*'):
-            raise UserError(
-                f'--rename {args.rename}: it needs a file, no TARGET, and a name without < > : " / \\ | ? *'
-            )
-        target = source.with_name(args.rename + source.suffix)
-        if target.exists():
-            raise UserError(f"--rename {args.rename}: there is a {target} already")
+        name = args.rename.removesuffix(source.suffix)
+        if target is not None:
+            raise UserError(f"--rename {name}: the copy lies beside the file; leave {target} out")
+        if source.is_dir():
+            raise UserError(f"--rename {name}: it is for files; name the TARGET for what is in {source}")
+        if set(name) & set('<>:"/\\|?*') or not name.strip(". "):
+            raise UserError(f'--rename {args.rename!r}: it becomes a file name, so none of < > : " / \\ | ? *')
+        target = source.with_name(name + source.suffix)
     if target is None and not source.is_dir():
-        raise UserError(f"{source}: name the TARGET, too, what is to be written")
-    check_target(target, source)
+        hypernet.load(args.source)  # which tells if it is none
+        raise UserError(f"{source}: name what to write, too: convert_to_webui.py {source} TARGET")
+    check_target(target, args.overwrite, source)
     return target
 
 
-def check_target(target: Path | None, *sources):
+def check_target(target: Path | None, overwrite: bool, *sources):
     """Raises: UserError for a place that cannot be written to, or would do away with something else."""
     if target is None:
         return
+    file = target.suffix.lower() in (".pt", ".safetensors")
     if any(Path(source).resolve() == target.resolve() for source in sources):
-        raise UserError(f"{target}: it is the source itself; name another file")
+        raise UserError(f"{target}: it is the source itself; name another one")
     if not target.parent.is_dir():
-        raise UserError(f"{target}: there is no folder {target.parent}")
-    if target.suffix in (".ckpt", ".bin", ".pth"):
+        raise UserError(f"{target}: there is no folder '{target.parent}'")
+    if target.suffix.lower() in (".ckpt", ".bin", ".pth"):
         raise UserError(
-            f"{target}: end it in .pt for the WebUI, in .safetensors or in nothing, for a folder, for diffusers"
+            f"{target}: write NAME.pt (for the WebUI), NAME.safetensors, or a folder's name (for diffusers)"
         )
-    if target.suffix in (".pt", ".safetensors") and target.is_dir() or (target / "run.json").exists():
-        raise UserError(f"{target}: it is a {'run' if target.suffix == '' else 'folder'}; name another place")
+    if file and target.is_dir() or not file and target.is_file():
+        raise UserError(f"{target}: it is a {'folder' if file else 'file'}; name another place")
+    if target.is_dir() and any(target.iterdir()):
+        if trained_config(target) is None or (target / "run.json").exists():
+            raise UserError(
+                f"{target}: it holds other things; name a new folder, or a file, such as {target / 'NAME.pt'}"
+            )
+    if not overwrite and (target.is_file() or trained_config(target) is not None):
+        raise UserError(f"{target}: there is one already; name another one, or add --overwrite")
     if target.stem == "None":
         raise UserError(f"{target}: the WebUI takes None for no hypernetwork; name it otherwise")
 
 
 def write(hypernetwork, target: Path, half: bool):
     """Write and tell; in the precision that it was read in, unless `half`."""
-    hypernetwork.register_to_config(name=target.stem)
+    file = target.suffix.lower() in (".pt", ".safetensors")
+    hypernetwork.register_to_config(name=target.stem if file else target.resolve().name)
     dtype = torch.float16 if half or hypernetwork.stored_dtype is torch.float16 else torch.float32
     try:
         hypernet.save(hypernetwork, target, dtype)
     except OSError as error:
         raise UserError(f"{target}: it cannot be written ({error.strerror or error})") from None
-    file = target if target.is_file() else target / WEIGHTS_NAME
-    print(f"{target}: {target.stem}, step {hypernetwork.config.step}, {file.stat().st_size / 2**20:.1f} MiB")
+    config, size = hypernetwork.config, find_weights(target).stat().st_size
+    print(f"{target}: {config.name}, step {config.step}, {size / 2**20:.1f} MiB")
 
 
 def inspect(args):
@@ -188,19 +206,29 @@ def inspect(args):
             reports.append(examine(file))
         except hypernet.NotAHypernetwork as error:
             reports.append({"file": file, "error": str(error)})
+    refused = sum("error" in report for report in reports)
     if args.json:
-        print(json.dumps(reports, indent=2))
+        print(json.dumps(reports, indent=2, allow_nan=False))
+    elif refused == len(reports) == 1:
+        raise UserError(reports[0]["error"])
+    elif len(reports) > MOST_DETAILS:
+        print(*[report["error"] for report in reports if "error" in report], sep="\n", end="\n" if refused else "")
+        print(overview([report for report in reports if "error" not in report]))
     else:
         print("\n\n".join(report.get("error") or describe(report) for report in reports))
-    refused = sum("error" in report for report in reports)
     if refused:
         raise UserError(f"{refused} of {len(reports)} cannot be read as a hypernetwork")
 
 
 def fix(args):
     source = Path(args.source)
-    if source.suffix != ".pt" or args.target is not None:
-        raise UserError(f"--fix {source}: it mends one .pt in its place; converting to another TARGET mends, too")
+    if args.target is not None:
+        raise UserError(
+            f"--fix {source}: it mends the file in its place; leave {args.target} out, or --fix (converting mends)"
+        )
+    if source.suffix.lower() != ".pt":
+        hypernet.load(args.source)  # which tells if it is none
+        raise UserError(f"--fix {source}: only the WebUI's .pt files can need it")
     mended = mend(source)
     print(f"{source}: " + ("mended: " + "; ".join(mended) if mended else "nothing to mend"))
 
@@ -208,7 +236,7 @@ def fix(args):
 def merge(args):
     files, weights = zip(*map(split_weight, args.merge))
     target = Path(args.source)
-    check_target(target, *files)
+    check_target(target, args.overwrite, *files)
     if len(files) < 2:
         raise UserError("--merge: name two hypernetworks or more, such as --merge one.pt:0.6 other.pt:0.4")
     try:
@@ -226,8 +254,10 @@ def split_weight(text: str) -> tuple[str, float]:
     """("one.pt", 0.6) of "one.pt:0.6"; the weight is 1 if there is none."""
     file, _, weight = text.rpartition(":")
     try:
-        return file or text, float(weight) if file else 1.0
+        return (file, float(weight)) if file else (text, 1.0)
     except ValueError:
+        if Path(file).exists():
+            raise UserError(f"--merge {text}: {weight} is no number; write {file}:0.6") from None
         return text, 1.0  # the colon was part of the path
 
 
@@ -236,12 +266,14 @@ def write_lora(args):
     from hypernet.drawing import ModelSource, load_pipeline
     from hypernet.drawing_options import training_options
     from hypernet.linear import is_linear
-    from hypernet.to_lora import save_lora, to_lora
+    from hypernet.to_lora import peft_path, save_lora, to_lora
 
     target, strength = args.target, 1.0 if args.strength is None else args.strength
     if target is None or target.suffix != ".safetensors":
         raise UserError("--to_lora: name a TARGET that ends in .safetensors")
-    check_target(target, args.source)
+    for file in (target, peft_path(target)):
+        check_target(file, args.overwrite, args.source)
+        check_lora(file)
     trained = training_options(args.source)
     prompts = args.prompts or trained.get("validation_prompt")
     hypernetwork = hypernet.load(args.source)
@@ -254,21 +286,40 @@ def write_lora(args):
     pipe = load_pipeline(ModelSource(model, **given))
     pipe.set_progress_bar_config(disable=True)
     if prompts:
-        print(f"Drawing {len(prompts)} prompts to see what the hypernetwork gets")
-        contexts = gather_contexts(pipe, hypernetwork, prompts, strength, num_inference_steps=args.steps or 20)
-    else:
-        contexts = normal_contexts(hypernetwork)
-    lora = to_lora(pipe.unet, hypernetwork, args.to_lora, contexts, strength)
+        print(f"Drawing {len(prompts)} prompt{'s' * (len(prompts) > 1)} to see what the hypernetwork gets")
+    try:
+        steps = {"num_inference_steps": args.steps or 20}
+        drawn = gather_contexts(pipe, hypernetwork, prompts, strength, **steps) if prompts else None
+        contexts = drawn or normal_contexts(hypernetwork)
+        lora = to_lora(pipe.unet, hypernetwork, args.to_lora, contexts, strength)
+    except ValueError as error:
+        raise UserError(f"{args.source}: {error}") from None
     if not lora.factors:
         raise UserError(f"{args.source}: no attention layer of {model} has a width of it")
     save_lora(lora, target, torch.float16 if args.half else torch.float32)
-    tell_lora(lora, target, is_linear(hypernetwork))
+    tell_lora(lora, target, args.to_lora, is_linear(hypernetwork))
 
 
-def tell_lora(lora, target, linear):
+def check_lora(path: Path):
+    """Raises: UserError if a LoRA written there would do away with something else."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+    except (OSError, SafetensorError):
+        names = []
+    if path.exists() and not any(".lora_" in name for name in names):
+        raise UserError(f"{path}: it is there already, and no LoRA; name another file")
+
+
+def tell_lora(lora, target, rank, linear):
     from hypernet.to_lora import peft_path
 
     print("share of the hypernetwork's effect that is kept" + ("" if linear else " (the linear map's miss included)"))
+    width = min(min(down.shape[1], len(up)) for down, up, _ in lora.factors.values())
+    if any(len(down) < rank for down, _, _ in lora.factors.values()):
+        print(f"  (rank {rank} is more than the narrowest layers have: {width} is all of theirs)")
     for width, kept in sorted(lora.kept.items()):
         missed = "" if linear else f"   the nearest linear map misses {lora.fitted[width]:.1%}"
         print(f"  width {width:5}   kohya {kept['kohya']:7.2%}   PEFT {kept['peft']:7.2%}{missed}")

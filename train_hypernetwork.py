@@ -261,7 +261,7 @@ def save_only_what_trains(accelerator: Accelerator, hypernetwork, batches: Epoch
 
     def before_save(models, weights, folder):
         weights.clear()
-        hypernetwork.save_pretrained(folder)
+        hypernet.save(hypernetwork, folder)
         Path(folder, POSITION).write_text(json.dumps(batches.state_dict()), encoding="utf-8")
 
     def before_load(models, folder):

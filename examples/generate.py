@@ -28,6 +28,9 @@ from hypernet.prompt_tags import tag_name
 from hypernet.replacing import check_writable
 
 
+MOST_BYTES = 180  # of a file's name; file systems take 255
+
+
 def parse_arguments(arguments=None):
     parser = ScriptParser(__doc__)
     add_drawing_options(parser)
@@ -47,18 +50,19 @@ def file_name(picture: PictureSettings) -> str:
     """Words of the prompt, then each hypernetwork with its strength, then the seed."""
     words = re.sub(r"\W+", "-", picture.prompt).strip("-")[:60]
     names = [f"{tag_name(path)}-{strength:g}" for path, strength in picture.hypernetworks]
-    return "-".join(filter(None, [words, *names, f"seed{picture.seed}"])) + ".png"
+    name = "-".join(filter(None, [words, *names])).encode()[:MOST_BYTES].decode(errors="ignore")
+    return "-".join(filter(None, [name, f"seed{picture.seed}"])) + ".png"
 
 
 def main(arguments=None):
     args = parse_arguments(arguments)
     seed = random.randrange(1 << 32) if args.seed == -1 else args.seed or 0  # -1 is the WebUI's word for any
     picture = make_picture(args, args.prompt, read_stack(args, args.hypernetwork), seed=seed)
+    loaded = {path: hypernet.load(path) for path, _ in picture.hypernetworks}
     source, guidance = choose_model(args, [picture])
     if args.guidance_scale is None:
         picture = dataclasses.replace(picture, guidance_scale=guidance)
     pictures = [dataclasses.replace(picture, seed=seed + i) for i in range(args.num_images)]
-    loaded = {path: hypernet.load(path) for path, _ in picture.hypernetworks}
 
     painter = Painter(load_pipeline(source), source, loaded)
     for index, image in painter.draw_all(pictures, args.batch_size):

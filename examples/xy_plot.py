@@ -30,7 +30,7 @@ from hypernet.drawing import ModelSource, Painter, PictureSettings, load_pipelin
 from hypernet.drawing_options import add_drawing_options, choose_model, make_picture, read_stack
 from hypernet.errors import UserError
 from hypernet.infotext import free_path, parse_infotext, read_png_infotext, save_png, write_infotext
-from hypernet.prompt_tags import tag_name
+from hypernet.prompt_tags import split_prompt, tag_name
 from hypernet.replacing import check_writable
 from hypernet.sheet import labelled_sheet
 
@@ -117,8 +117,20 @@ def draw_missing(missing: dict[Path, PictureSettings], source: ModelSource, batc
 
 def compose(args, paths: list[list[Path]]) -> Image.Image:
     rows = [[Image.open(path).convert("RGB") for path in row] for row in paths]
-    caption = args.prompt if args.prompt is not None else ""
-    return labelled_sheet(rows, args.y.labels, args.x.labels, caption)
+    return labelled_sheet(rows, args.y.labels, args.x.labels, shared_settings(args, paths))
+
+
+def shared_settings(args, paths) -> str:
+    """What the axes leave as it is: the prompt with its hypernetworks, and how it was sampled."""
+    prompt, _, fields = parse_infotext(read_png_infotext(paths[0][0]))
+    kinds = args.x.kind, args.y.kind
+    text, tags = split_prompt(prompt)
+    strength = "" if "strength" in kinds else "{:g}"
+    shown = [] if "prompt" in kinds else [text.strip()]
+    shown += [] if "checkpoint" in kinds else [f"{name} {strength.format(value)}".strip() for name, value in tags]
+    named = {"steps": ("Steps", "{} steps"), "sampler": ("Sampler", "{}"), "guidance": ("CFG scale", "guidance {}")}
+    shown += [form.format(fields[field]) for kind, (field, form) in named.items() if kind not in kinds]
+    return "; ".join(shown + ([] if "seed" in kinds else [f"seed {fields['Seed']}"]))
 
 
 def describe(args, paths) -> str:

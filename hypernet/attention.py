@@ -1,7 +1,6 @@
 """Put hypernetworks on a diffusers UNet: its attention processors, attach and detach."""
 
 import dataclasses
-import weakref
 from collections.abc import Callable
 
 import torch
@@ -31,9 +30,7 @@ class Stack:
     layers: list[tuple[Hypernetwork, float]] = dataclasses.field(default_factory=list)
     attention: list[Attention] = dataclasses.field(default_factory=list)  # the UNet's layers
     undo: list[Callable[[], None]] = dataclasses.field(default_factory=list)
-    text: weakref.ReferenceType | None = None  # that of the last forward, with what was made of it
-    text_state: tuple = ()
-    text_context: tuple | None = None
+    kept: tuple | None = None  # the last forward's text, what else shapes its K and V context, and these
 
     @property
     def active(self) -> bool:
@@ -51,21 +48,26 @@ class Stack:
         return context_k, context_v
 
     def of_text(self, text):  # (B, tokens, width)
-        """The same for the text of an image, which is the same tensor at every step: made once, then kept.
+        """The same for the text of an image, which is the same at every step: made once, then kept.
 
-        Not where gradients are wanted, dropout is at work or the text may change unnoticed; nor in compiled code, which
-        keeps nothing between its calls.
+        Text and weights are compared by value (the weights by their sums and norms), for they may be written to in ways
+        that leave no trace. Not where gradients are wanted or dropout is at work; nor in compiled code, which keeps
+        nothing between its calls.
         """
         training = any(hypernetwork.training for hypernetwork, _ in self.layers)
-        if torch.compiler.is_compiling() or torch.is_grad_enabled() or training or text.is_inference():
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or training:
             return self(text)
-        weights = [parameter for hypernetwork, _ in self.layers for parameter in hypernetwork.of_width(text.shape[-1])]
-        versions = tuple((id(weight), weight._version, weight.dtype) for weight in weights)
-        strengths = tuple((id(hypernetwork), strength) for hypernetwork, strength in self.layers)
-        state = (text._version, strengths, versions, torch.is_autocast_enabled(text.device.type))
-        if self.text is None or self.text() is not text or self.text_state != state:
-            self.text_context, self.text, self.text_state = self(text), weakref.ref(text), state
-        return self.text_context
+        device, weights = text.device, [w for layer, _ in self.layers for w in layer.of_width(text.shape[-1])]
+        sums = [f(w, dtype=torch.float32).to(device) for w in weights for f in (torch.sum, torch.linalg.vector_norm)]
+        sums = torch.stack(sums) if sums else text.new_zeros(0)
+        settings = [(id(layer), layer.dtype, strength) for layer, strength in self.layers]
+        settings += [torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type), text.dtype, device]
+        if self.kept is not None:
+            old_text, old_sums, old_settings, contexts = self.kept
+            if settings == old_settings and torch.equal(old_text, text) and torch.equal(old_sums, sums):
+                return contexts
+        self.kept = text.clone(), sums, settings, self(text)
+        return self.kept[-1]
 
 
 class HypernetworkAttnProcessor:
@@ -136,13 +138,24 @@ def attach(unet, hypernetwork: Hypernetwork, strength: float = 1.0):
     UNet, offloading it, or slicing its attention (which has no effect: the attention here needs no slices) may follow.
 
     Raises:
-        ValueError: if an attention layer projects its context in a way that has no plain to_k and to_v, or something
-            else has changed its attention (an IP-Adapter, say).
+        ValueError: if the UNet has none of its widths, an attention layer projects its context in a way that has no plain
+            to_k and to_v, or something else has changed its attention (an IP-Adapter, say).
+        TypeError: for anything else than a UNet, a hypernetwork and a number.
     """
-    unet = _plain(unet)
+    if not isinstance(hypernetwork, Hypernetwork):
+        raise TypeError(f"attach takes a Hypernetwork, as hypernet.load gives it, not a {type(hypernetwork).__name__}")
+    unet, strength = _plain(unet), _number(strength)
     stack = getattr(unet, "_hypernetworks", None)
+    layers = attention_layers(unet)
+    here = sorted({layer.to_k.in_features for layer in layers.values()})
+    if not any(hypernetwork.of_width(width) for width in here):
+        widths = ", ".join(hypernetwork.pairs)
+        raise ValueError(
+            f"{hypernetwork.config.name} transforms widths {widths}; this model has {', '.join(map(str, here))}, so it "
+            "would do nothing here: it was made for another kind of model"
+        )
     if stack is None:
-        stack = Stack(attention=list(attention_layers(unet).values()))
+        stack = Stack(attention=list(layers.values()))
         _wrap_processors(stack)
         unet._hypernetworks = stack
         hook = unet.register_forward_pre_hook(_before_forward, with_kwargs=True)
@@ -155,17 +168,27 @@ def set_strength(unet, strength: float, hypernetwork: Hypernetwork | None = None
 
     Raises:
         ValueError: if it is not attached to `unet`, or nothing is.
+        TypeError: for a strength that is no number.
     """
-    stack = getattr(_plain(unet), "_hypernetworks", Stack())
-    if not any(hypernetwork in (None, attached) for attached, _ in stack.layers):
-        raise ValueError("there is no such hypernetwork on this UNet; attach it first")
+    stack, strength = _stack(unet, hypernetwork), _number(strength)
     stack.layers[:] = [
         (attached, strength if hypernetwork in (None, attached) else old) for attached, old in stack.layers
     ]
 
 
-def detach(unet):
-    """Take all hypernetworks off; the processors from before the first `attach` (or set since) are back."""
+def detach(unet, hypernetwork: Hypernetwork | None = None):
+    """Take all hypernetworks off, or only this one.
+
+    With the last one the processors from before the first `attach` (or set since) are back.
+
+    Raises:
+        ValueError: if it is not attached to `unet`.
+    """
+    if hypernetwork is not None:
+        stack = _stack(unet, hypernetwork)
+        stack.layers[:] = [layer for layer in stack.layers if layer[0] is not hypernetwork]
+        if stack.layers:
+            return
     unet = _plain(unet)
     stack = getattr(unet, "_hypernetworks", None)
     if stack is not None:
@@ -189,7 +212,23 @@ def attention_layers(unet) -> dict[str, Attention]:
 
 
 def _plain(unet):
-    return unet._orig_mod if is_compiled_module(unet) else unet
+    unet = unet._orig_mod if is_compiled_module(unet) else unet
+    if not hasattr(unet, "attn_processors"):
+        raise TypeError(f"hypernetworks go on a UNet, such as pipe.unet, not on a {type(unet).__name__}")
+    return unet
+
+
+def _stack(unet, hypernetwork) -> Stack:
+    stack = getattr(_plain(unet), "_hypernetworks", None)
+    if stack is None or hypernetwork is not None and all(layer is not hypernetwork for layer, _ in stack.layers):
+        raise ValueError("there is no such hypernetwork on this UNet; attach it first")
+    return stack
+
+
+def _number(strength) -> float:
+    if isinstance(strength, bool) or not isinstance(strength, (int, float)):
+        raise TypeError(f"a strength is a number, not a {type(strength).__name__}")
+    return float(strength)
 
 
 def _wrap_processors(stack):

@@ -1,5 +1,7 @@
 """The weighted mean of several hypernetworks."""
 
+import math
+
 import torch
 
 from hypernet.network import Hypernetwork, without_dropout
@@ -12,11 +14,11 @@ def average(hypernetworks: list[Hypernetwork], weights: list[float]) -> Hypernet
     It has no dropout, the most steps of them, and everything else from the first.
 
     Raises:
-        ValueError: if their structures differ (then only stacking them works), or the sum is not above 0.
+        ValueError: if their structures differ (then only stacking them works), or the sum is not a number above 0.
     """
     total = sum(weights)
-    if not total > 0:
-        raise ValueError(f"the weights sum up to {total:g}; it must be more than 0")
+    if not (total > 0 and all(math.isfinite(weight) for weight in (*weights, total))):
+        raise ValueError(f"the weights sum up to {total:g}; it must be more than 0, and all must be numbers")
     first = _structure(hypernetworks[0])
     for hypernetwork in hypernetworks[1:]:
         other = _structure(hypernetwork)

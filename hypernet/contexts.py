@@ -27,7 +27,8 @@ def gather_contexts(pipe, hypernetwork: Hypernetwork, prompts: list[str], streng
 
     def keep(module, args):
         context = args[0].flatten(0, -2)  # (B * tokens, width)
-        calls.setdefault(context.shape[-1], []).append(some(context, PER_CALL).float().cpu())
+        if str(context.shape[-1]) in hypernetwork.pairs:
+            calls.setdefault(context.shape[-1], []).append(some(context, PER_CALL).float().cpu())
 
     hook = hypernetwork.register_forward_pre_hook(keep)
     attach(pipe.unet, hypernetwork, strength)

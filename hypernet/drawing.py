@@ -48,15 +48,21 @@ class PictureSettings:
 
     def __post_init__(self):
         if not 0 <= self.seed < 1 << 63:
-            raise UserError(f"seed {self.seed}: it must be 0 or more, and below 2^63")
+            raise UserError(f"--seed {self.seed}: it must be 0 or more, and below 2^63")
         if not 1 <= self.steps <= 1000:
-            raise UserError(f"steps {self.steps}: it must be from 1 to 1000")
+            raise UserError(f"--steps {self.steps}: it must be from 1 to 1000")
         if not (math.isfinite(self.guidance_scale) and self.guidance_scale >= 0):
-            raise UserError(f"guidance {self.guidance_scale}: it must be 0 or more")
+            raise UserError(f"--guidance_scale {self.guidance_scale}: it must be 0 or more")
         if not all(math.isfinite(strength) for _, strength in self.hypernetworks):
-            raise UserError("strength: it must be a number")
+            raise UserError("--strength: it must be a number")
+        paths = [path for path, _ in self.hypernetworks]
+        for path in paths:
+            if paths.count(path) > 1:
+                raise UserError(f"{path}: it is named twice for one picture; name it once, with the strength of both")
         if self.size and any(side < MULTIPLE or side % MULTIPLE for side in self.size):
-            raise UserError(f"--size {self.size[0]}x{self.size[1]}: both sides must be multiples of {MULTIPLE}")
+            raise UserError(
+                f"--size {self.size[0]}x{self.size[1]}: both sides must be multiples of {MULTIPLE}, and more than 0"
+            )
         if self.sampler is not None:
             find_sampler(self.sampler)
 
@@ -175,7 +181,10 @@ class Painter:
             for path, strength in first.hypernetworks:
                 if path not in self.loaded:
                     self.loaded[path] = hypernet.load(path)
-                hypernet.attach(pipe.unet, self.loaded[path], strength)
+                try:
+                    hypernet.attach(pipe.unet, self.loaded[path], strength)
+                except ValueError as error:
+                    raise UserError(f"{path}: {error}") from None
             return pipe(
                 [picture.prompt for picture in batch],
                 negative_prompt=[picture.negative_prompt for picture in batch] if first.negative_prompt else None,
@@ -220,7 +229,7 @@ class Painter:
             **more,
             "Version": f"diffusers {diffusers.__version__}",
         }
-        prompt = picture.prompt + "".join(write_tag(path, strength) for path, strength in stack)
+        prompt = " ".join([picture.prompt.rstrip(), *(write_tag(path, strength) for path, strength in stack)])
         return write_infotext(prompt, picture.negative_prompt, fields)
 
 

@@ -96,7 +96,8 @@ def choose_model(args, pictures: list[PictureSettings]) -> tuple[ModelSource, fl
     keys = ("pretrained_model_name_or_path", "revision", "variant")
     sources = list(dict.fromkeys(tuple(options.get(key) for key in keys) for options in runs))
     if not sources or not sources[0][0]:
-        raise UserError("--model is missing: no hypernetwork's file says where the model lies")
+        problem = "a folder or Hub id of the Stable Diffusion to draw with (only trained folders know their own)"
+        raise UserError(f"--model is missing: {problem}")
     if len(sources) > 1:
         raise UserError(f"--model is missing: they were trained on {sources[0][0]} and {sources[1][0]}; choose one")
     return ModelSource(*sources[0]), guidance

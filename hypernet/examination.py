@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 from hypernet import readers
-from hypernet.files import load
+from hypernet.files import find_weights, load
+from hypernet.mend import to_mend
 from hypernet.network import Hypernetwork
 from hypernet.webui import build_webui, read_webui
 from hypernet.webui_optim import optim_path
@@ -26,10 +27,12 @@ def examine(path) -> dict:
     hypernetwork = build_webui(path, data) if webui_file else load(path)
     config = hypernetwork.config
     widths = [int(width) for width in hypernetwork.pairs]
+    beside = path / f"{config.name}.pt"
+    optimizer = optim_path(path) if webui_file else path / "optimizer.bin"
     families = [family for width, family in FAMILIES.items() if width in widths]
     report = {
         "file": str(path),
-        "bytes": path.stat().st_size if path.is_file() else None,
+        "bytes": find_weights(path).stat().st_size,
         "name": config.name,
         "name_in_file": data.get("name") if webui_file else config.name,
         "step": config.step,
@@ -46,11 +49,13 @@ def examine(path) -> dict:
         "optional_info": config.optional_info,
         "parameters": sum(parameter.numel() for parameter in hypernetwork.parameters()),
         "dtype": str(hypernetwork.stored_dtype).removeprefix("torch."),
-        "optimizer": webui_file and optim_path(path).is_file(),
+        "optimizer": optimizer.name if optimizer.is_file() else None,
         "modules": [_module(hypernetwork, width, part) for width in widths for part in ("k", "v")],
-        "read_by": readers.table(path, data, hypernetwork),
+        "to_mend": to_mend(path, data) if webui_file else [],
+        "read_by": readers.table(path, data, hypernetwork, beside if beside.is_file() else None),
     }
-    return {**report, "verdict": _verdict(report["modules"])}
+    report["verdict"] = _verdict(report["modules"])
+    return report
 
 
 @torch.no_grad()
@@ -66,11 +71,16 @@ def _module(hypernetwork: Hypernetwork, width: int, part: str) -> dict:
     finite = all(tensor.isfinite().all() for tensor in module.state_dict().values())
     return {
         "module": f"{width} {part.upper()}",
-        "norms": norms,
-        "effect": (change.norm() / context.norm()).item(),
+        "norms": {name: _number(norm) for name, norm in norms.items()},
+        "effect": _number((change.norm() / context.norm()).item()),
         "finite": bool(finite and change.isfinite().all()),
         "dead": not change.any().item(),
     }
+
+
+def _number(value: float) -> float | None:
+    """None for what JSON has no number for."""
+    return value if math.isfinite(value) else None
 
 
 def _verdict(modules) -> str:
@@ -86,7 +96,6 @@ def _verdict(modules) -> str:
 
 def describe(report: dict) -> str:
     """A report of `examine` for people."""
-    size = "" if report["bytes"] is None else f"{report['bytes'] / 2**20:.1f} MiB, "
     layers = ",".join(f"{multiple:g}" for multiple in report["layer_structure"])
     dropout = report["dropout_structure"]
     details = [f"activation {report['activation']}"]
@@ -96,23 +105,47 @@ def describe(report: dict) -> str:
     base = " ".join(filter(None, [report["base_model_name"], report["base_model_hash"]])) or "not said"
     rows = [
         ("name", _named(report)),
-        ("trained for", f"{report['step']:,} steps" + (", optimizer beside it" if report["optimizer"] else "")),
+        (
+            "trained for",
+            f"{report['step']:,} steps" + (f", {report['optimizer']} beside it" if report["optimizer"] else ""),
+        ),
         ("base model", base + (f" ({report['made_for']} by its widths)" if report["made_for"] else "")),
         ("structure", f"{layers} over {', '.join(map(str, report['widths']))}; {', '.join(details)}"),
         ("started from", report["weight_init"]),
-        ("weights", f"{size}{report['parameters']:,} parameters, {report['dtype']}"),
+        ("weights", f"{report['bytes'] / 2**20:.1f} MiB, {report['parameters']:,} parameters, {report['dtype']}"),
         ("note", report["optional_info"]),
         ("state", report["verdict"]),
+        ("to mend", "; ".join(report["to_mend"]) + " (--fix)" if report["to_mend"] else None),
     ]
-    lines = [report["file"], *(f"  {label:13} {value}" for label, value in rows if value)]
+    lines = [report["file"], *(f"  {label:13} {_printable(value)}" for label, value in rows if value)]
     lines.append("  module   effect   norms of its weights")
     for module in report["modules"]:
-        norms = "  ".join(f"{name.removesuffix('.weight')} {norm:.3g}" for name, norm in module["norms"].items())
-        effect = f"{module['effect']:7.2%}" if math.isfinite(module["effect"]) else "    nan"
+        shown = {name.removesuffix(".weight"): norm for name, norm in module["norms"].items()}
+        norms = "  ".join(f"{name} {'nan' if norm is None else format(norm, '.3g')}" for name, norm in shown.items())
+        effect = "    nan" if module["effect"] is None else f"{module['effect']:7.2%}"
         lines.append(f"  {module['module']:7} {effect}   {norms}")
     lines.append("  draws the same in")
     lines += [f"    {program:13} {answer}" for program, answer in report["read_by"].items()]
     return "\n".join(lines)
+
+
+def overview(reports: list[dict]) -> str:
+    """One line for each report of `examine`, as a table."""
+    rows = [("file", "steps", "structure", "activation", "made for", "state", "draws right in")]
+    for report in reports:
+        readers_ = [name for name in ("WebUI", "ComfyUI") if report["read_by"][name].startswith(("yes", "once"))]
+        layers = ",".join(f"{multiple:g}" for multiple in report["layer_structure"])
+        state = report["verdict"].partition(":")[0] + (", to mend" if report["to_mend"] else "")
+        family = (report["made_for"] or "?").removeprefix("Stable Diffusion ")
+        row = report["file"], f"{report['step']:,}", layers, report["activation"], family, state, ", ".join(readers_)
+        rows.append(tuple(map(_printable, row)))
+    lengths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join("  ".join(word.ljust(length) for word, length in zip(row, lengths)).rstrip() for row in rows)
+
+
+def _printable(text):
+    """Without what would move a terminal's cursor or colour it: such words come from the file."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def _named(report):

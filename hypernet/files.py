@@ -1,10 +1,8 @@
 """Open a hypernetwork, whatever its file; write it as any of them."""
 
-import copy
+import difflib
 import hashlib
 import json
-import os
-import tempfile
 from pathlib import Path
 
 import torch
@@ -33,7 +31,7 @@ def load(path) -> Hypernetwork:
         NotAHypernetwork: if there is none, in one line that says what it is instead.
     """
     file = find_weights(path)
-    return _load_safetensors(file) if file.suffix == ".safetensors" else load_webui(file)
+    return _load_safetensors(file) if file.suffix.lower() == ".safetensors" else load_webui(file)
 
 
 def find_weights(path) -> Path:
@@ -45,13 +43,27 @@ def find_weights(path) -> Path:
     path = Path(path)
     if path.is_file():
         return path
-    if path.suffix not in (".pt", ".safetensors"):
-        if not path.is_dir() and not path.is_absolute() and len(path.parts) == 2:
-            return _fetch(path.as_posix())
-        path = path / WEIGHTS_NAME
-    if not path.is_file():
-        raise NotAHypernetwork(f"{path}: there is no such file")
-    return path
+    if (path / WEIGHTS_NAME).is_file():
+        return path / WEIGHTS_NAME
+    hub_id = len(path.parts) == 2 and not path.is_absolute() and path.suffix.lower() not in (".pt", ".safetensors")
+    if hub_id and not path.parent.exists():
+        return _fetch(path.as_posix())
+    raise NotAHypernetwork(f"{path}: {_missing(path)}")
+
+
+def _missing(path) -> str:
+    """Why there is no hypernetwork at `path`, and where one may be."""
+    if not path.is_dir():
+        names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, names, 1)
+        return "there is no such file or folder" + (f"; did you mean {path.parent / near[0]}?" if near else "")
+    if (path / "model_index.json").is_file():
+        return "it is a whole Stable Diffusion, no hypernetwork"
+    inside = sorted(
+        file.parent for file in [*path.glob(f"*/{WEIGHTS_NAME}"), *path.glob(f"checkpoints/*/{WEIGHTS_NAME}")]
+    )
+    inside += sorted(path.glob("*.pt"))
+    return "there is no hypernetwork in this folder itself" + (f"; name {inside[-1]}, say" if inside else "")
 
 
 def save(hypernetwork: Hypernetwork, path, dtype: torch.dtype | None = None):
@@ -63,31 +75,31 @@ def save(hypernetwork: Hypernetwork, path, dtype: torch.dtype | None = None):
         dtype: of the weights in the file, float32 (the hypernetwork's own) or float16 for half the size.
     """
     path = Path(path)
-    if path.suffix == ".pt":
+    if path.suffix.lower() == ".pt":
         save_webui(hypernetwork, path, dtype)
-    elif path.suffix == ".safetensors":
-        _save_safetensors(hypernetwork, path, dtype)
+    elif path.suffix.lower() == ".safetensors":
+        _save_safetensors(hypernetwork, path, dtype, name=path.stem)
     else:
         save_folder(hypernetwork, path, dtype)
 
 
 def save_folder(hypernetwork: Hypernetwork, folder, dtype: torch.dtype | None = None):
-    """config.json and safetensors, as diffusers' `save_pretrained` writes them, into a folder that may hold others."""
+    """config.json and safetensors, as diffusers' `save_pretrained` has them, into a folder that may hold other files.
+
+    The safetensors file has the config in it, too, so that both change at once whenever the machine stops.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if dtype not in (None, hypernetwork.dtype):
-        hypernetwork = torch.nn.Module.to(copy.deepcopy(hypernetwork), dtype)  # ModelMixin.to warns of float16
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary:
-        hypernetwork.save_pretrained(temporary)
-        for name in ("config.json", WEIGHTS_NAME):
-            os.replace(Path(temporary, name), folder / name)
+    _save_safetensors(hypernetwork, folder / WEIGHTS_NAME, dtype)
+    with replacing(folder / "config.json") as temporary:
+        temporary.write_text(hypernetwork.to_json_string(), encoding="utf-8")
 
 
-def _save_safetensors(hypernetwork, path, dtype):
+def _save_safetensors(hypernetwork, path, dtype, **changes):
     config = {key: value for key, value in hypernetwork.config.items() if key[0] != "_"}
     tensors = hypernetwork.state_dict().items()
     weights = {name: tensor.detach().cpu().to(dtype or tensor.dtype).contiguous() for name, tensor in tensors}
-    entry = json.dumps({**config, "name": path.stem})
+    entry = json.dumps({**config, **changes})
     with replacing(path) as temporary:
         save_file(weights, temporary, {"format": "pt", KEY: entry, "sha256": _digest(entry, weights)})
 
@@ -107,14 +119,14 @@ def _load_safetensors(path):
             config = _read_config(path, metadata, names)
             weights = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
-        reason = " ".join(str(error).split())
+        reason = "it is empty" if path.stat().st_size == 0 else " ".join(str(error).split())
         raise NotAHypernetwork(f"{path}: it is no hypernetwork file, or a damaged one ({reason})") from None
     if any(tensor.dtype not in FLOATS for tensor in weights.values()):
         raise NotAHypernetwork(f"{path}: it holds something else than floating-point weights")
     if KEY in metadata and metadata.get("sha256") != _digest(metadata[KEY], weights):
         raise NotAHypernetwork(f"{path}: it is damaged (its checksum is wrong)")
     try:
-        return build({key: value for key, value in config.items() if key[0] != "_"}, weights)
+        return build({key: value for key, value in config.items() if not key.startswith("_")}, weights)
     except (ValueError, TypeError, AttributeError) as error:
         raise NotAHypernetwork(f"{path}: it does not fit its config: {' '.join(str(error).split())}") from None
 
@@ -125,7 +137,7 @@ def _read_config(path, metadata, names):
     try:
         config = json.loads(metadata[KEY] if KEY in metadata else config_path.read_text(encoding="utf-8"))
         described = "Hypernetwork" if KEY in metadata else config.get("_class_name")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         config = described = None
     if described == "Hypernetwork":
         return config
@@ -143,6 +155,5 @@ def _fetch(repo_id):
         return Path(hf_hub_download(repo_id, WEIGHTS_NAME))
     except (OSError, HFValidationError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise NotAHypernetwork(
-            f"{repo_id}: no such folder here and no such hypernetwork on the Hub ({reason})"
-        ) from None
+        problem = "no such folder here, and on the Hub none, or it cannot be reached"
+        raise NotAHypernetwork(f"{repo_id}: {problem} ({reason})") from None

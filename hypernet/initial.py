@@ -1,6 +1,7 @@
 """A hypernetwork that a run goes on with (`--init_from`): its structure, weights and step, and its optimizer's state."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 from hypernet.config import STRUCTURE_OPTIONS, TrainingConfig
@@ -23,29 +24,54 @@ class Initial:
 
 
 def open_initial(config: TrainingConfig) -> Initial | None:
-    """What `--init_from` names, or None; its structure becomes the configuration's.
+    """What `--init_from` names; None without it, or where the run has a training state of its own to go on from.
+
+    Either way the structure becomes the configuration's.
 
     Raises:
         UserError: if it is no hypernetwork, its optimizer's state is damaged, or no steps are left for it.
     """
     if config.init_from is None:
         return None
+    begun = _begun_run(config)
+    if begun is not None:
+        for option in (*STRUCTURE_OPTIONS, "init_from"):  # the file itself may be gone, or trained further, by now
+            setattr(config, option, begun[option])
+        return None
     hypernetwork = load(config.init_from)
     step, last = hypernetwork.config.step, config.schedule.last_step
     if step >= last:
         problem = f"it has been trained for {step} steps already, and the run ends at {last}; raise --max_train_steps"
         raise UserError(f"--init_from {config.init_from}: {problem}, or the learning rate schedule's end")
+    _take_structure(config, hypernetwork)
+    state, line = _optimizer(config.init_from, hypernetwork)
+    structure = f"structure {config.layer_structure}, activation {config.activation}, widths {config.widths}"
+    lines = [f"Going on from {config.init_from}, step {step}", f"  {structure}", f"  {line}"]
+    return Initial(hypernetwork, state and state["state"], lines)
+
+
+def _begun_run(config) -> dict | None:
+    """The options of the run in the output folder, if it began with the same file and has a training state."""
+    output = Path(config.output_dir)
+    if config.overwrite or config.resume_from_checkpoint == "none" or not any(output.glob("checkpoints/step-*")):
+        return None
+    try:
+        options = json.loads((output / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    same = options.get("init_from") in (config.init_from, str(Path(config.init_from).resolve()))
+    return options if same and all(option in options for option in STRUCTURE_OPTIONS) else None
+
+
+def _take_structure(config, hypernetwork):
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     for option in STRUCTURE_OPTIONS:
         value = hypernetwork.config[option]
-        value = ",".join(f"{number:g}" for number in value) if isinstance(value, (list, tuple)) else value
+        value = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else value
         asked = str(getattr(config, option)).replace(" ", "")
         if asked not in (str(defaults[option]), str(value)):
             raise UserError(f"--{option} {asked}: {config.init_from} has {value}; leave it out with --init_from")
         setattr(config, option, value)
-    state, line = _optimizer(config.init_from, hypernetwork)
-    lines = [f"Going on from {config.init_from}, step {step}", f"  {line}"]
-    return Initial(hypernetwork, state and state["state"], lines)
 
 
 def _optimizer(source, hypernetwork):

@@ -32,9 +32,11 @@ def merge(unet, hypernetwork: Hypernetwork, strength: float = 1.0):
     plain UNet comes back only by loading it again; saved, the new biases would find no place in a UNet that is loaded.
 
     Raises:
-        ValueError: if the hypernetwork is not linear, or the UNet's weights are quantised or have LoRAs on them
+        ValueError: if the hypernetwork is not linear, or the UNet's weights are quantised, fused or have LoRAs on them
             (nothing is changed then).
     """
+    if not isinstance(hypernetwork, Hypernetwork):
+        raise TypeError(f"merge takes a Hypernetwork, as hypernet.load gives it, not a {type(hypernetwork).__name__}")
     if not is_linear(hypernetwork):
         config = hypernetwork.config
         what = "LayerNorm" if config.layer_norm else f"the activation {config.activation}"
@@ -44,6 +46,8 @@ def merge(unet, hypernetwork: Hypernetwork, strength: float = 1.0):
         pair = (
             hypernetwork.pairs[str(layer.to_k.in_features)] if str(layer.to_k.in_features) in hypernetwork.pairs else {}
         )
+        if pair and getattr(layer, "fused_projections", False):
+            raise ValueError("the UNet's projections are fused (fuse_qkv_projections); merge before that")
         for part, module in pair.items():
             projection = getattr(layer, f"to_{part}")
             if type(projection) is not nn.Linear or not projection.weight.is_floating_point():
@@ -52,6 +56,10 @@ def merge(unet, hypernetwork: Hypernetwork, strength: float = 1.0):
                     f"a to_{part} of the UNet is a {kind}, no plain Linear; merge before LoRAs, unquantised"
                 )
             folded.append((projection, *_fold(projection, *linear_map(module), strength)))
+    if not folded:
+        raise ValueError(
+            f"{hypernetwork.config.name} has none of this UNet's widths: it was made for another kind of model"
+        )
     for projection, weight, bias in folded:
         projection.weight.copy_(weight)
         if bias is not None:

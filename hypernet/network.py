@@ -1,6 +1,7 @@
 """The hypernetwork: for each context width a pair of MLPs, one for an attention layer's keys and one for its values."""
 
 import inspect
+import math
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -190,11 +191,33 @@ class Hypernetwork(ModelMixin, ConfigMixin):
         return list(self.pairs[str(width)].parameters()) if str(width) in self.pairs else []
 
 
+def check_types(config: dict):
+    """Raise ValueError, in one line, if an argument of `Hypernetwork` that a file gives is not of its type."""
+    words = ("activation", "weight_init", "layer_norm_init", "name")
+    for key, value in config.items():
+        if key == "widths":
+            right = _numbers(value, int) and len(set(value)) == len(value) > 0 and min(value) > 0
+        elif key == "layer_structure" or key == "dropout_structure" and value is not None:
+            right = _numbers(value, int, float)
+        elif key in ("layer_norm", "activate_output"):
+            right = type(value) is bool
+        elif key == "step":
+            right = type(value) is int and 0 <= value < 1 << 63
+        else:
+            right = type(value) is str or value is None and key not in words
+        if not right:
+            raise ValueError(f"{str(key)[:40]!r} is not what it must be")
+
+
+def _numbers(value, *kinds):
+    return type(value) in (list, tuple) and all(type(number) in kinds and math.isfinite(number) for number in value)
+
+
 def build(config: dict, weights: dict[str, torch.Tensor]) -> Hypernetwork:
     """The hypernetwork of a file: its declared structure with its weights, in float32 and evaluation mode.
 
     Memory is only taken for weights that are there, whatever sizes are declared; no random number is drawn. Its
-    `stored_dtype` is that of the weights given.
+    `stored_dtype` is that of the weights given, float32 if they have several.
 
     Args:
         config: constructor arguments of `Hypernetwork`.
@@ -203,6 +226,7 @@ def build(config: dict, weights: dict[str, torch.Tensor]) -> Hypernetwork:
     Raises:
         ValueError: in one line, if there is no such structure or the weights are not those of it.
     """
+    check_types(config)
     widths, structure = config.get("widths", WIDTHS_SD1), config.get("layer_structure", (1, 2, 1))
     try:
         if len(widths) * 2 * (len(structure) - 1) > len(weights):
@@ -219,7 +243,8 @@ def build(config: dict, weights: dict[str, torch.Tensor]) -> Hypernetwork:
             raise ValueError(f"{name} has the shape {list(weights[name].shape)}, its structure says {list(shape)}")
     plain = {name: tensor.to(torch.float32, copy=True).contiguous() for name, tensor in weights.items()}
     hypernetwork.load_state_dict(plain, assign=True)
-    hypernetwork.stored_dtype = next((tensor.dtype for tensor in weights.values()), torch.float32)
+    dtypes = {tensor.dtype for tensor in weights.values()}
+    hypernetwork.stored_dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
     return hypernetwork.eval()
 
 

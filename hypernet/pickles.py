@@ -1,8 +1,8 @@
 """Read a pickled file as plain data: nothing in it is run, and nothing is made that the file is too small to hold.
 
-The pickle is looked at three times. First its opcodes: only those that `torch.save` writes for dicts, lists and tensors.
-Then an outline is made of it, in which every tensor is a record of its sizes, and these are held against the file. Only
-what has passed goes to `torch.load(weights_only=True)`.
+First an outline is made of the pickle, opcode by opcode: only those that `torch.save` writes for dicts, lists and tensors
+are known, and every tensor is a record of its sizes, which are held against the bytes that the file has for it. Only what
+has passed goes to `torch.load(weights_only=True)`, and of a zip only the very records that were looked at.
 """
 
 import dataclasses
@@ -25,22 +25,20 @@ from hypernet.recognise import kind_of
 
 ZIP = b"PK\x03\x04"
 MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the first pickle of torch.save's legacy format
-MOST_OPCODES = 1_000_000  # of a pickle; a hypernetwork has some thousand
+MOST_OPCODES = 200_000  # of a pickle; a hypernetwork has some thousand
 TRAILER = b"\nhypernet sha256 "  # after a legacy file's last storage, where no reader looks; then 64 hex digits
-DTYPES = {
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "DoubleStorage": torch.float64,
-    "IntStorage": torch.int32,
-    "LongStorage": torch.int64,
+STORAGES = {
+    "torch FloatStorage": torch.float32,
+    "torch HalfStorage": torch.float16,
+    "torch BFloat16Storage": torch.bfloat16,
+    "torch DoubleStorage": torch.float64,
+    "torch IntStorage": torch.int32,
+    "torch LongStorage": torch.int64,
 }
-OPCODES = set(
-    "PROTO STOP MARK EMPTY_DICT EMPTY_LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 SETITEM SETITEMS APPEND APPENDS "
-    "BINPUT LONG_BINPUT BINGET LONG_BINGET BININT BININT1 BININT2 LONG1 BINFLOAT NONE NEWTRUE NEWFALSE BINUNICODE "
-    "GLOBAL REDUCE BUILD BINPERSID".split()
-)
-TUPLES = ("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3")
+CALLABLES = ("collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter")
+VALUES = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "NONE": lambda: None}
+VALUES |= {"NEWTRUE": lambda: True, "NEWFALSE": lambda: False}
+ARGUMENTS = ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE")  # opcodes that push their argument
 UNREADABLE = (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, LookupError, TypeError, ValueError)
 UNREADABLE += (AttributeError, AssertionError, NotImplementedError, OverflowError, MemoryError, RecursionError)
 
@@ -50,14 +48,15 @@ class NotAHypernetwork(UserError):
 
 
 class _Refused(ValueError):
-    """Why a pickle is not read any further."""
+    """Why a file is not read any further."""
 
 
-def read_plain(path, expect: Callable[[object], None] = lambda outline: None) -> object:
+def read_plain(path, expect: Callable[[object], None] = lambda outline: None, what="hypernetwork file") -> object:
     """The dicts, lists, numbers, strings and tensors that `torch.save` has put into a file, tensors on the CPU.
 
     Args:
         expect: called with what is in the file, None in place of each tensor, before any is loaded; may raise.
+        what: the file should be, for messages.
 
     Raises:
         NotAHypernetwork: for a file that is something else (a LoRA, a checkpoint, …), holds anything besides, or is
@@ -67,21 +66,23 @@ def read_plain(path, expect: Callable[[object], None] = lambda outline: None) ->
     strings = []
     try:
         with open(path, "rb") as file:
-            expect(_check(file, strings))
-            _check_sums(file)
-            data = torch.load(file, map_location="cpu", weights_only=True)
+            if file.read(1) == b"":
+                raise _Refused("it is empty")
+            file.seek(0)
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                if content[: len(ZIP)] == ZIP:
+                    return _read_zip(file, strings, expect)
+                return _read_legacy(file, content, strings, expect)
     except OSError as error:
         raise NotAHypernetwork(f"{path}: it cannot be read ({error.strerror or error})") from None
     except NotAHypernetwork:
         raise
     except UNREADABLE as error:
-        kind = kind_of(strings)
+        kind = kind_of(strings) if what == "hypernetwork file" else None
         if kind:
             raise NotAHypernetwork(f"{path}: it is no hypernetwork but {kind}") from None
         reason = str(error) if isinstance(error, _Refused) else "its parts do not fit together"
-        problem = f"it is no hypernetwork file, or a damaged one ({reason}; nothing of it was run)"
-        raise NotAHypernetwork(f"{path}: {problem}") from None
-    return data
+        raise NotAHypernetwork(f"{path}: it is no {what}, or a damaged one ({reason}; nothing of it was run)") from None
 
 
 def append_trailer(path):
@@ -91,31 +92,11 @@ def append_trailer(path):
         file.write(trailer)
 
 
-def _check(file, strings):
-    """Hold the file's pickles, and the sizes that they declare, against the file; the outline of what is in it."""
-    if file.read(1) == b"":
-        raise _Refused("it is empty")
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        if content[: len(ZIP)] == ZIP:
-            return _check_zip(file, strings)
-        if content[: len(MAGIC)] == MAGIC:
-            return _check_legacy(content, strings)
-        strings.append(content[:20].decode("latin-1"))  # a file of another kind may be known by its head
-        raise _Refused("it does not begin as one")
+def _read_zip(file, strings, expect):
+    """A zip: stored, not compressed, no larger than the file; one pickle, a record of the right size for each storage.
 
-
-def _check_sums(file):
-    """The checksums of a zip (those of a legacy file are no work to find). Leaves the file at its start."""
-    file.seek(0)
-    if file.read(len(ZIP)) == ZIP:
-        with zipfile.ZipFile(file) as archive:
-            if archive.testzip() is not None:
-                raise _Refused("its checksum is wrong")
-    file.seek(0)
-
-
-def _check_zip(file, strings):
-    """A zip: stored, not compressed, no larger than the file; one pickle, a record of the right size for each storage."""
+    torch gets a zip of these records alone: another reader may see other records in the same file.
+    """
     with zipfile.ZipFile(file) as archive:
         records = {info.filename: info.file_size for info in archive.infolist()}
         if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
@@ -125,59 +106,35 @@ def _check_zip(file, strings):
         names = [name for name in records if name.endswith("data.pkl")]
         if len(names) != 1:
             raise _Refused("there is no data in it")
-        outline = _outline(io.BytesIO(archive.read(names[0])), strings)
-        for key, storage in outline.storages.items():
-            if records.get(names[0].replace("data.pkl", f"data/{key}")) != storage.bytes:
-                raise _Refused("its tensors are not all there")
-        return outline.content
+        outline = _Outline(io.BytesIO(archive.read(names[0])), strings)
+        folder = names[0].removesuffix("data.pkl")
+        storages = {f"{folder}data/{key}": storage.bytes for key, storage in outline.storages.items()}
+        if any(records.get(name) != size for name, size in storages.items()):
+            raise _Refused("its tensors are not all there")
+        expect(outline.content)
+        with zipfile.ZipFile(checked := io.BytesIO(), "w") as copy:
+            for name in (names[0], *storages, *(folder + name for name in ("version", "byteorder"))):
+                if name in records:
+                    copy.writestr(f"archive/{name.removeprefix(folder)}", archive.read(name))
+    checked.seek(0)
+    return torch.load(checked, map_location="cpu", weights_only=True)
 
 
-def _check_legacy(content, strings):
+def _read_legacy(file, content, strings, expect):
     """Five pickles (magic number, version, machine, data, the storages' keys), the storages, and perhaps the trailer."""
+    if content[: len(MAGIC)] != MAGIC:
+        strings.append(content[:20].decode("latin-1"))  # a file of another kind may be known by its head
+        raise _Refused("it does not begin as one")
     content.seek(len(MAGIC))
-    _, _, outline, _ = [_outline(content, strings) for _ in range(4)]
+    _, _, outline, _ = [_Outline(content, strings) for _ in range(4)]
     end = content.tell() + sum(8 + storage.bytes for storage in outline.storages.values())
     if end > len(content):
         raise _Refused("it ends too early")
+    expect(outline.content)
     with memoryview(content) as view, view[:end] as covered, view[end:] as rest:
         if rest and rest != TRAILER + hashlib.sha256(covered).hexdigest().encode():
             raise _Refused("its checksum is wrong")
-    return outline.content
-
-
-def _outline(pickled, strings):
-    """What a pickle holds and the storages that it names, after a look at every opcode and every tensor's sizes."""
-    start = pickled.tell()
-    _scan(pickled, strings)
-    end = pickled.tell()
-    pickled.seek(start)
-    outline = _Outline(io.BytesIO(pickled.read(end - start)))
-    outline.content = outline.load()
-    return outline
-
-
-def _scan(pickled, strings):
-    """Collect the pickle's strings; refuse it for an opcode or a name that no hypernetwork needs.
-
-    A tuple that is taken up again is refused because nested ones, as the key of a dict, are hashed for ever; so is a
-    memo with gaps, for which the unpickler would take memory up to the highest number.
-    """
-    before, tuples, memos = None, set(), 0
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(pickled)):
-        name = opcode.name
-        if name in ("GLOBAL", "BINUNICODE"):
-            strings.append(argument)
-        if name not in OPCODES or count > MOST_OPCODES:
-            raise _Refused("its pickle is of a kind that no hypernetwork has")
-        if name in ("BINPUT", "LONG_BINPUT"):
-            if argument > memos:
-                raise _Refused("its pickle is of a kind that no hypernetwork has")
-            memos = max(memos, argument + 1)
-            if before in TUPLES:
-                tuples.add(argument)
-        if name in ("BINGET", "LONG_BINGET") and argument in tuples:
-            raise _Refused("its pickle is of a kind that no hypernetwork has")
-        before = name
+    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 @dataclasses.dataclass
@@ -190,46 +147,117 @@ class _Storage:
         return self.elements * self.dtype.itemsize
 
 
-class _Dict(dict):
-    """In place of an OrderedDict, whose attributes (a state dict's `_metadata`) are of no use here."""
-
-    def __setstate__(self, state):
-        pass
+class _Global(str):
+    """A class or function that the pickle names: "module name"."""
 
 
-def _check_tensor(storage, offset, sizes, strides, *_):
-    """In place of a tensor: refuse one that reaches beyond its storage, or is larger than it."""
-    numbers = [offset, *sizes[:9], *strides[:9]]
-    if len(sizes) > 8 or not isinstance(storage, _Storage) or not all(type(n) is int and n >= 0 for n in numbers):
-        raise _Refused("a tensor has no sizes")
-    last = offset + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
-    if math.prod(sizes) > storage.elements or 0 not in sizes and last >= storage.elements:
-        raise _Refused("a tensor is larger than its data")
+class _Outline:
+    """What one pickle holds, None in place of each tensor, and the storages that it names by their keys.
 
+    A small unpickler: it knows the opcodes of plain data, makes nothing but dicts, lists and tuples, and calls nothing.
+    Keys of dicts are words and numbers only, for nested tuples can be hashed for ever. `strings` gets all words in it.
+    """
 
-class _Outline(pickle.Unpickler):
-    """Unpickles without torch: tensors are checked and left out. It knows no callable but the three harmless ones."""
+    def __init__(self, pickled, strings):
+        self.stack, self.marks, self.memo, self.storages, self.used = [], [], {}, {}, 0
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(pickled)):
+            if count > MOST_OPCODES:
+                raise _Refused("its pickle is far too long")
+            if opcode.name in ("GLOBAL", "BINUNICODE"):
+                strings.append(argument)
+            self._step(opcode.name, argument)
+        (self.content,) = self.stack
+        if self.used > sum(storage.bytes for storage in self.storages.values()):
+            raise _Refused("its tensors are larger than its data")
 
-    CALLABLES = {
-        ("collections", "OrderedDict"): _Dict,
-        ("torch._utils", "_rebuild_tensor_v2"): _check_tensor,
-        ("torch._utils", "_rebuild_parameter"): lambda *_: None,
-    }
+    def _step(self, name, argument):
+        stack = self.stack
+        if name in VALUES:
+            stack.append(VALUES[name]())
+        elif name in ARGUMENTS:
+            if type(argument) is int and abs(argument) >= 1 << 63:
+                raise _Refused("it holds a number too large")
+            stack.append(argument)
+        elif name == "MARK":
+            self.marks.append(len(stack))
+        elif name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"):
+            stack.append(tuple(self._pop(None if name == "TUPLE" else int(name[5:]))))
+        elif name in ("APPEND", "APPENDS"):
+            items = self._pop(1 if name == "APPEND" else None)
+            self._top(list).extend(items)
+        elif name in ("SETITEM", "SETITEMS"):
+            self._set_items(self._pop(2 if name == "SETITEM" else None))
+        elif name in ("BINPUT", "LONG_BINPUT"):
+            self.memo[argument] = stack[-1]
+        elif name in ("BINGET", "LONG_BINGET"):
+            stack.append(self.memo[argument])
+        elif name == "GLOBAL":
+            if argument not in STORAGES and argument not in CALLABLES:
+                raise _Refused(f"it names {argument.replace(' ', '.')!a}, which no hypernetwork needs")
+            stack.append(_Global(argument))
+        elif name == "REDUCE":
+            function, arguments = self._pop(2)
+            stack.append(self._call(function, arguments))
+        elif name == "BUILD":  # the attributes of an OrderedDict: a state dict's _metadata
+            self._pop(1)
+            self._top(dict)
+        elif name == "BINPERSID":
+            stack.append(self._storage(*self._pop(1)))
+        elif name not in ("PROTO", "STOP"):
+            raise _Refused("its pickle is of a kind that no hypernetwork has")
 
-    def __init__(self, file):
-        super().__init__(file)
-        self.storages = {}
+    def _pop(self, count):
+        """The last `count` items, or those above the last mark."""
+        start = self.marks.pop() if count is None else len(self.stack) - count
+        if start < (self.marks[-1] if self.marks else 0):
+            raise _Refused("its pickle is damaged")
+        items = self.stack[start:]
+        del self.stack[start:]
+        return items
 
-    def find_class(self, module, name):
-        if module == "torch" and name in DTYPES:
-            return DTYPES[name]
-        if (module, name) not in self.CALLABLES:
-            raise _Refused(f"it names {module}.{name}, which no hypernetwork needs")
-        return self.CALLABLES[module, name]
+    def _top(self, kind):
+        if type(self.stack[-1]) is not kind:
+            raise _Refused("its pickle is damaged")
+        return self.stack[-1]
 
-    def persistent_load(self, saved_id):
+    def _set_items(self, items):
+        keys, values = items[::2], items[1::2]
+        if not all(type(key) in (str, int) for key in keys):
+            raise _Refused("its pickle is of a kind that no hypernetwork has")
+        self._top(dict).update(zip(keys, values, strict=True))
+
+    def _storage(self, saved_id):
         kind, dtype, key, _, elements, *_ = saved_id
-        numbers = type(elements) is int and elements >= 0
-        if kind != "storage" or not isinstance(dtype, torch.dtype) or not numbers or not isinstance(key, str):
+        if (
+            kind != "storage"
+            or dtype not in STORAGES
+            or type(key) is not str
+            or type(elements) is not int
+            or elements < 0
+        ):
             raise _Refused("a tensor has no data")
-        return self.storages.setdefault(key, _Storage(dtype, elements))
+        storage = self.storages.setdefault(key, _Storage(STORAGES[dtype], elements))
+        if (storage.dtype, storage.elements) != (STORAGES[dtype], elements):
+            raise _Refused("a tensor's data is of two kinds")
+        return storage
+
+    def _call(self, function, arguments):
+        """What the call would make: a dict, or None for a tensor that is no larger than its storage."""
+        if type(function) is not _Global or function in STORAGES or type(arguments) is not tuple:
+            raise _Refused("its pickle is damaged")
+        if function == "collections OrderedDict":
+            if arguments:
+                raise _Refused("its pickle is of a kind that no hypernetwork has")
+            return {}
+        if function == "torch._utils _rebuild_tensor_v2":
+            self._check_tensor(*arguments)
+        return None
+
+    def _check_tensor(self, storage, offset, sizes, strides, *_):
+        numbers = [offset, *sizes[:9], *strides[:9]]
+        if len(sizes) > 8 or type(storage) is not _Storage or not all(type(n) is int and n >= 0 for n in numbers):
+            raise _Refused("a tensor has no sizes")
+        last = offset + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
+        if math.prod(sizes) > storage.elements or 0 not in sizes and last >= storage.elements:
+            raise _Refused("a tensor is larger than its data")
+        self.used += math.prod(sizes) * storage.dtype.itemsize

@@ -10,9 +10,9 @@ import re
 from pathlib import Path
 
 from hypernet.errors import UserError
+from hypernet.files import WEIGHTS_NAME
 
 TAG = re.compile(r"<(\w+):([^>]+)>")  # the WebUI's extra networks; any other < is text
-WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 
 
 def split_prompt(prompt: str) -> tuple[str, list[tuple[str, float]]]:
@@ -23,8 +23,11 @@ def split_prompt(prompt: str) -> tuple[str, list[tuple[str, float]]]:
     Raises:
         UserError: for a tag of another kind, one without a name, or a strength that is no number.
     """
-    tags = [_read_tag(match) for match in TAG.finditer(prompt)]
-    return TAG.sub("", prompt), tags
+    tags, text = [_read_tag(match) for match in TAG.finditer(prompt)], TAG.sub("", prompt)
+    broken = re.search(r"<\s*hypernet\b.*", text)
+    if broken:
+        raise UserError(f"{broken[0][:60]}: write <hypernet:name:strength>, such as <hypernet:my_style:0.8>")
+    return text, tags
 
 
 def _read_tag(match) -> tuple[str, float]:
@@ -64,7 +67,7 @@ def trained_config(folder: Path) -> dict | None:
         return None
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return config if isinstance(config, dict) and config.get("_class_name") == "Hypernetwork" else None
 
@@ -87,9 +90,19 @@ def find_hypernetwork(name: str, folder) -> Path:
         hint = f"did you mean {' or '.join(near)}?" if near else "--hypernetwork_dir names another place"
         raise UserError(f"<hypernet:{name}>: there is no such hypernetwork in {folder}; {hint}")
     if not all(_equal(found[0], path) for path in found[1:]):
-        problem = f"it may be {' or '.join(map(str, found[:3]))}; write more of the path, such as"
-        raise UserError(f"<hypernet:{name}>: {problem} <hypernet:{found[0].parent.name}/{name}>")
+        problem = f"it may be {' or '.join(map(str, found[:3]))}"
+        raise UserError(f"<hypernet:{name}>: {problem}; write more of the path, such as {_longer_tag(known, found[0])}")
     return found[0]
+
+
+def _longer_tag(known, path) -> str:
+    """The shortest tag that means this one only."""
+    names = next(names for place, names in known if place == path)
+    tails = sorted({parts[-length:] for parts in names for length in range(1, len(parts) + 1)}, key=len)
+    for tail in tails:
+        if all(place == path or all(parts[-len(tail) :] != tail for parts in others) for place, others in known):
+            return f"<hypernet:{'/'.join(tail)}>"
+    return f"--hypernetwork {path}"
 
 
 @functools.lru_cache
@@ -102,7 +115,10 @@ def _scan(folder: Path) -> list[tuple[Path, list[tuple[str, ...]]]]:
         above = (folder.resolve().name, *place.relative_to(folder).parts)
         trained = trained_config(place) is not None
         if trained:
-            known.append((place, [above, (*above[:-1], tag_name(place))]))
+            names = [above, (*above[:-1], tag_name(place))]
+            if place.parent.name == "checkpoints":
+                names.append((*above[:-2], tag_name(place)))  # run/NAME-STEP
+            known.append((place, names))
         for file in sorted(map(Path, files)):
             weights = file.suffix == ".safetensors" and file.name != WEIGHTS_NAME
             if file.suffix == ".pt" or weights and (trained or _stands_alone(place / file)):
@@ -117,9 +133,11 @@ def _stands_alone(file: Path) -> bool:
             length = int.from_bytes(opened.read(8), "little")
             header = json.loads(opened.read(min(length, 1 << 24)))
         return "hypernetwork" in header.get("__metadata__", {})
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False
 
 
 def _equal(a: Path, b: Path) -> bool:
+    """Whether two files, or trained folders, hold the same."""
+    a, b = (path / WEIGHTS_NAME if path.is_dir() else path for path in (a, b))
     return a.is_file() and b.is_file() and filecmp.cmp(a, b, shallow=False)

@@ -77,11 +77,14 @@ def webui_problems(path, fields: dict) -> list[str]:
     return problems
 
 
-def table(path, data: dict | None, hypernetwork: Hypernetwork) -> dict[str, str]:
-    """Program -> "yes", or why not, for a file of which `read_webui` has read `data` (None if it is one of ours)."""
+def table(path, data: dict | None, hypernetwork: Hypernetwork, webui_file=None) -> dict[str, str]:
+    """Program -> "yes", or why not, for a file of which `read_webui` has read `data`.
+
+    `data` is None for one of ours; `webui_file` is then the `.pt` that lies beside it, if there is one.
+    """
     webui = webui_problems(path, data) if data else []
     comfyui = comfyui_problems(data or _fields(hypernetwork))
-    yes = "yes" if data else "once it is converted to a .pt"
+    yes = "yes" if data else f"yes, as {webui_file.name} beside it" if webui_file else "once it is converted to a .pt"
     return {
         "this project": "yes",
         "WebUI": "no: " + "; ".join(webui) if webui else yes,

@@ -6,6 +6,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+os.umask(UMASK := os.umask(0))  # there is no way to read it but to set it
+
 
 @contextlib.contextmanager
 def replacing(path):
@@ -18,6 +20,7 @@ def replacing(path):
         yield temporary
         for file in [temporary, *temporary.rglob("*")]:
             if file.is_file():
+                os.chmod(file, 0o666 & ~UMASK)  # safetensors lets nobody else read its files
                 with open(file, "rb+") as opened:
                     os.fsync(opened.fileno())
         if path.is_dir():

@@ -85,8 +85,14 @@ def find_sampler(name: str):
     if wanted not in known:
         shown = {key.lower(): key for key in NAMES}
         near = [shown[key] for key in difflib.get_close_matches(wanted, shown, cutoff=0.5)]
+        for sampler in SAMPLERS:
+            if wanted in (f"{sampler} {other}".lower() for other in SCHEDULE_TYPES):
+                types = [other for other in SCHEDULE_TYPES if f"{sampler} {other}" in NAMES]
+                raise UserError(
+                    f"--sampler {name}: {sampler} takes {', '.join(types) or 'no schedule type'} in diffusers"
+                )
         hint = f"did you mean {' or '.join(near)}?" if near else f"some are {', '.join(list(SAMPLERS)[:6])}"
-        raise UserError(f"--sampler {name}: diffusers has no such sampler; {hint}")
+        raise UserError(f"--sampler {name!r}: there is no such sampler here; {hint}")
     class_name, options = known[wanted]
     scheduler_class = getattr(diffusers, class_name)
     needed = [*getattr(scheduler_class, "_backends", [])]  # that of a placeholder for a class that lacks something

@@ -4,6 +4,7 @@ Remarks on packages that nobody needs here, and bars of loads that take a blink,
 """
 
 import argparse
+import difflib
 import logging
 import os
 import sys
@@ -37,7 +38,11 @@ class ScriptParser(argparse.ArgumentParser):
         )
 
     def error(self, message):
-        raise UserError(f"{message.removeprefix('argument ')}; --help lists what there is")
+        message = message.removeprefix("argument ")
+        words = message.removeprefix("unrecognized arguments: ").split()
+        options = [option for action in self._actions for option in action.option_strings]
+        near = difflib.get_close_matches(words[0], options, 1) if message.startswith("unrecognized") else []
+        raise UserError(message + (f"; did you mean {near[0]}?" if near else "; --help lists what there is"))
 
 
 def run_script(main, when_stopped="stopped"):

@@ -45,8 +45,11 @@ def to_lora(unet, hypernetwork: Hypernetwork, rank: int, contexts: dict[int, tor
         strength: of the hypernetwork at which the LoRA has strength 1.
 
     Raises:
-        ValueError: if the UNet has attention layers that no hypernetwork can be put on.
+        ValueError: if the hypernetwork has weights that are no numbers, or the UNet has attention layers that none can be
+            put on.
     """
+    if not all(parameter.isfinite().all() for parameter in hypernetwork.parameters()):
+        raise ValueError(f"{hypernetwork.config.name} has weights that are not numbers")
     lora, effects = Lora({}, {}, {}, {}), {}
     maps = {width: _maps(hypernetwork, width, x, lora.fitted) for width, x in contexts.items()}
     for name, layer in attention_layers(unet).items():

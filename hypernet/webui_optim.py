@@ -9,6 +9,7 @@ from hypernet.network import Hypernetwork
 from hypernet.pickles import NotAHypernetwork, append_trailer, read_plain
 from hypernet.replacing import replacing
 
+WHAT = "optimizer's state"
 ADAM = {"exp_avg", "exp_avg_sq"}  # what AdamW keeps of each parameter, beside its step
 
 
@@ -49,8 +50,8 @@ def save_optim(optimizer_state: dict, path):
 def load_optim(path, hypernetwork: Hypernetwork) -> tuple[dict | None, str]:
     """AdamW's state beside the WebUI file `path`, and a line on what was found.
 
-    A wrong hash is said but not held against it: the WebUI itself writes it on intermediate checkpoints, whose
-    optimizer is then lost there.
+    A wrong hash is said but not held against it where the steps agree: the WebUI itself writes it on intermediate
+    checkpoints, whose optimizer is then lost there.
 
     Raises:
         NotAHypernetwork: if there is such a file, but it is damaged or of another hypernetwork.
@@ -58,14 +59,19 @@ def load_optim(path, hypernetwork: Hypernetwork) -> tuple[dict | None, str]:
     file = optim_path(path)
     if not file.is_file():
         return None, f"there is no {file.name} beside it: the optimizer starts anew"
-    data = read_plain(file)
+    data = read_plain(file, what=WHAT)
     if not isinstance(data, dict) or not isinstance(data.get("optimizer_state_dict"), dict):
         raise NotAHypernetwork(f"{file}: it is no optimizer's state of the WebUI")
     if data.get("optimizer_name") != "AdamW":
         return None, f"{file.name} is not AdamW's: the optimizer starts anew"
     state = check_adamw(file, data["optimizer_state_dict"], hypernetwork)
+    steps = {round(float(moment["step"])) for moment in state["state"].values()}
+    if not steps:
+        return None, f"{file.name} is empty: the optimizer starts anew"
     line = f"the optimizer goes on from {file.name}"
     if data.get("hash") != short_hash(path):
+        if abs(max(steps) - hypernetwork.config.step) > 1:
+            return None, f"{file.name} belongs to another file, of step {max(steps)}: the optimizer starts anew"
         line += ", although its hash is another file's (so the WebUI writes it on intermediate checkpoints)"
     return state, line
 
@@ -82,10 +88,35 @@ def check_adamw(file, state, hypernetwork: Hypernetwork) -> dict:
     fits = fits and groups[0].get("params") == list(range(len(shapes))) and set(moments) <= set(range(len(shapes)))
     for index, moment in moments.items() if fits else ():
         fits = fits and isinstance(moment, dict) and moment.keys() >= ADAM | {"step"}
-        fits = fits and all(getattr(moment[name], "shape", None) == shapes[index] for name in ADAM)
+        fits = fits and all(_finite(moment[name]) and moment[name].shape == shapes[index] for name in ADAM)
+        fits = fits and (
+            type(moment["step"]) in (int, float) or _finite(moment["step"]) and moment["step"].numel() == 1
+        )
     if not fits:
         raise NotAHypernetwork(f"{file}: it is no AdamW state of this hypernetwork")
     return state
+
+
+def _finite(value):
+    return isinstance(value, torch.Tensor) and value.is_floating_point() and bool(value.isfinite().all())
+
+
+def rehash_optim(path, old_hash: str) -> bool:
+    """Let the `.optim` beside `path` name the file as it is now, if it named the old one; whether it did.
+
+    Whatever optimizer it is of, and whatever else is in it, stays; one that cannot be read is left alone.
+    """
+    file = optim_path(path)
+    try:
+        data = read_plain(file, what=WHAT) if file.is_file() else None
+    except NotAHypernetwork:
+        return False
+    if not isinstance(data, dict) or data.get("hash") != old_hash:
+        return False
+    with replacing(file) as temporary:
+        torch.save({**data, "hash": short_hash(path)}, temporary, _use_new_zipfile_serialization=False)
+        append_trailer(temporary)
+    return True
 
 
 def find_optimizer(source, hypernetwork: Hypernetwork) -> dict | None:
@@ -101,6 +132,6 @@ def find_optimizer(source, hypernetwork: Hypernetwork) -> dict | None:
     states = [source, source / "checkpoints" / f"step-{hypernetwork.config.step:06d}"]
     for file in (state / "optimizer.bin" for state in states):
         if file.is_file():
-            state = read_plain(file)
+            state = read_plain(file, what=WHAT)
             return check_adamw(file, state if isinstance(state, dict) else {}, hypernetwork)
     return None

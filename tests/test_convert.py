@@ -53,7 +53,7 @@ def test_round_trip_through_every_form(trained, tmp_path):
     done = run(REPO / "convert_to_webui.py", trained / "checkpoints" / "step-000001", early)
     assert done.returncode == 0 and "early.pt: early, step 1" in done.stdout and not unexpected(done.stderr)
     done = run(REPO / "convert_to_webui.py", early, early)
-    assert done.returncode == 2 and done.stderr == f"error: {early}: it is the source itself; name another file\n"
+    assert done.returncode == 2 and done.stderr == f"error: {early}: it is the source itself; name another one\n"
     assert equal(early, trained / "checkpoints" / "step-000001")
     assert hypernet.load(early).config.name == "early" and hypernet.load(early).config.step == 1
     for form in ("alone.safetensors", "folder", "back.pt"):
@@ -76,13 +76,17 @@ def test_half_inference_and_name(trained, tmp_path):
     convert(tmp_path / "b.pt", "--rename", "better")
     assert hypernet.load(tmp_path / "better.pt").stored_dtype is torch.float16  # as it was
     assert torch.load(tmp_path / "better.pt", weights_only=True)["name"] == "better"
-    assert "there is a " in refused(tmp_path / "a.pt", "--rename", "better")
+    assert "better.pt: there is one already; name another one, or add --overwrite" in refused(
+        tmp_path / "a.pt", "--rename", "better.pt"
+    )
+    assert "better.pt: better" in convert(tmp_path / "a.pt", tmp_path / "better.pt", "--overwrite")
+    assert equal(tmp_path / "a.pt", tmp_path / "better.pt")
 
 
 def test_the_optimizer_goes_to_the_webui_and_comes_back(trained, models_dir, images_dir, tmp_path):
-    """Trained on from the .pt and its .optim, a run ends in the weights of one that never left, up to its images' order."""
+    """Every moment arrives; a run that goes on from the .pt ends in the very weights of one that goes on from the folder."""
     for source in (trained, trained / "checkpoints" / "step-000002"):
-        told = convert(source, tmp_path / "moved.pt", "--with_optimizer")
+        told = convert(source, tmp_path / "moved.pt", "--with_optimizer", "--overwrite")
         assert "moved.pt.optim: AdamW's state" in told
     file = torch.load(tmp_path / "moved.pt.optim", weights_only=True)
     assert file["hash"] == hashlib.sha256((tmp_path / "moved.pt").read_bytes()).hexdigest()[:10]
@@ -96,13 +100,14 @@ def test_the_optimizer_goes_to_the_webui_and_comes_back(trained, models_dir, ima
     for source in (tmp_path / "moved.pt", trained):
         output = tmp_path / f"on-{len(ends)}"
         done = train(models_dir, images_dir, output, *flags, f"--init_from={source}")
-        assert f"Going on from {source}, step 2\n  the optimizer goes on" in done.stdout
+        assert f"Going on from {source}, step 2\n" in done.stdout and "\n  the optimizer goes on" in done.stdout
         ends.append(hypernet.load(output))
         assert ends[-1].config.step == 3 and ends[-1].config.layer_structure == [1, 2, 2, 1]
         moments = torch.load(output / "checkpoints" / "step-000003" / "optimizer.bin", weights_only=True)
         assert {float(state["step"]) for state in moments["state"].values()} == {3.0}
         assert moments["param_groups"][0]["lr"] == 1e-2
     assert all(torch.equal(a, b) for a, b in zip(*(end.state_dict().values() for end in ends)))
+    (tmp_path / "moved.pt").unlink()  # a run that has begun needs it no more
     again = train(models_dir, images_dir, tmp_path / "on-0", *flags, f"--init_from={tmp_path / 'moved.pt'}")
     assert "step-000003, step 3" in again.stdout and "moved.pt.optim" not in again.stdout  # its own state comes first
 
@@ -116,7 +121,8 @@ def test_what_a_run_cannot_begin_with(trained, models_dir, images_dir, tmp_path)
     ]
     flags += ["--init_from", str(tmp_path / "moved.pt")]
     initial = open_initial(parse_config(flags))
-    assert initial.lines[1] == "  there is no moved.pt.optim beside it: the optimizer starts anew"
+    assert initial.lines[1] == "  structure 1,2,2,1, activation relu, widths 12,16,32"
+    assert initial.lines[2] == "  there is no moved.pt.optim beside it: the optimizer starts anew"
     config = parse_config([*flags, "--activation=relu", "--layer_structure=1, 2,2,1"])  # what the file says, too
     open_initial(config)
     assert config.dropout_structure == "0,0.3,0.3,0" and config.widths == "12,16,32"
@@ -132,9 +138,13 @@ def test_what_a_run_cannot_begin_with(trained, models_dir, images_dir, tmp_path)
 def test_inspect(trained, tmp_path):
     (tmp_path / "bad.pt").write_bytes(b"hello")
     told = convert("--inspect", trained, trained / "style.pt")
+    assert "WebUI         yes, as style.pt beside it" in told
     assert told.count("ComfyUI       no: leaves dropout active") == 2 and "alive" in told
     reports = json.loads(convert("--inspect", trained / "style.pt", "--json"))
     assert reports[0]["name"] == "style" and reports[0]["activation"] == "relu"
+    assert refused("--inspect", tmp_path / "bad.pt").startswith(f"{tmp_path / 'bad.pt'}: it is no hypernetwork file")
+    rows = convert("--inspect", *[trained / "style.pt"] * 4).splitlines()
+    assert len(rows) == 5 and rows[1].split()[1:] == ["2", "1,2,2,1", "relu", "?", "alive", "WebUI"]
     with contextlib.redirect_stdout(io.StringIO()) as console:
         assert (
             refused("--inspect", tmp_path / "bad.pt", trained / "style.pt") == "1 of 2 cannot be read as a hypernetwork"
@@ -165,9 +175,10 @@ def test_merge(tmp_path):
 def test_to_lora(models_dir, tmp_path):
     save_webui(style(), tmp_path / "linear.pt")
     save_webui(style(activation="relu"), tmp_path / "relu.pt")
-    model, lora = models_dir / "epsilon", tmp_path / "lora.safetensors"
+    model, lora, new = models_dir / "epsilon", tmp_path / "lora.safetensors", tmp_path / "new.safetensors"
+    save_webui(Hypernetwork((320,), (1, 1)), tmp_path / "sd.pt")
     told = convert(tmp_path / "linear.pt", lora, "--to_lora", "32", "--model", model)
-    assert told.count("PEFT 100.00%") == 3 and "misses" not in told
+    assert told.count("PEFT 100.00%") == 3 and "misses" not in told and "12 is all of theirs" in told
     pictures = []
     for prepare in (
         lambda pipe: hypernet.attach(pipe.unet, hypernet.load(tmp_path / "linear.pt")),
@@ -178,37 +189,52 @@ def test_to_lora(models_dir, tmp_path):
         generator = torch.Generator().manual_seed(0)
         pictures.append(pipe("a cat", num_inference_steps=3, generator=generator, output_type="np").images)
     assert np.abs(pictures[0] - pictures[1]).max() < 1e-4
-    told = convert(
-        tmp_path / "relu.pt", lora, "--to_lora", "4", "--model", model, "--prompts", "a cat", "a dog", "--steps", "3"
-    )
+    flags = ["--to_lora", "4", "--model", model, "--prompts", "a cat", "a dog", "--steps", "3", "--overwrite"]
+    told = convert(tmp_path / "relu.pt", lora, *flags)
     assert told.count("the nearest linear map misses") == 3
     size = lora.stat().st_size
-    convert(tmp_path / "linear.pt", lora, "--to_lora", "4", "--model", model, "--half")
+    convert(tmp_path / "linear.pt", lora, "--to_lora", "4", "--model", model, "--half", "--overwrite")
     assert lora.stat().st_size < 0.8 * size
     for arguments, message in [
-        ([tmp_path / "relu.pt", lora, "--to_lora", "4", "--model", model], "--prompts is missing"),
-        ([tmp_path / "relu.pt", lora, "--to_lora", "4", "--prompts", "x"], "--model is missing"),
+        ([tmp_path / "relu.pt", lora, "--to_lora", "4"], "lora.safetensors: there is one already"),
+        ([tmp_path / "relu.pt", new, "--to_lora", "4", "--model", model], "--prompts is missing"),
+        ([tmp_path / "relu.pt", new, "--to_lora", "4", "--prompts", "x"], "--model is missing"),
         ([tmp_path / "relu.pt", tmp_path / "a.pt", "--to_lora", "4"], "ends in .safetensors"),
         ([tmp_path / "relu.pt", lora, "--to_lora", "0"], "must be 1 or more"),
-        ([tmp_path / "relu.pt", lora, "--to_lora", "4", "--model", tmp_path, "--prompts", "x"], "no model_index.json"),
+        ([tmp_path / "relu.pt", new, "--to_lora", "4", "--model", tmp_path, "--prompts", "x"], "no model_index.json"),
+        ([tmp_path / "sd.pt", new, "--to_lora", "4", "--model", model, "--prompts", "x"], "made for another kind"),
     ]:
         assert message in refused(*arguments)
 
 
-def test_what_is_refused(trained, tmp_path):
+def test_what_is_refused(trained, models_dir, tmp_path):
     save_webui(style(), tmp_path / "a.pt")
+    hypernet.save(style(), tmp_path / "style_peft.safetensors")
+    lora = tmp_path / "lora.safetensors"
     a, b = tmp_path / "a.pt", tmp_path / "b.pt"
     for arguments, message in [
         ([tmp_path / "none", b], "there is no such file"),
         ([trained, tmp_path / "none" / "a.pt"], "there is no folder"),
         ([REPO / "README.md", b], "README.md: it is no hypernetwork"),
         ([], "the SOURCE is missing"),
-        ([a], "name the TARGET, too"),
+        ([a], "name what to write, too"),
+        ([tmp_path / "b.pt"], "there is no such file or folder; did you mean"),
+        ([tmp_path], "there is no hypernetwork in this folder itself; name"),
+        ([models_dir / "epsilon"], "it is a whole Stable Diffusion, no hypernetwork"),
         ([a, a], "it is the source itself"),
-        ([a, tmp_path / "b.ckpt"], "end it in .pt"),
-        ([a, trained], "it is a run"),
+        ([a, tmp_path / "b.ckpt"], "write NAME.pt"),
+        ([a, trained], "it holds other things"),
+        ([a, models_dir / "epsilon" / "unet"], "it holds other things"),
+        ([a, tmp_path], "it holds other things; name a new folder, or a file, such as"),
+        ([a, "--rename", ".."], "it becomes a file name"),
+        ([a, "--rename", ""], "it becomes a file name"),
+        ([a, b, "--rename", "x"], "leave"),
+        ([a, lora, "--to_lora", "4", "--strength", "nan", "--model", "m"], "--strength nan: it must be a number"),
+        ([a, tmp_path / "style.safetensors", "--to_lora", "4", "--model", "m"], "style_peft.safetensors: there is one"),
+        ([a, tmp_path / "style.safetensors", "--to_lora", "4", "--overwrite"], "style_peft.safetensors: it is there"),
         ([a, tmp_path / "None.pt"], "the WebUI takes None for no hypernetwork"),
-        ([trained, "--halff"], "unrecognized arguments: --halff"),
+        ([trained, "--halff"], "unrecognized arguments: --halff; did you mean --half?"),
+        ([b, "--merge", f"{a}:0,6", a], "0,6 is no number"),
         ([a, b, "--json"], "--json: it has no effect without --inspect"),
         ([a, b, "--prompts", "x"], "--prompts: it has no effect without --to_lora"),
         (["--inspect", a, "--half"], "--half: it has no effect with --inspect"),
@@ -216,11 +242,28 @@ def test_what_is_refused(trained, tmp_path):
         ([a, b, "--with_optimizer"], "a.pt has no optimizer; name a training state"),
         ([trained, b, "--with_optimizer", "--half"], "leave out the other option"),
         ([trained, tmp_path / "c", "--with_optimizer"], "lies beside a .pt"),
-        ([trained, "--rename", "x"], "it needs a file"),
-        ([a, "--rename", "x/y"], "a name without"),
-        ([trained, "--fix"], "it mends one .pt in its place"),
-        (["--merge", a, a], "name one file to write before it"),
+        ([trained, "--rename", "x"], "it is for files"),
+        ([a, "--rename", "x/y"], "it becomes a file name"),
+        ([trained, "--fix"], "only the WebUI's .pt files can need it"),
+        ([REPO / "README.md", "--fix"], "README.md: it is no hypernetwork"),
+        ([a, b, "--fix"], "it mends the file in its place"),
+        (["--merge", a, a], "the file to write is missing"),
+        ([a, b, "--merge", a, a], "is one too many"),
         ([a, "--inspect", a], "name all files behind --inspect"),
     ]:
         assert message in refused(*arguments), arguments
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pt", "style_peft.safetensors"]
+
+
+def test_names_come_from_where_it_is_written(tmp_path):
+    save_webui(style(), tmp_path / "a.pt")
+    convert(tmp_path / "a.pt", tmp_path / "style-v1.5")
+    assert hypernet.load(tmp_path / "style-v1.5").config.name == "style-v1.5"
+    convert(tmp_path / "a.pt", tmp_path / "B.PT")
+    assert hypernet.load(tmp_path / "B.PT").config.name == "B" and (tmp_path / "B.PT").is_file()
+    (tmp_path / "evil").mkdir()
+    hypernetwork = hypernet.load(tmp_path / "a.pt")
+    hypernetwork.register_to_config(name="../../escaped")
+    hypernet.save(hypernetwork, tmp_path / "evil")
+    convert(tmp_path / "evil")
+    assert (tmp_path / "evil" / "escaped.pt").is_file()

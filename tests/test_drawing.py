@@ -77,7 +77,7 @@ def test_generate(models_dir, networks, tmp_path):
         expected = plain_picture(pipe, stack, "a red star", seed, negative_prompt="blue, a: b", **options)
         assert difference(path, expected) <= 1
     prompt, negative, fields = parse_infotext(read_png_infotext(paths[0]))
-    assert prompt == "a red star<hypernet:other:0.5><hypernet:ink:0.8>" and negative == "blue, a: b"
+    assert prompt == "a red star <hypernet:other:0.5> <hypernet:ink:0.8>" and negative == "blue, a: b"
     shown = {
         "Steps": "3",
         "Sampler": "Euler a",
@@ -148,7 +148,7 @@ def test_xy_plot(models_dir, networks, tmp_path):
     for row, strength in enumerate((0.5, 0.75, 1)):
         assert difference(cell_of(grid, row, 0, (3, 4)), saved["a red star"]) == 0
         for column, (file, name) in enumerate(zip(files, ("ink-9", "ink-10", "ink")), 1):
-            cell = saved[f"a red star<hypernet:{name}:{strength:g}>"]
+            cell = saved[f"a red star <hypernet:{name}:{strength:g}>"]
             assert difference(cell_of(grid, row, column, (3, 4)), cell) == 0
             options = {"num_inference_steps": 12, "guidance_scale": 4, "seed": 3}
             assert (
@@ -233,9 +233,9 @@ def test_generate_refuses(networks, tmp_path, flags, message):
         (["--x", "strength", "1"], "--hypernetwork is missing"),
         (["--x", "checkpoint", "none"], "--model is missing"),
         (["--x", "checkpoint", "nothing.pt"], "there is no such file"),
-        (["--x", "checkpoint", "examples"], "examples/diffusion_pytorch_model.safetensors: there is no such file"),
+        (["--x", "checkpoint", "examples"], "examples: there is no hypernetwork in this folder itself"),
         (["--x", "steps", "0-3"], "steps 0"),
-        (["--x", "guidance", "-1"], "guidance -1.0"),
+        (["--x", "guidance", "-1"], "guidance_scale -1.0"),
         (["--x", "seed", "1", "--output", "a.jpg"], "end in .png"),
         (["--x", "seed"], "its values are missing"),
     ],

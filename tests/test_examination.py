@@ -14,7 +14,7 @@ from hypernet.examination import describe
 from hypernet.mend import mend
 from hypernet.readers import comfyui_problems, comfyui_reads
 from hypernet.webui import read_webui
-from hypernet.webui_optim import load_optim, save_optim
+from hypernet.webui_optim import load_optim, save_optim, short_hash
 
 COMFYUI = {
     "linear": None, "relu": nn.ReLU, "leakyrelu": nn.LeakyReLU, "elu": nn.ELU, "swish": nn.Hardswish,
@@ -107,7 +107,8 @@ def test_what_is_said_of_a_hypernetwork(tmp_path):
         "bytes": path.stat().st_size,
         "parameters": sum(parameter.numel() for parameter in hypernetwork.parameters()),
         "dtype": "float16",
-        "optimizer": False,
+        "optimizer": None,
+        "to_mend": [],
         "verdict": "alive",
     }
     assert {key: report[key] for key in expected} == expected
@@ -145,7 +146,12 @@ def test_dead_and_broken(tmp_path):
     save_webui(hypernetwork, path)
     assert examine(path)["verdict"].startswith("broken: not a number in 16 V")
     assert "nan" in describe(examine(path))
-    json.dumps(examine(path))
+    assert json.loads(json.dumps(examine(path), allow_nan=False))["modules"][3]["effect"] is None
+
+
+def test_a_note_cannot_move_the_cursor(tmp_path):
+    save_webui(Hypernetwork((12,), optional_info="\x1b[31mred\nstate alive\rx"), tmp_path / "a.pt")
+    assert "\\x1b[31mred\\nstate alive\\rx" in describe(examine(tmp_path / "a.pt"))
 
 
 def old_file(path, **fields):
@@ -167,10 +173,11 @@ def test_mended(tmp_path):
     save_optim(optimizer.state_dict(), path)
     report = examine(path)
     assert "finds it by its file name" in report["read_by"]["WebUI"] and "--fix" in describe(report)
+    assert "; ".join(report["to_mend"]) in describe(report) and "October 2022" in describe(report)
     assert "newer PyTorch" in report["read_by"]["WebUI"] and "refuses activation None" in report["read_by"]["ComfyUI"]
     content = path.read_bytes()
     mended = "; ".join(mend(path))
-    for phrase in ("layer names", "None is now linear", "now old", "every WebUI takes", "its hash", "old.pt.bak"):
+    for phrase in ("October 2022", "is None", "not the file's", "serialised", "the new file's hash", "old.pt.bak"):
         assert phrase in mended
     assert (tmp_path / "old.pt.bak").read_bytes() == content
     after = examine(path)
@@ -181,6 +188,41 @@ def test_mended(tmp_path):
     )
     assert load_optim(path, opened)[1] == "the optimizer goes on from old.pt.optim"
     assert mend(path) == []
+
+
+@pytest.mark.parametrize("optim", ["another's", "SGD's", "damaged"])
+def test_mending_leaves_other_optimizers(tmp_path, optim):
+    path, file = tmp_path / "old.pt", tmp_path / "old.pt.optim"
+    old_file(path)
+    name, digest = ("SGD", short_hash(path)) if optim == "SGD's" else ("AdamW", "0123456789")
+    torch.save({"optimizer_name": name, "hash": digest, "optimizer_state_dict": {"state": {}}}, file)
+    if optim == "damaged":
+        file.write_bytes(file.read_bytes()[:50])
+    before = file.read_bytes()
+    assert mend(path)
+    if optim == "SGD's":
+        assert torch.load(file, weights_only=True)["hash"] == short_hash(path)
+    else:
+        assert file.read_bytes() == before
+
+
+def test_a_file_of_two_precisions_loses_none(tmp_path):
+    path = tmp_path / "a.pt"
+    pairs = {width: Hypernetwork((width,)).pairs[str(width)] for width in (10, 12)}
+    data = {width: tuple(pair[part].state_dict() for part in ("k", "v")) for width, pair in pairs.items()}
+    for part in data[10]:
+        part.update({name: tensor.half() for name, tensor in part.items()})
+    torch.save(data, path)
+    before = hypernet.load(path)
+    mend(path)
+    after = hypernet.load(path)
+    assert all(torch.equal(a, b) for a, b in zip(after.state_dict().values(), before.state_dict().values()))
+
+
+def test_mended_once_more(tmp_path):
+    path = tmp_path / "old.pt"
+    old_file(path)
+    assert mend(path)
     old_file(path, name="another")
     with pytest.raises(hypernet.UserError, match="old.pt.bak: it exists already"):
         mend(path)

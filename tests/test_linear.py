@@ -89,6 +89,10 @@ def test_what_cannot_be_merged_changes_nothing():
     ]:
         with pytest.raises(ValueError, match=f"{message}, so it is no linear map .* attach it instead"):
             hypernet.merge(unet, hypernetwork)
+    fused = tiny_unet()
+    fused.fuse_qkv_projections()
+    with pytest.raises(ValueError, match="projections are fused"):
+        hypernet.merge(fused, style())
     unet.up_blocks[1].attentions[0].transformer_blocks[0].attn2.to_v = torch.nn.Identity()  # the last in line
     with pytest.raises(ValueError, match="is a Identity, no plain Linear"):
         hypernet.merge(unet, style())
@@ -108,6 +112,8 @@ def test_average():
         ([one, style(structure=(1, 3, 1))], [1, 1], "layer_structure differs"),
         ([one, Hypernetwork((12, 16))], [1, 1], "widths differs"),
         ([one, other], [1, -1], "sum up to 0"),
+        ([one, other], [float("inf"), 1], "all must be numbers"),
+        ([one, other], [1e308, 1e308], "all must be numbers"),
     ]:
         with pytest.raises(ValueError, match=message):
             hypernet.average(hypernetworks, weights)
@@ -201,3 +207,13 @@ def test_contexts_are_what_the_modules_get():
         known = {row.numpy().tobytes() for row in torch.cat(seen[width])}
         assert all(row.numpy().tobytes() in known for row in rows) and len(rows) > width
     assert {type(p).__name__ for p in pipe.unet.attn_processors.values()} == {"AttnProcessor2_0"}
+
+
+def test_lora_of_some_widths(tmp_path):
+    pipe, hypernetwork = pipeline(), Hypernetwork((12, 32), weight_init="kaiming_normal").eval()
+    contexts = gather_contexts(pipe, hypernetwork, ["a cat"], num_inference_steps=2, **SIZE)
+    lora = to_lora(pipe.unet, hypernetwork, 32, contexts)
+    assert contexts.keys() == lora.kept.keys() == {12, 32} and min(kept["peft"] for kept in lora.kept.values()) > 0.999
+    hypernetwork.pairs["12"]["k"].linear[0].weight.data[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="has weights that are not numbers"):
+        to_lora(pipe.unet, hypernetwork, 32, contexts)

@@ -186,12 +186,34 @@ def test_kept_text_is_never_stale():
     results.append(check())
     text.mul_(2)
     results.append(check())
+    for parameter in hypernetwork.parameters():  # as averages of weights are swapped in; leaves no trace
+        parameter.data.mul_(1.1)
+    results.append(check())
+    for parameter in hypernetwork.parameters():
+        parameter.data = parameter.data * 0.9
+    results.append(check())
+    text.numpy()[:] += 1
+    results.append(check())
     hypernetwork.load_state_dict(style(1).state_dict())
     results.append(check())
     hypernet.attach(unet, style(2), 0.3)
     results.append(check())
     for i, result in enumerate(results[1:]):
         assert not torch.equal(result, results[i])
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_once_per_image_in_every_mode(mode):
+    unet, calls = tiny_unet(), []
+    with mode():
+        hypernetwork = style()
+        hypernetwork.pairs["12"]["k"].register_forward_hook(lambda *_: calls.append(1))
+        hypernet.attach(unet, hypernetwork)
+        text = torch.randn(1, 7, 12)
+        unet(torch.randn(1, 4, 8, 8), 9, text)
+    with torch.no_grad():
+        unet(torch.randn(1, 4, 8, 8), 8, text)
+    assert len(calls) == 1
 
 
 def test_strength_of_one_of_several():
@@ -208,6 +230,48 @@ def test_strength_of_one_of_several():
         hypernet.set_strength(unet, 1.0, style(3))
     with pytest.raises(ValueError, match="no such hypernetwork on this UNet"):
         hypernet.set_strength(tiny_unet(), 1.0)
+
+
+def test_what_is_no_hypernetwork_or_no_unet():
+    pipe, other = pipeline(), Hypernetwork((320, 768), (1, 1))
+    for call, error, message in [
+        (
+            lambda: hypernet.attach(pipe.unet, "style.pt"),
+            TypeError,
+            "a Hypernetwork, as hypernet.load gives it, not a str",
+        ),
+        (
+            lambda: hypernet.merge(pipe.unet, "style.pt"),
+            TypeError,
+            "a Hypernetwork, as hypernet.load gives it, not a str",
+        ),
+        (lambda: hypernet.attach(pipe, style()), TypeError, "such as pipe.unet, not on a StableDiffusionPipeline"),
+        (lambda: hypernet.detach(pipe), TypeError, "such as pipe.unet"),
+        (lambda: hypernet.attach(pipe.unet, style(), "0.8"), TypeError, "a strength is a number, not a str"),
+        (
+            lambda: hypernet.attach(pipe.unet, other),
+            ValueError,
+            "transforms widths 320, 768; this model has 12, 16, 32",
+        ),
+        (lambda: hypernet.merge(pipe.unet, other), ValueError, "has none of this UNet's widths"),
+        (lambda: hypernet.detach(pipe.unet, style()), ValueError, "no such hypernetwork on this UNet"),
+    ]:
+        with pytest.raises(error, match=message):
+            call()
+    assert not hasattr(pipe.unet, "_hypernetworks")
+
+
+def test_detach_one_of_two():
+    unet, one, other = tiny_unet(), style(1), style(2)
+    hypernet.attach(unet, one)
+    hypernet.attach(unet, other, 0.5)
+    hypernet.detach(unet, one)
+    only = with_hooks(tiny_unet(), [(other, 0.5)])
+    arguments = (torch.randn(1, 4, 8, 8), 3, torch.randn(1, 7, 12))
+    with torch.no_grad():
+        assert (unet(*arguments).sample - only(*arguments).sample).abs().max() < 1e-6
+    hypernet.detach(unet, other)
+    assert not hasattr(unet, "_hypernetworks")
 
 
 def test_detach_keeps_what_was_set_meanwhile():

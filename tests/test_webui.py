@@ -2,16 +2,20 @@
 
 import hashlib
 import itertools
+import json
 import os
 import pickletools
+import random
 from collections import OrderedDict
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import hypernet
 from test_network import FORMULAS, plain_mlp
 from hypernet import Hypernetwork, NotAHypernetwork, load_webui, save_webui
+from hypernet.files import _digest
 from hypernet.network import ACTIVATIONS, WEIGHT_INITS
 from hypernet.webui_optim import load_optim, save_optim
 
@@ -214,11 +218,27 @@ def test_an_optimizer_that_comes_back_or_not(tmp_path):
     save_optim(adamw(hypernetwork).state_dict(), path)
     state, line = load_optim(path, hypernetwork)
     assert line == "the optimizer goes on from style.pt.optim"
-    hypernetwork.register_to_config(step=8)
+    hypernetwork.register_to_config(step=3)  # the optimizer has made 2
     save_webui(hypernetwork, path)
     assert "although its hash is another file's" in load_optim(path, hypernetwork)[1]
+    hypernetwork.register_to_config(step=8)
+    save_webui(hypernetwork, path)
+    assert load_optim(path, hypernetwork)[1] == (
+        "style.pt.optim belongs to another file, of step 2: the optimizer starts anew"
+    )
     with pytest.raises(NotAHypernetwork, match="style.pt.optim: it is no AdamW state of this hypernetwork"):
         load_optim(path, Hypernetwork((12, 10), (1, 3, 1)))
+    for change in ({"step": None}, {"step": torch.ones(2)}, {"exp_avg": torch.ones(12, 12).long()}, {"exp_avg": 5}):
+        broken = adamw(hypernetwork).state_dict()
+        broken["state"][0] = {**broken["state"][0], **change}
+        torch.save({"optimizer_name": "AdamW", "optimizer_state_dict": broken}, f"{path}.optim")
+        with pytest.raises(NotAHypernetwork, match="style.pt.optim: it is no AdamW state of this hypernetwork"):
+            load_optim(path, hypernetwork)
+    save_optim(adamw(hypernetwork).state_dict(), path)
+    damaged = (tmp_path / "style.pt.optim").read_bytes()[:-200]
+    (tmp_path / "style.pt.optim").write_bytes(damaged)
+    with pytest.raises(NotAHypernetwork, match="style.pt.optim: it is no optimizer's state, or a damaged one"):
+        load_optim(path, hypernetwork)
     torch.save({"optimizer_name": "SGD", "optimizer_state_dict": {}}, f"{path}.optim")
     assert load_optim(path, hypernetwork) == (None, "style.pt.optim is not AdamW's: the optimizer starts anew")
     torch.save({"optimizer_name": "AdamW", "optimizer_state_dict": {"state": 1}}, f"{path}.optim")
@@ -228,13 +248,19 @@ def test_an_optimizer_that_comes_back_or_not(tmp_path):
 
 def test_files_of_ours(tmp_path):
     hypernetwork = Hypernetwork((10,), name="x")
-    hypernetwork.save_pretrained(tmp_path / "x")
+    hypernet.save(hypernetwork, tmp_path / "x")
+    pretrained = Hypernetwork.from_pretrained(tmp_path / "x")
+    assert pretrained.config.name == "x"
+    for ours, theirs in zip(pretrained.state_dict().values(), hypernetwork.state_dict().values()):
+        assert torch.equal(ours, theirs)
     for path in (tmp_path / "x", tmp_path / "x" / "diffusion_pytorch_model.safetensors"):
         opened = hypernet.load(path)
         assert not opened.training
         assert all(torch.equal(a, b) for a, b in zip(opened.state_dict().values(), hypernetwork.state_dict().values()))
     with pytest.raises(NotAHypernetwork, match="no such file"):
         hypernet.load(tmp_path / "y")
+    Hypernetwork((10,)).save_pretrained(tmp_path / "x")  # diffusers' own, without the config in the weights' file
+    assert hypernet.load(tmp_path / "x").config.name == "hypernetwork"
     (tmp_path / "x" / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
     with pytest.raises(NotAHypernetwork, match="a UNet2DConditionModel, not a Hypernetwork"):
         hypernet.load(tmp_path / "x")
@@ -267,3 +293,32 @@ def test_a_folder_keeps_what_else_is_in_it(tmp_path):
         "diffusion_pytorch_model.safetensors",
         "notes.txt",
     ]
+
+
+@pytest.mark.parametrize("form", ["alone.safetensors", "folder"])
+def test_mutated_configs_are_refused(tmp_path, form):
+    """Whatever a config says in place of what it must, it is refused in one line; so is every flipped bit of the file."""
+    path = tmp_path / form
+    hypernet.save(Hypernetwork((10,), name="x"), path)
+    file = path if path.is_file() else path / "diffusion_pytorch_model.safetensors"
+    content = file.read_bytes()
+    rng = random.Random(0)
+    for _ in range(100):
+        place = rng.randrange(len(content))
+        file.write_bytes(content[:place] + bytes([content[place] ^ 1 << rng.randrange(8)]) + content[place + 1 :])
+        with pytest.raises(NotAHypernetwork) as error:
+            hypernet.load(path)
+        assert "\n" not in str(error.value)
+    (tmp_path / "copy.safetensors").write_bytes(content)
+    weights = load_file(tmp_path / "copy.safetensors")
+    config = dict(Hypernetwork((10,), name="x").config)
+    changes = [{"": 1}, {"unknown": 1}, {"activation": "gaussian"}, {"layer_structure": [1, 1e12, 1]}, {"widths": []}]
+    changes += [{"widths": [10, 10]}, {"widths": [10.0]}, {"layer_structure": [1, float("nan"), 1]}, {"name": 5}]
+    changes += [{"step": step} for step in ("abc", [1], None, -5, 1e400, True)]
+    changes += [{"base_model_name": []}, {"optional_info": {}}, {"activate_output": "no"}, {"layer_norm": None}]
+    texts = [json.dumps({**config, **change}) for change in changes] + ["[" * 200_000, "null", "5", "", '{"a": NaN']
+    for text in texts:
+        save_file(weights, tmp_path / "bad.safetensors", {"hypernetwork": text, "sha256": _digest(text, weights)})
+        with pytest.raises(NotAHypernetwork) as error:
+            hypernet.load(tmp_path / "bad.safetensors")
+        assert "\n" not in str(error.value) and len(str(error.value)) < len(str(tmp_path)) + 300
