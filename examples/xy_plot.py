@@ -30,7 +30,7 @@ from hypernet.drawing import ModelSource, Painter, PictureSettings, load_pipelin
 from hypernet.drawing_options import add_drawing_options, choose_model, make_picture, read_stack
 from hypernet.errors import UserError
 from hypernet.infotext import free_path, parse_infotext, read_png_infotext, save_png, write_infotext
-from hypernet.prompt_tags import split_prompt, tag_name
+from hypernet.prompt_tags import split_prompt, tag_name, trained_config
 from hypernet.replacing import check_writable
 from hypernet.sheet import labelled_sheet
 
@@ -128,6 +128,14 @@ def shared_settings(args, paths) -> str:
     strength = "" if "strength" in kinds else "{:g}"
     shown = [] if "prompt" in kinds else [text.strip()]
     shown += [] if "checkpoint" in kinds else [f"{name} {strength.format(value)}".strip() for name, value in tags]
+    if "checkpoint" in kinds:  # whose steps the labels count
+        runs = [
+            trained_config(Path(value))
+            for axis in (args.x, args.y)
+            for value in axis.values
+            if axis.kind == "checkpoint" and value
+        ]
+        shown += sorted({run["name"] for run in runs if run})
     named = {"steps": ("Steps", "{} steps"), "sampler": ("Sampler", "{}"), "guidance": ("CFG scale", "guidance {}")}
     shown += [form.format(fields[field]) for kind, (field, form) in named.items() if kind not in kinds]
     return "; ".join(shown + ([] if "seed" in kinds else [f"seed {fields['Seed']}"]))

@@ -70,7 +70,9 @@ def _take_structure(config, hypernetwork):
         value = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else value
         asked = str(getattr(config, option)).replace(" ", "")
         if asked not in (str(defaults[option]), str(value)):
-            raise UserError(f"--{option} {asked}: {config.init_from} has {value}; leave it out with --init_from")
+            raise UserError(
+                f"--{option} {asked}: {config.init_from} has {value}; leave it out (of --config, too) with --init_from"
+            )
         setattr(config, option, value)
 
 

@@ -127,7 +127,7 @@ def test_what_a_run_cannot_begin_with(trained, models_dir, images_dir, tmp_path)
     open_initial(config)
     assert config.dropout_structure == "0,0.3,0.3,0" and config.widths == "12,16,32"
     for more, message in [
-        (["--activation=mish"], "--activation mish: .* has relu; leave it out with --init_from"),
+        (["--activation=mish"], "--activation mish: .* has relu; leave it out .* with --init_from"),
         (["--max_train_steps=2"], "--init_from .*: it has been trained for 2 steps already, and the run ends at 2"),
         (["--init_from=none.pt"], "none.pt: there is no such file"),
     ]:
