@@ -119,7 +119,7 @@ def convert(args):
     hypernetwork = hypernet.load(args.source)
     state = find_optimizer(source, hypernetwork) if args.with_optimizer else None
     if args.with_optimizer:
-        if target is not None and target.suffix != ".pt":
+        if target is not None and target.suffix.lower() != ".pt":
             raise UserError(f"--with_optimizer: the WebUI's optimizer lies beside a .pt, {target} is none")
         if args.for_inference or args.half:
             raise UserError(
@@ -129,11 +129,14 @@ def convert(args):
             raise UserError(
                 f"--with_optimizer: {source} has no optimizer; name a training state such as checkpoints/step-000500"
             )
+    if state is not None and target is not None and optim_path(target).exists() and not args.overwrite:
+        raise UserError(f"{optim_path(target)}: there is one already; name another TARGET, or add --overwrite")
     if args.for_inference:
         hypernetwork = without_dropout(hypernetwork)
     if target is None:
-        target = source / f"{Path(hypernetwork.config.name).name or source.resolve().name}.pt"  # a file's word: no path
-        check_target(target, overwrite=True)
+        name = hypernetwork.config.name  # the file's word, which may be a path
+        target = source / f"{name if is_file_name(name) else source.resolve().name}.pt"
+        check_target(target, args.overwrite or (source / "run.json").exists())
     write(hypernetwork, target, args.half)
     if state is not None:
         save_optim(state, target)
@@ -149,7 +152,7 @@ def choose_target(args, source: Path) -> Path | None:
             raise UserError(f"--rename {name}: the copy lies beside the file; leave {target} out")
         if source.is_dir():
             raise UserError(f"--rename {name}: it is for files; name the TARGET for what is in {source}")
-        if set(name) & set('<>:"/\\|?*') or not name.strip(". "):
+        if not is_file_name(name):
             raise UserError(f'--rename {args.rename!r}: it becomes a file name, so none of < > : " / \\ | ? *')
         target = source.with_name(name + source.suffix)
     if target is None and not source.is_dir():
@@ -159,10 +162,19 @@ def choose_target(args, source: Path) -> Path | None:
     return target
 
 
+def is_file_name(name: str) -> bool:
+    """Whether a file can be called so everywhere."""
+    return (
+        name.isprintable() and not set(name) & set('<>:"/\\|?*') and bool(name.strip(". ")) and len(name.encode()) < 200
+    )
+
+
 def check_target(target: Path | None, overwrite: bool, *sources):
     """Raises: UserError for a place that cannot be written to, or would do away with something else."""
     if target is None:
         return
+    if len(target.name.encode()) > 200:
+        raise UserError(f"{target.name[:40]}...: the name is too long")
     file = target.suffix.lower() in (".pt", ".safetensors")
     if any(Path(source).resolve() == target.resolve() for source in sources):
         raise UserError(f"{target}: it is the source itself; name another one")
@@ -269,7 +281,7 @@ def write_lora(args):
     from hypernet.to_lora import peft_path, save_lora, to_lora
 
     target, strength = args.target, 1.0 if args.strength is None else args.strength
-    if target is None or target.suffix != ".safetensors":
+    if target is None or target.suffix.lower() != ".safetensors":
         raise UserError("--to_lora: name a TARGET that ends in .safetensors")
     for file in (target, peft_path(target)):
         check_target(file, args.overwrite, args.source)

@@ -1,6 +1,7 @@
 """Put hypernetworks on a diffusers UNet: its attention processors, attach and detach."""
 
 import dataclasses
+import numbers
 from collections.abc import Callable
 
 import torch
@@ -226,7 +227,7 @@ def _stack(unet, hypernetwork) -> Stack:
 
 
 def _number(strength) -> float:
-    if isinstance(strength, bool) or not isinstance(strength, (int, float)):
+    if isinstance(strength, bool) or not isinstance(strength, numbers.Real):
         raise TypeError(f"a strength is a number, not a {type(strength).__name__}")
     return float(strength)
 

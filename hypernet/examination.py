@@ -22,7 +22,7 @@ def examine(path) -> dict:
         NotAHypernetwork: if it is none.
     """
     path = Path(path)
-    webui_file = path.is_file() and path.suffix != ".safetensors"
+    webui_file = path.is_file() and path.suffix.lower() != ".safetensors"
     data = read_webui(path) if webui_file else None
     hypernetwork = build_webui(path, data) if webui_file else load(path)
     config = hypernetwork.config

@@ -140,6 +140,8 @@ def _read_config(path, metadata, names):
     except (OSError, ValueError, AttributeError, RecursionError):
         config = described = None
     if described == "Hypernetwork":
+        if KEY in metadata and path.name == WEIGHTS_NAME:
+            _check_same(config, config_path)
         return config
     kind = None if any(name.startswith("pairs.") for name in names) else kind_of(names)
     if kind:
@@ -147,6 +149,18 @@ def _read_config(path, metadata, names):
     if described:
         raise NotAHypernetwork(f"{config_path}: it describes a {described}, not a Hypernetwork")
     raise NotAHypernetwork(f"{config_path}: it is missing or damaged, so {path.name} cannot be opened")
+
+
+def _check_same(config, config_path):
+    """A folder's config.json must say what the weights' file does. Raises: NotAHypernetwork if it was changed."""
+    try:
+        beside = json.loads(config_path.read_text(encoding="utf-8"))
+        changed = [key for key in config if key in beside and beside[key] != config[key] and key != "step"]
+    except (OSError, ValueError, TypeError, RecursionError):
+        return  # the weights' file knows it all
+    if changed:
+        problem = f"its {changed[0]} is not that of {WEIGHTS_NAME}; convert_to_webui.py makes changed copies"
+        raise NotAHypernetwork(f"{config_path}: {problem}")
 
 
 def _fetch(repo_id):

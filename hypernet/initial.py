@@ -35,15 +35,15 @@ def open_initial(config: TrainingConfig) -> Initial | None:
         return None
     begun = _begun_run(config)
     if begun is not None:
-        for option in (*STRUCTURE_OPTIONS, "init_from"):  # the file itself may be gone, or trained further, by now
-            setattr(config, option, begun[option])
+        _take_structure(config, begun)  # the file itself may be gone, or trained further, by now
+        config.init_from = begun["init_from"]
         return None
     hypernetwork = load(config.init_from)
     step, last = hypernetwork.config.step, config.schedule.last_step
     if step >= last:
         problem = f"it has been trained for {step} steps already, and the run ends at {last}; raise --max_train_steps"
         raise UserError(f"--init_from {config.init_from}: {problem}, or the learning rate schedule's end")
-    _take_structure(config, hypernetwork)
+    _take_structure(config, hypernetwork.config)
     state, line = _optimizer(config.init_from, hypernetwork)
     structure = f"structure {config.layer_structure}, activation {config.activation}, widths {config.widths}"
     lines = [f"Going on from {config.init_from}, step {step}", f"  {structure}", f"  {line}"]
@@ -53,7 +53,11 @@ def open_initial(config: TrainingConfig) -> Initial | None:
 def _begun_run(config) -> dict | None:
     """The options of the run in the output folder, if it began with the same file and has a training state."""
     output = Path(config.output_dir)
-    if config.overwrite or config.resume_from_checkpoint == "none" or not any(output.glob("checkpoints/step-*")):
+    if (
+        config.overwrite
+        or config.resume_from_checkpoint == "none"
+        or not any(output.glob("checkpoints/step-*/optimizer.bin"))
+    ):
         return None
     try:
         options = json.loads((output / "run.json").read_text(encoding="utf-8"))
@@ -63,11 +67,13 @@ def _begun_run(config) -> dict | None:
     return options if same and all(option in options for option in STRUCTURE_OPTIONS) else None
 
 
-def _take_structure(config, hypernetwork):
+def _take_structure(config, given):
+    """Let the configuration have the structure that is given. Raises: UserError if it asks for another one."""
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     for option in STRUCTURE_OPTIONS:
-        value = hypernetwork.config[option]
-        value = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+        value = given[option]
+        if isinstance(value, (list, tuple)):
+            value = ",".join(str(int(number) if number == int(number) else number) for number in value)
         asked = str(getattr(config, option)).replace(" ", "")
         if asked not in (str(defaults[option]), str(value)):
             raise UserError(
@@ -77,7 +83,7 @@ def _take_structure(config, hypernetwork):
 
 
 def _optimizer(source, hypernetwork):
-    if Path(source).suffix == ".pt":
+    if Path(source).suffix.lower() == ".pt":
         return load_optim(source, hypernetwork)
     state = find_optimizer(source, hypernetwork)
     return state, "the optimizer goes on, too" if state else "there is no optimizer's state: the optimizer starts anew"

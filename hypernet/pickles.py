@@ -126,8 +126,14 @@ def _read_legacy(file, content, strings, expect):
         strings.append(content[:20].decode("latin-1"))  # a file of another kind may be known by its head
         raise _Refused("it does not begin as one")
     content.seek(len(MAGIC))
-    _, _, outline, _ = [_Outline(content, strings) for _ in range(4)]
-    end = content.tell() + sum(8 + storage.bytes for storage in outline.storages.values())
+    _, _, outline, keys = [_Outline(content, strings) for _ in range(4)]
+    if type(keys.content) is not list or sorted(keys.content) != sorted(outline.storages):
+        raise _Refused("its tensors are not all there")  # torch would leave what memory holds in their place
+    end = content.tell()
+    for storage in map(outline.storages.get, keys.content):
+        if int.from_bytes(content[end : end + 8], "little") != storage.elements:
+            raise _Refused("its tensors are not all there")
+        end += 8 + storage.bytes
     if end > len(content):
         raise _Refused("it ends too early")
     expect(outline.content)
@@ -135,6 +141,11 @@ def _read_legacy(file, content, strings, expect):
         if rest and rest != TRAILER + hashlib.sha256(covered).hexdigest().encode():
             raise _Refused("its checksum is wrong")
     return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _is_key(key):
+    """torch numbers its storages; of other names a zip's reader may make something else."""
+    return type(key) is str and key.isascii() and key.isdigit()
 
 
 @dataclasses.dataclass
@@ -199,8 +210,10 @@ class _Outline:
             function, arguments = self._pop(2)
             stack.append(self._call(function, arguments))
         elif name == "BUILD":  # the attributes of an OrderedDict: a state dict's _metadata
-            self._pop(1)
+            (attributes,) = self._pop(1)
             self._top(dict)
+            if type(attributes) is not dict or attributes.keys() - {"_metadata"}:
+                raise _Refused("its pickle is of a kind that no hypernetwork has")
         elif name == "BINPERSID":
             stack.append(self._storage(*self._pop(1)))
         elif name not in ("PROTO", "STOP"):
@@ -228,13 +241,7 @@ class _Outline:
 
     def _storage(self, saved_id):
         kind, dtype, key, _, elements, *_ = saved_id
-        if (
-            kind != "storage"
-            or dtype not in STORAGES
-            or type(key) is not str
-            or type(elements) is not int
-            or elements < 0
-        ):
+        if kind != "storage" or dtype not in STORAGES or not _is_key(key) or type(elements) is not int or elements < 0:
             raise _Refused("a tensor has no data")
         storage = self.storages.setdefault(key, _Storage(STORAGES[dtype], elements))
         if (storage.dtype, storage.elements) != (STORAGES[dtype], elements):

@@ -24,7 +24,7 @@ def split_prompt(prompt: str) -> tuple[str, list[tuple[str, float]]]:
         UserError: for a tag of another kind, one without a name, or a strength that is no number.
     """
     tags, text = [_read_tag(match) for match in TAG.finditer(prompt)], TAG.sub("", prompt)
-    broken = re.search(r"<\s*hypernet\b.*", text)
+    broken = re.search(r"<\s*hypernet\s*:.*", text)
     if broken:
         raise UserError(f"{broken[0][:60]}: write <hypernet:name:strength>, such as <hypernet:my_style:0.8>")
     return text, tags
@@ -56,7 +56,7 @@ def tag_name(path) -> str:
     path = Path(path)
     config = trained_config(path)
     if config is None:
-        return path.stem if path.suffix in (".pt", ".safetensors") else path.name
+        return path.stem if path.suffix.lower() in (".pt", ".safetensors") else path.name
     name = config.get("name", path.name)
     return f"{name}-{config.get('step', 0)}" if path.parent.name == "checkpoints" else name
 
@@ -84,7 +84,7 @@ def find_hypernetwork(name: str, folder) -> Path:
     known, wanted = _scan(folder), tuple(name.split("/"))
     found = [path for path, names in known if any(parts[-len(wanted) :] == wanted for parts in names)]
     found = [path for path in found if path.parent not in found]  # a trained folder, and its .pt of the same name
-    found = [path for path in found if path.suffix != ".safetensors" or path.with_suffix(".pt") not in found]
+    found = [path for path in found if path.suffix.lower() != ".safetensors" or path.with_suffix(".pt") not in found]
     if not found:
         near = difflib.get_close_matches(name, sorted({parts[-1] for _, names in known for parts in names}))
         hint = f"did you mean {' or '.join(near)}?" if near else "--hypernetwork_dir names another place"
@@ -120,8 +120,8 @@ def _scan(folder: Path) -> list[tuple[Path, list[tuple[str, ...]]]]:
                 names.append((*above[:-2], tag_name(place)))  # run/NAME-STEP
             known.append((place, names))
         for file in sorted(map(Path, files)):
-            weights = file.suffix == ".safetensors" and file.name != WEIGHTS_NAME
-            if file.suffix == ".pt" or weights and (trained or _stands_alone(place / file)):
+            weights = file.suffix.lower() == ".safetensors" and file.name != WEIGHTS_NAME
+            if file.suffix.lower() == ".pt" or weights and (trained or _stands_alone(place / file)):
                 known.append((place / file, [(*above, file.stem)]))
     return known
 

@@ -34,7 +34,7 @@ def save_optim(optimizer_state: dict, path):
     """
     groups = [{**group, "fused": None, "foreach": None} for group in optimizer_state["param_groups"]]
     states = {
-        index: {name: torch.as_tensor(value).detach().cpu().clone() for name, value in state.items()}
+        index: {name: torch.as_tensor(state[name]).detach().cpu().clone() for name in ("step", *sorted(ADAM))}
         for index, state in optimizer_state["state"].items()
     }
     data = {
@@ -50,8 +50,8 @@ def save_optim(optimizer_state: dict, path):
 def load_optim(path, hypernetwork: Hypernetwork) -> tuple[dict | None, str]:
     """AdamW's state beside the WebUI file `path`, and a line on what was found.
 
-    A wrong hash is said but not held against it where the steps agree: the WebUI itself writes it on intermediate
-    checkpoints, whose optimizer is then lost there.
+    A wrong hash is said but not held against it unless it counts more steps than the file: the WebUI itself writes it on
+    intermediate checkpoints, whose optimizer is then lost there. (It may count fewer: a step that overflowed is skipped.)
 
     Raises:
         NotAHypernetwork: if there is such a file, but it is damaged or of another hypernetwork.
@@ -70,9 +70,9 @@ def load_optim(path, hypernetwork: Hypernetwork) -> tuple[dict | None, str]:
         return None, f"{file.name} is empty: the optimizer starts anew"
     line = f"the optimizer goes on from {file.name}"
     if data.get("hash") != short_hash(path):
-        if abs(max(steps) - hypernetwork.config.step) > 1:
+        if max(steps) > hypernetwork.config.step + 1:
             return None, f"{file.name} belongs to another file, of step {max(steps)}: the optimizer starts anew"
-        line += ", although its hash is another file's (so the WebUI writes it on intermediate checkpoints)"
+        line += f" (of step {max(steps)}), although its hash is another file's, as the WebUI writes it on checkpoints"
     return state, line
 
 
@@ -89,12 +89,17 @@ def check_adamw(file, state, hypernetwork: Hypernetwork) -> dict:
     for index, moment in moments.items() if fits else ():
         fits = fits and isinstance(moment, dict) and moment.keys() >= ADAM | {"step"}
         fits = fits and all(_finite(moment[name]) and moment[name].shape == shapes[index] for name in ADAM)
-        fits = fits and (
-            type(moment["step"]) in (int, float) or _finite(moment["step"]) and moment["step"].numel() == 1
+        fits = fits and _finite(
+            torch.as_tensor(moment["step"], dtype=torch.float32) if _is_number(moment["step"]) else None
         )
     if not fits:
         raise NotAHypernetwork(f"{file}: it is no AdamW state of this hypernetwork")
     return state
+
+
+def _is_number(value):
+    one = isinstance(value, torch.Tensor) and value.numel() == 1 and not value.is_complex()
+    return one or type(value) in (int, float)
 
 
 def _finite(value):
@@ -127,7 +132,7 @@ def find_optimizer(source, hypernetwork: Hypernetwork) -> dict | None:
         NotAHypernetwork: if there is one, but it is damaged or of another hypernetwork.
     """
     source = Path(source)
-    if source.suffix == ".pt":
+    if source.suffix.lower() == ".pt":
         return load_optim(source, hypernetwork)[0]
     states = [source, source / "checkpoints" / f"step-{hypernetwork.config.step:06d}"]
     for file in (state / "optimizer.bin" for state in states):

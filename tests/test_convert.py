@@ -266,4 +266,6 @@ def test_names_come_from_where_it_is_written(tmp_path):
     hypernetwork.register_to_config(name="../../escaped")
     hypernet.save(hypernetwork, tmp_path / "evil")
     convert(tmp_path / "evil")
-    assert (tmp_path / "evil" / "escaped.pt").is_file()
+    assert (tmp_path / "evil" / "evil.pt").is_file() and "other" not in convert(tmp_path / "evil", "--overwrite")
+    assert "evil.pt: there is one already" in refused(tmp_path / "evil")
+    assert "the name is too long" in refused(tmp_path / "a.pt", tmp_path / ("x" * 300))

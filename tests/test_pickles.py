@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import pickletools
 import random
 import struct
 import zipfile
@@ -143,6 +144,32 @@ def legacy(pickled):
     return MAGIC + pickle.dumps(1001, 2) + pickle.dumps({}, 2) + pickled + pickle.dumps([], 2)
 
 
+def empty_memory(data):
+    """Storages for which torch would find no data, and hand out what memory holds; attributes that hide a dict's methods."""
+    content = saved(data)
+    file, starts = io.BytesIO(content), []
+    for _ in range(5):
+        starts.append(file.tell())
+        list(pickletools.genops(file))
+    keys = pickle.loads(content[starts[4] : file.tell()])
+    for other in ([], keys[:-1], keys + keys[:1], None, 5):
+        yield content[: starts[4]] + pickle.dumps(other, 2) + content[file.tell() :]
+    yield content[: file.tell()] + bytes(8) + content[file.tell() + 8 :]  # a storage of no elements
+    archive = saved({10: torch.zeros(300), "layer_structure": [1, 1]}, ZIP)
+    for key in (b"", b"x/", b"../0"):
+        with zipfile.ZipFile(io.BytesIO(archive)) as old, zipfile.ZipFile(file := io.BytesIO(), "w") as new:
+            for name in old.namelist():
+                word = b"X" + len(key).to_bytes(4, "little") + key
+                other = name.replace("data/0", f"data/{key.decode()}")
+                new.writestr(other, old.read(name).replace(b"X\x01\x00\x00\x000", word))
+        yield file.getvalue()
+    for place in ("outer", "inner"):
+        hidden = OrderedDict(data[10][0] if place == "inner" else data)
+        hidden.__dict__["values"] = hidden.__dict__["get"] = 3
+        for form in (LEGACY, ZIP):
+            yield saved({**data, 10: (hidden, data[10][1])} if place == "inner" else hidden, form)
+
+
 def bombs():
     """Pickles that take for ever, all memory or the process with them, without a call."""
     twice = b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(60))
@@ -236,6 +263,7 @@ def test_hundreds_of_mutated_files_are_refused(good, tmp_path):
     mutations += [("a call", bad) for bad in calls(data, marker)]
     mutations += [("a storage", bad) for bad in huge_storages()]
     mutations += [("a bomb", bad) for bad in bombs()]
+    mutations += [("empty memory", bad) for bad in empty_memory(data)]
     for i, (name, bad) in enumerate(mutations):
         names[f"{i}.pt"] = name
         (tmp_path / f"{i}.pt").write_bytes(bad)

@@ -221,14 +221,21 @@ def test_an_optimizer_that_comes_back_or_not(tmp_path):
     hypernetwork.register_to_config(step=3)  # the optimizer has made 2
     save_webui(hypernetwork, path)
     assert "although its hash is another file's" in load_optim(path, hypernetwork)[1]
-    hypernetwork.register_to_config(step=8)
+    hypernetwork.register_to_config(step=0)
     save_webui(hypernetwork, path)
     assert load_optim(path, hypernetwork)[1] == (
         "style.pt.optim belongs to another file, of step 2: the optimizer starts anew"
     )
     with pytest.raises(NotAHypernetwork, match="style.pt.optim: it is no AdamW state of this hypernetwork"):
         load_optim(path, Hypernetwork((12, 10), (1, 3, 1)))
-    for change in ({"step": None}, {"step": torch.ones(2)}, {"exp_avg": torch.ones(12, 12).long()}, {"exp_avg": 5}):
+    for change in (
+        {"step": None},
+        {"step": torch.ones(2)},
+        {"step": float("nan")},
+        {"step": torch.tensor(torch.inf)},
+        {"exp_avg": torch.ones(12, 12).long()},
+        {"exp_avg": 5},
+    ):
         broken = adamw(hypernetwork).state_dict()
         broken["state"][0] = {**broken["state"][0], **change}
         torch.save({"optimizer_name": "AdamW", "optimizer_state_dict": broken}, f"{path}.optim")
@@ -281,6 +288,19 @@ def test_a_safetensors_that_stands_alone(tmp_path):
     path.write_bytes(content.replace(b"mish", b"relu"))
     with pytest.raises(NotAHypernetwork, match="its checksum is wrong"):
         hypernet.load(path)
+
+
+def test_a_folder_of_two_minds(tmp_path):
+    """The weights' file has the config, too, and the step is its; a config.json of something else is no slip."""
+    hypernet.save(Hypernetwork((10,), name="x", step=5), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "step": 4}))
+    assert hypernet.load(tmp_path).config.step == 5
+    (tmp_path / "config.json").write_text(json.dumps({**config, "activation": "relu"}))
+    with pytest.raises(NotAHypernetwork, match="config.json: its activation is not that of .*makes changed copies"):
+        hypernet.load(tmp_path)
+    (tmp_path / "config.json").unlink()
+    assert hypernet.load(tmp_path).config.name == "x"
 
 
 def test_a_folder_keeps_what_else_is_in_it(tmp_path):
