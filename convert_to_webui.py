@@ -277,7 +277,7 @@ def write_lora(args):
     from hypernet.contexts import gather_contexts, normal_contexts  # pipelines take their time to be imported
     from hypernet.drawing import ModelSource, load_pipeline
     from hypernet.drawing_options import training_options
-    from hypernet.linear import is_linear
+    from hypernet.network import is_linear
     from hypernet.to_lora import peft_path, save_lora, to_lora
 
     target, strength = args.target, 1.0 if args.strength is None else args.strength

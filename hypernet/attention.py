@@ -1,6 +1,7 @@
 """Put hypernetworks on a diffusers UNet: its attention processors, attach and detach."""
 
 import dataclasses
+import math
 import numbers
 from collections.abc import Callable
 
@@ -10,7 +11,8 @@ from diffusers.models.attention_processor import Attention
 from diffusers.utils.torch_utils import is_compiled_module
 from torch import nn
 
-from hypernet.network import Hypernetwork
+from hypernet.folding import Map, Plan, build_map, make_plan, tokens_of_layers
+from hypernet.network import Hypernetwork, is_linear
 
 
 PLAIN_PROCESSORS = {  # of diffusers: different ways to compute the same; others (IP-Adapter's, say) compute more
@@ -29,7 +31,9 @@ class Stack:
     """What is attached to one UNet: hypernetworks in order with their strengths, and how to undo it."""
 
     layers: list[tuple[Hypernetwork, float]] = dataclasses.field(default_factory=list)
-    attention: list[Attention] = dataclasses.field(default_factory=list)  # the UNet's layers
+    attention: dict[str, Attention] = dataclasses.field(default_factory=dict)  # the UNet's layers by name
+    folding: bool = True  # False: linear hypernetworks compute as the others do
+    plans: dict[tuple, dict[int, Plan]] = dataclasses.field(default_factory=dict)  # by the shapes of a forward
     undo: list[Callable[[], None]] = dataclasses.field(default_factory=list)
     kept: tuple | None = None  # the last forward's text, what else shapes its K and V context, and these
 
@@ -48,7 +52,41 @@ class Stack:
             context_k, context_v = hypernetwork(context_k, strength, context_v)
         return context_k, context_v
 
-    def of_text(self, text):  # (B, tokens, width)
+    def build_maps(self, unet, latents, text) -> dict[int, tuple[Map, Map]]:
+        """Width -> the maps of K and V, for this forward, where these are less work than the modules themselves.
+
+        For one linear hypernetwork alone, and not where its dropout is at work.
+        """
+        active = [(hypernetwork, strength) for hypernetwork, strength in self.layers if strength != 0]
+        if not self.folding or len(active) != 1 or not is_linear(active[0][0]):
+            return {}
+        hypernetwork, strength = active[0]
+        if hypernetwork.training and any(hypernetwork.config.dropout_structure or ()):
+            return {}
+        if hypernetwork.device != latents.device:
+            hypernetwork.to(latents.device)
+        maps = {}
+        for width, plan in self._plans(unet, hypernetwork, latents, text).items():
+            if plan.build:
+                pair = hypernetwork.pairs[str(width)]
+                maps[width] = tuple(build_map(pair[part], strength, plan.fold_from) for part in ("k", "v"))
+        return maps
+
+    def _plans(self, unet, hypernetwork, latents, text) -> dict[int, Plan]:
+        training = torch.is_grad_enabled() and any(weight.requires_grad for weight in hypernetwork.parameters())
+        structure, pairs = tuple(hypernetwork.config.layer_structure), tuple(hypernetwork.pairs)
+        key = (structure, pairs, tuple(latents.shape), tuple(text.shape), training)
+        if key not in self.plans:
+            tokens = tokens_of_layers(unet, latents.shape[0], *latents.shape[2:])
+            layers = {text.shape[-1]: [(text.shape[0] * text.shape[1], math.inf)]}
+            for name, layer in self.attention.items():
+                if not layer.is_cross_attention:
+                    layers.setdefault(layer.to_k.in_features, []).append((tokens[name], layer.to_k.out_features))
+            widths = [width for width in layers if hypernetwork.of_width(width)]
+            self.plans[key] = {width: make_plan(structure, width, layers[width], training) for width in widths}
+        return self.plans[key]
+
+    def of_text(self, text, maps):  # (B, tokens, width)
         """The same for the text of an image, which is the same at every step: made once, then kept.
 
         Text and weights are compared by value (the weights by their sums and norms), for they may be written to in ways
@@ -57,7 +95,7 @@ class Stack:
         """
         training = any(hypernetwork.training for hypernetwork, _ in self.layers)
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or training:
-            return self(text)
+            return self._transform_text(text, maps)
         device, weights = text.device, [w for layer, _ in self.layers for w in layer.of_width(text.shape[-1])]
         sums = [f(w, dtype=torch.float32).to(device) for w in weights for f in (torch.sum, torch.linalg.vector_norm)]
         sums = torch.stack(sums) if sums else text.new_zeros(0)
@@ -67,8 +105,13 @@ class Stack:
             old_text, old_sums, old_settings, contexts = self.kept
             if settings == old_settings and torch.equal(old_text, text) and torch.equal(old_sums, sums):
                 return contexts
-        self.kept = text.clone(), sums, settings, self(text)
+        self.kept = text.clone(), sums, settings, self._transform_text(text, maps)
         return self.kept[-1]
+
+    def _transform_text(self, text, maps):
+        if text.shape[-1] in maps:
+            return tuple(part.transform(text) for part in maps[text.shape[-1]])
+        return self(text)
 
 
 class HypernetworkAttnProcessor:
@@ -89,7 +132,7 @@ class HypernetworkAttnProcessor:
         encoder_hidden_states=None,  # (B, text tokens, text width); None in self-attention
         attention_mask=None,
         temb=None,
-        hypernetwork_context=None,  # K and V context of the text, where `attach` has computed them for all layers
+        hypernetwork_shared=None,  # what `attach` has computed for all layers of this forward
     ):
         if not self.stack.active:
             return self.original(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
@@ -102,17 +145,22 @@ class HypernetworkAttnProcessor:
             hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
 
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        if encoder_hidden_states is not None and hypernetwork_context is not None and not attn.norm_cross:
-            context_k, context_v = hypernetwork_context
+        text, maps = hypernetwork_shared or (None, {})
+        if encoder_hidden_states is not None and attn.norm_cross:
+            context, text = attn.norm_encoder_hidden_states(context), None
+        if encoder_hidden_states is not None and text is not None:
+            key, value = attn.to_k(text[0]), attn.to_v(text[1])
+        elif context.shape[-1] in maps:
+            map_k, map_v = maps[context.shape[-1]]
+            key, value = map_k.project(attn.to_k, context), map_v.project(attn.to_v, context)
         else:
-            if encoder_hidden_states is not None and attn.norm_cross:
-                context = attn.norm_encoder_hidden_states(context)
             context_k, context_v = self.stack(context)
+            key, value = attn.to_k(context_k), attn.to_v(context_v)
 
         def split(x):
             return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # (B, heads, tokens, channels of a head)
 
-        query, key, value = split(attn.to_q(hidden_states)), split(attn.to_k(context_k)), split(attn.to_v(context_v))
+        query, key, value = split(attn.to_q(hidden_states)), split(key), split(value)
         if attn.norm_q is not None:
             query = attn.norm_q(query)
         if attn.norm_k is not None:
@@ -156,7 +204,7 @@ def attach(unet, hypernetwork: Hypernetwork, strength: float = 1.0):
             "would do nothing here: it was made for another kind of model"
         )
     if stack is None:
-        stack = Stack(attention=list(layers.values()))
+        stack = Stack(attention=layers)
         _wrap_processors(stack)
         unet._hypernetworks = stack
         hook = unet.register_forward_pre_hook(_before_forward, with_kwargs=True)
@@ -234,7 +282,7 @@ def _number(strength) -> float:
 
 def _wrap_processors(stack):
     """Put ours before whatever processors there are, now or again (`enable_attention_slicing` sets new ones)."""
-    new = [layer for layer in stack.attention if not isinstance(layer.processor, HypernetworkAttnProcessor)]
+    new = [layer for layer in stack.attention.values() if not isinstance(layer.processor, HypernetworkAttnProcessor)]
     for name in {type(layer.processor).__name__ for layer in new} - PLAIN_PROCESSORS:
         raise ValueError(
             f"the UNet's attention is a {name}'s, which does more than attention; no hypernetwork goes with it"
@@ -244,19 +292,25 @@ def _wrap_processors(stack):
 
 
 def _unwrap_processors(stack):
-    for layer in stack.attention:
+    for layer in stack.attention.values():
         if isinstance(layer.processor, HypernetworkAttnProcessor):
             layer.processor = layer.processor.original
 
 
 def _before_forward(unet, args, kwargs):
-    """Forward pre-hook: add the text's K and V context to what the UNet hands to every attention processor."""
+    """Forward pre-hook: add what all layers share to what the UNet hands to every attention processor.
+
+    That is the text's K and V context, and the maps of linear hypernetworks.
+    """
     stack = unet._hypernetworks
     if not torch.compiler.is_compiling():
         _wrap_processors(stack)
-    if stack.active and unet.config.get("encoder_hid_dim_type") is None:  # else the layers get another text than this
+    if stack.active:
+        latents = kwargs["sample"] if "sample" in kwargs else args[0]
         text = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[2]
-        shared = {"hypernetwork_context": stack.of_text(text)}
+        maps = stack.build_maps(unet, latents, text)
+        same = unet.config.get("encoder_hid_dim_type") is None  # else the layers get another text than this
+        shared = {"hypernetwork_shared": (stack.of_text(text, maps) if same else None, maps)}
         kwargs["cross_attention_kwargs"] = {**(kwargs.get("cross_attention_kwargs") or {}), **shared}
     return args, kwargs
 

@@ -32,6 +32,7 @@ def gather_contexts(pipe, hypernetwork: Hypernetwork, prompts: list[str], streng
 
     hook = hypernetwork.register_forward_pre_hook(keep)
     attach(pipe.unet, hypernetwork, strength)
+    pipe.unet._hypernetworks.folding = False  # or contexts go by it
     try:
         for i, prompt in enumerate(prompts):
             pipe(prompt, generator=torch.Generator().manual_seed(seed + i), output_type="latent", **options)

@@ -4,12 +4,7 @@ import torch
 from torch import nn
 
 from hypernet.attention import attention_layers
-from hypernet.network import ACTIVATIONS, Hypernetwork
-
-
-def is_linear(hypernetwork: Hypernetwork) -> bool:
-    """Whether all its modules are linear maps while drawing, when dropout is off: no activation and no LayerNorm."""
-    return ACTIVATIONS[hypernetwork.config.activation] is None and not hypernetwork.config.layer_norm
+from hypernet.network import Hypernetwork, is_linear
 
 
 @torch.no_grad()

@@ -61,6 +61,11 @@ def _choose(option, value, choices):
         raise ValueError(f"{option} {value!r} is unknown; choose one of {', '.join(sorted(choices))}")
 
 
+def is_autocast(tensor) -> bool:
+    """Whether products with it are cast now; never on the meta device, of which autocast knows nothing."""
+    return not tensor.is_meta and torch.is_autocast_enabled(tensor.device.type)
+
+
 class HypernetworkModule(nn.Module):
     """One MLP, `linear`, of the WebUI's layout: after each Linear the activation, the LayerNorm and the Dropout it has.
 
@@ -178,7 +183,7 @@ class Hypernetwork(ModelMixin, ConfigMixin):
         width = str(context.shape[-1])
         if width not in self.pairs:
             return context, context_v
-        autocast = torch.is_autocast_enabled(context.device.type)
+        autocast = is_autocast(context)
 
         def transform(part, x):
             change = self.pairs[width][part](x if autocast else x.to(self.dtype))
@@ -246,6 +251,11 @@ def build(config: dict, weights: dict[str, torch.Tensor]) -> Hypernetwork:
     dtypes = {tensor.dtype for tensor in weights.values()}
     hypernetwork.stored_dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
     return hypernetwork.eval()
+
+
+def is_linear(hypernetwork: Hypernetwork) -> bool:
+    """Whether all its modules are linear maps while drawing, when dropout is off: no activation and no LayerNorm."""
+    return ACTIVATIONS[hypernetwork.config.activation] is None and not hypernetwork.config.layer_norm
 
 
 def without_dropout(hypernetwork: Hypernetwork) -> Hypernetwork:

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from hypernet.attention import attention_layers
-from hypernet.linear import is_linear, linear_map
-from hypernet.network import Hypernetwork
+from hypernet.linear import linear_map
+from hypernet.network import Hypernetwork, is_linear
 from hypernet.replacing import replacing
 
 HELD_OUT = 5  # every fifth context is not fitted on, but measured on

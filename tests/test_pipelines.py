@@ -23,9 +23,9 @@ PICTURE = Image.effect_noise((64, 64), 50).convert("RGB")
 MASK = Image.linear_gradient("L").resize((64, 64))
 
 
-def style(seed=0, widths=(12, 16, 32), **options):
+def style(seed=0, widths=(12, 16, 32), activation="relu", **options):
     torch.manual_seed(seed)
-    return Hypernetwork(widths, weight_init="kaiming_normal", activation="relu", **options).eval()
+    return Hypernetwork(widths, weight_init="kaiming_normal", activation=activation, **options).eval()
 
 
 def pipeline(cls=None, **more):
@@ -128,8 +128,8 @@ def test_half_precision(expected):
         assert pipe.unet.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("before", [True, False])
-def test_compiled_without_a_break(before):
+@pytest.mark.parametrize("before, activation", [(True, "relu"), (False, "linear")])
+def test_compiled_without_a_break(before, activation):
     """diffusers' documentation compiles with fullgraph=True, which fails wherever Python has to step in."""
     torch.compiler.reset()
     small = {
@@ -137,13 +137,17 @@ def test_compiled_without_a_break(before):
         "down_block_types": ("CrossAttnDownBlock2D",),
         "up_block_types": ("CrossAttnUpBlock2D",),
     }
-    unet, reference, plain = tiny_unet(**small), with_hooks(tiny_unet(**small), [(style(), 0.7)]), tiny_unet(**small)
+    unet, reference, plain = (
+        tiny_unet(**small),
+        with_hooks(tiny_unet(**small), [(style(activation=activation), 0.7)]),
+        tiny_unet(**small),
+    )
     arguments = (torch.randn(1, 4, 8, 8), torch.tensor(3), torch.randn(1, 7, 12))
     if not before:
-        hypernet.attach(unet, style(), 0.7)
+        hypernet.attach(unet, style(activation=activation), 0.7)
     compiled = torch.compile(unet, fullgraph=True, backend="eager")
     if before:
-        hypernet.attach(compiled, style(), 0.7)
+        hypernet.attach(compiled, style(activation=activation), 0.7)
     with torch.no_grad():
         assert (compiled(*arguments).sample - reference(*arguments).sample).abs().max() < 1e-5
         hypernet.set_strength(compiled, 0.0) if before else hypernet.detach(compiled)
