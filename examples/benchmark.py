@@ -9,7 +9,7 @@
 The ways take turns in one process, so that noise hits all of them alike; times are medians of ratios to the floor of the
 same round. FLOPs are torch's own count (two for a multiply-add; convolutions, products, attention), on tensors without data.
 
-floor           the frozen UNet forward, and backward to its input: what any training through it costs
+floor           the frozen UNet forward, and backward down to its input (trainings end at the first attention before it)
 webui           modules in every layer for itself, the text's too; attention not fused; every block computed twice
 module by module  one hypernetwork, attached, with its modules computed as they are
 ours, linear    the same (structure 1,2,1), with as few products as the counts in hypernet/folding.py say
@@ -97,17 +97,14 @@ def attached(unet, activation="linear", folding=True):
 
 @contextlib.contextmanager
 def webui(unet):
-    """From the facts: a pair of float32 modules called in every layer, attention as two products and a softmax, and the
+    """From the facts: a pair of float32 modules called in every layer, under autocast if there is one, attention as two products and a softmax, and the
     recomputation of every block that the WebUI trains with."""
     hypernetwork = new_hypernetwork(unet, "linear")
 
     def transform(part):
         def before(projection, args):
-            with (
-                torch.autocast(args[0].device.type, enabled=False) if not args[0].is_meta else contextlib.nullcontext()
-            ):
-                x = args[0].float()
-                return ((x + hypernetwork.pairs[str(x.shape[-1])][part](x)).to(args[0].dtype),)
+            x = args[0]
+            return (x + hypernetwork.pairs[str(x.shape[-1])][part](x),)
 
         return before
 

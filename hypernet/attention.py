@@ -55,8 +55,10 @@ class Stack:
     def build_maps(self, unet, latents, text) -> dict[int, tuple[Map, Map]]:
         """Width -> the maps of K and V, for this forward, where these are less work than the modules themselves.
 
-        For one linear hypernetwork alone, and not where its dropout is at work.
+        For one linear hypernetwork alone, on a UNet for pictures, and not where its dropout is at work.
         """
+        if text is None or latents.ndim != 4:
+            return {}
         active = [(hypernetwork, strength) for hypernetwork, strength in self.layers if strength != 0]
         if not self.folding or len(active) != 1 or not is_linear(active[0][0]):
             return {}

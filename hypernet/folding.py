@@ -38,12 +38,20 @@ class Map:
 
     def project(self, projection, x):  # (B, tokens, width) -> (B, tokens, out)
         """`projection` of the transformed context; folded into its weight where that is less."""
-        if x.shape[0] * x.shape[1] < self.fold_from or type(projection) is not nn.Linear:
+        if x.shape[0] * x.shape[1] < self.fold_from or not _is_plain(projection):
             return projection(self.transform(x))
         weight = projection.weight
         matrix, bias = self.matrix.to(weight.dtype), self.bias.to(weight.dtype)
         moved = weight @ bias if projection.bias is None else weight @ bias + projection.bias
         return F.linear(x, weight + weight @ matrix, moved)
+
+
+def _is_plain(projection) -> bool:
+    """Whether it is its weight and nothing else: no hooks, no offloading (which replaces `forward`), no odd storage."""
+    touched = projection._forward_hooks or projection._forward_pre_hooks or "forward" in vars(projection)
+    if type(projection) is not nn.Linear or touched or type(projection.weight) is not nn.Parameter:
+        return False
+    return projection.weight.dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def build_map(module, strength: float, fold_from: float) -> Map:

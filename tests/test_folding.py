@@ -125,6 +125,34 @@ def test_a_projection_that_is_no_plain_linear_is_not_folded(monkeypatch):
     assert (unet(*inputs()).sample - expected).abs().max() < 1e-5
 
 
+def test_what_hangs_on_a_projection_is_not_lost(monkeypatch):
+    """Hooks, and accelerate's offloading, which replaces a module's forward and takes its weight away."""
+    choose(monkeypatch, Plan(True, 0))
+    unet, reference = tiny_unet(), tiny_unet()
+    for model in (unet, reference):
+        for layer in attention_layers(model).values():
+            layer.to_k.register_forward_hook(lambda module, args, output: 2 * output)
+    hypernet.attach(unet, style())
+    expected = with_hooks(reference, [(style(), 1.0)])(*inputs()).sample
+    assert (unet(*inputs()).sample - expected).abs().max() < 1e-5
+
+    unet = tiny_unet()
+    for layer in attention_layers(unet).values():
+        layer.to_v.forward = lambda x, module=layer.to_v: torch.nn.functional.linear(x, 3 * module.weight)
+    hypernet.attach(unet, style())
+    with monkeypatch.context() as patch:
+        plain = unet(*inputs()).sample
+        patch.setattr(unet._hypernetworks, "folding", False)
+        assert (unet(*inputs()).sample - plain).abs().max() < 1e-5
+
+
+def test_other_latents_and_no_text_take_the_plain_path():
+    unet = tiny_unet()
+    hypernet.attach(unet, style())
+    assert unet._hypernetworks.build_maps(unet, torch.zeros(1, 4, 3, 8, 8), torch.zeros(1, 7, 12)) == {}
+    assert unet._hypernetworks.build_maps(unet, torch.zeros(1, 4, 8, 8), None) == {}
+
+
 def flops(run):
     with FlopCounterMode(display=False) as counter:
         run()
