@@ -28,7 +28,7 @@ def style(structure=(1, 2, 1), seed=0, **options):
 def choose(monkeypatch, plan):
     """Let every width have this plan, or the counted one."""
     if plan is not None:
-        monkeypatch.setattr("hypernet.attention.make_plan", lambda *_: plan)
+        monkeypatch.setattr("hypernet.stack.make_plan", lambda *_: plan)
 
 
 PLANS = {"counted": None, "maps": Plan(True, math.inf), "folded": Plan(True, 0), "plain": Plan(False, math.inf)}
