@@ -54,13 +54,22 @@ def _is_plain(projection) -> bool:
     return projection.weight.dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
+def linear_map(module, dtype: torch.dtype | None = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a linear `HypernetworkModule` computes, matrix (width, width) and bias (width,): its layers in one product.
+
+    It is taken from the output on, and differentiable; `dtype=None` is the precision of the weights.
+    """
+    layers = [layer for layer in module.linear if isinstance(layer, nn.Linear)]
+    *firsts, (matrix, bias) = [(layer.weight.to(dtype=dtype), layer.bias.to(dtype=dtype)) for layer in layers]
+    for before, bias_before in reversed(firsts):
+        bias = bias + (matrix @ bias_before).to(bias.dtype)
+        matrix = matrix @ before
+    return matrix, bias
+
+
 def build_map(module, strength: float, fold_from: float) -> Map:
-    """The map of a linear `HypernetworkModule`: the product of its layers' weights, from the output on."""
-    *firsts, last = [layer for layer in module.linear if isinstance(layer, nn.Linear)]
-    matrix, bias = last.weight, last.bias
-    for layer in reversed(firsts):
-        bias = bias + (matrix @ layer.bias).to(bias.dtype)
-        matrix = matrix @ layer.weight
+    """The map of a linear `HypernetworkModule` for a forward, in the precision of its weights."""
+    matrix, bias = linear_map(module, dtype=None)
     return Map(strength * matrix, strength * bias, fold_from)
 
 

@@ -1,21 +1,11 @@
-"""Linear hypernetworks: what each module computes as one matrix, folded into a UNet's weights."""
+"""Fold a linear hypernetwork into a UNet's weights, for good."""
 
 import torch
 from torch import nn
 
 from hypernet.attention import attention_layers
+from hypernet.folding import linear_map
 from hypernet.network import Hypernetwork, is_linear
-
-
-@torch.no_grad()
-def linear_map(module) -> tuple[torch.Tensor, torch.Tensor]:
-    """(matrix (width, width), bias (width,)), float64: what a linear `HypernetworkModule` computes, in one product."""
-    linears = [layer for layer in module.linear if isinstance(layer, nn.Linear)]
-    matrix, bias = linears[0].weight.double(), linears[0].bias.double()
-    for layer in linears[1:]:
-        weight = layer.weight.double()
-        matrix, bias = weight @ matrix, weight @ bias + layer.bias.double()
-    return matrix, bias
 
 
 @torch.no_grad()

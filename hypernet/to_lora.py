@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from hypernet.attention import attention_layers
-from hypernet.linear import linear_map
+from hypernet.folding import linear_map
 from hypernet.network import Hypernetwork, is_linear
 from hypernet.replacing import replacing
 

@@ -10,7 +10,7 @@ from test_pipelines import draw, pipeline
 import hypernet
 from hypernet import Hypernetwork
 from hypernet.contexts import gather_contexts, normal_contexts
-from hypernet.linear import linear_map
+from hypernet.folding import linear_map
 from hypernet.network import without_dropout
 from hypernet.to_lora import peft_path, save_lora, to_lora
 
