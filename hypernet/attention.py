@@ -104,13 +104,7 @@ def attach(unet, hypernetwork: Hypernetwork, strength: float = 1.0):
     unet, strength = _plain(unet), _number(strength)
     stack = getattr(unet, "_hypernetworks", None)
     layers = attention_layers(unet)
-    here = sorted({layer.to_k.in_features for layer in layers.values()})
-    if not any(hypernetwork.of_width(width) for width in here):
-        widths = ", ".join(hypernetwork.pairs)
-        raise ValueError(
-            f"{hypernetwork.config.name} transforms widths {widths}; this model has {', '.join(map(str, here))}, so it "
-            "would do nothing here: it was made for another kind of model"
-        )
+    check_widths(hypernetwork, layers)
     if stack is None:
         stack = Stack(attention=layers)
         _wrap_processors(stack)
@@ -166,6 +160,17 @@ def attention_layers(unet) -> dict[str, Attention]:
         if getattr(layer, "added_kv_proj_dim", None) is not None or getattr(layer, "to_k", None) is None:
             raise ValueError(f"{name} is no layer that a hypernetwork can be put on")
     return layers
+
+
+def check_widths(hypernetwork: Hypernetwork, layers: dict[str, Attention]):
+    """Raises: ValueError if none of these layers gets contexts of a width that `hypernetwork` transforms."""
+    here = sorted({layer.to_k.in_features for layer in layers.values()})
+    if not any(hypernetwork.of_width(width) for width in here):
+        raise ValueError(
+            f"{hypernetwork.config.name} has none of this UNet's widths: it transforms widths "
+            f"{', '.join(hypernetwork.pairs)}; this model has {', '.join(map(str, here))}, so it was made for another "
+            "kind of model"
+        )
 
 
 def _plain(unet):

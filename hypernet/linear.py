@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from hypernet.attention import attention_layers
+from hypernet.attention import attention_layers, check_widths
 from hypernet.folding import linear_map
 from hypernet.network import Hypernetwork, is_linear
 
@@ -17,8 +17,8 @@ def merge(unet, hypernetwork: Hypernetwork, strength: float = 1.0):
     plain UNet comes back only by loading it again; saved, the new biases would find no place in a UNet that is loaded.
 
     Raises:
-        ValueError: if the hypernetwork is not linear, or the UNet's weights are quantised, fused or have LoRAs on them
-            (nothing is changed then).
+        ValueError: if the hypernetwork is not linear, the UNet has none of its widths, or the UNet's weights are
+            quantised, fused or have LoRAs on them (nothing is changed then).
     """
     if not isinstance(hypernetwork, Hypernetwork):
         raise TypeError(f"merge takes a Hypernetwork, as hypernet.load gives it, not a {type(hypernetwork).__name__}")
@@ -26,8 +26,9 @@ def merge(unet, hypernetwork: Hypernetwork, strength: float = 1.0):
         config = hypernetwork.config
         what = "LayerNorm" if config.layer_norm else f"the activation {config.activation}"
         raise ValueError(f"{config.name} has {what}, so it is no linear map that could be merged; attach it instead")
-    folded = []
-    for layer in attention_layers(unet).values():
+    folded, layers = [], attention_layers(unet)
+    check_widths(hypernetwork, layers)
+    for layer in layers.values():
         pair = (
             hypernetwork.pairs[str(layer.to_k.in_features)] if str(layer.to_k.in_features) in hypernetwork.pairs else {}
         )
@@ -41,10 +42,6 @@ def merge(unet, hypernetwork: Hypernetwork, strength: float = 1.0):
                     f"a to_{part} of the UNet is a {kind}, no plain Linear; merge before LoRAs, unquantised"
                 )
             folded.append((projection, *_fold(projection, *linear_map(module), strength)))
-    if not folded:
-        raise ValueError(
-            f"{hypernetwork.config.name} has none of this UNet's widths: it was made for another kind of model"
-        )
     for projection, weight, bias in folded:
         projection.weight.copy_(weight)
         if bias is not None:
