@@ -128,8 +128,7 @@ class TrainingConfig:
             self._refuse_if(without_words, option, f"--template {self.template} has no [filewords]")
         for option in ("layer_structure", "dropout_structure", "widths"):
             self._check(option, lambda option=option: getattr(self, f"{option}_numbers"))
-        structure = {key: value for key, value in self.structure().items() if key != "layer_norm"}
-        self._check(None, lambda: check_structure(**structure))
+        self._check(None, lambda: check_structure(**self.structure()))
 
     def _check_data(self):
         if not self.dataset_name:

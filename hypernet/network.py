@@ -28,11 +28,15 @@ def check_structure(
     layer_structure=(1, 2, 1),
     activation="linear",
     weight_init="normal",
+    layer_norm=False,
     layer_norm_init="ones",
     activate_output=False,
     dropout_structure=None,
 ):
-    """Raise ValueError, in one line that says what would be right, if no module can be built from this."""
+    """Raise ValueError, in one line that says what would be right, if no module can be built from this.
+
+    It takes all that shapes a module; with or without `layer_norm` the rest is held to the same rules.
+    """
     shown = ",".join(f"{m:g}" for m in layer_structure)
     if len(layer_structure) < 2 or layer_structure[0] != 1 or layer_structure[-1] != 1 or min(layer_structure) <= 0:
         raise ValueError(f"layer_structure {shown}: it must start and end with 1, as in 1,2,1")
@@ -161,7 +165,9 @@ class Hypernetwork(ModelMixin, ConfigMixin):
         optional_info: str | None = None,
     ):
         super().__init__()
-        check_structure(layer_structure, activation, weight_init, layer_norm_init, activate_output, dropout_structure)
+        check_structure(
+            layer_structure, activation, weight_init, layer_norm, layer_norm_init, activate_output, dropout_structure
+        )
         self.pairs = nn.ModuleDict()
         for width in widths:
             pair = {}
