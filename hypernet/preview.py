@@ -5,10 +5,11 @@ import textwrap
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from hypernet.fonts import load_font
 from hypernet.models import StableDiffusion, encode_prompts
+from hypernet.sheet import MOST_LINES, Layout, lay_out
 
 
 class Previewer:
@@ -56,20 +57,10 @@ class Previewer:
 
 
 def labelled_grid(rows: list[list[Image.Image]], row_labels: list[str], column_labels: list[str]) -> Image.Image:
-    """Pictures of one size in rows and columns on white, with a label left of each row and above each column."""
-    width, height = rows[0][0].size
-    size = max(11, height // 18)
+    """A sheet whose margins are the same whatever the labels say, so that those of a run lie upon each other."""
+    size = max(11, rows[0][0].height // 18)
     font = load_font(size, "".join([*row_labels, *column_labels]))
-    margin, top, gap = 10 * size, 2 * size, max(2, height // 64)
-    grid = Image.new("RGB", (margin + len(rows[0]) * (width + gap), top + len(rows) * (height + gap)), "white")
-    draw = ImageDraw.Draw(grid)
-    for column, label in enumerate(column_labels):
-        middle = margin + column * (width + gap) + width // 2
-        draw.text((middle, top // 2), label, fill="black", font=font, anchor="mm")
-    for row, (images, label) in enumerate(zip(rows, row_labels)):
-        y = top + row * (height + gap)
-        text = "\n".join(textwrap.wrap(label, 16)[:6])
-        draw.multiline_text((size // 2, y + height // 2), text, fill="black", font=font, anchor="lm")
-        for column, image in enumerate(images):
-            grid.paste(image, (margin + column * (width + gap), y))
-    return grid
+    line, gap = font.getbbox("A")[3] + 4, max(2, rows[0][0].height // 64)
+    layout = Layout(font, line, left=10 * size, top=2 * size, gap=gap, row_labels=(size // 2, "lm"))
+    beside = [textwrap.wrap(label, 16)[:MOST_LINES] for label in row_labels]
+    return lay_out(rows, beside, [[label] for label in column_labels], layout)
