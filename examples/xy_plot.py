@@ -33,6 +33,7 @@ from hypernet.infotext import free_path, parse_infotext, read_png_infotext, save
 from hypernet.prompt_tags import split_prompt, tag_name, trained_config
 from hypernet.replacing import check_writable
 from hypernet.sheet import labelled_sheet
+from hypernet.wandb_runs import sync_line, wandb_mode
 
 OPTION_OF = {"checkpoint": "hypernetwork", "guidance": "guidance_scale"}  # axis -> the option that it stands for
 FIELD_OF = {"seed": "seed", "steps": "steps", "guidance": "guidance_scale"}  # axis -> its field in PictureSettings
@@ -163,17 +164,9 @@ def check_wandb():
 
 def write_table(args, cells: list[list[PictureSettings]], paths: list[list[Path]], grid: Path):
     """One row for each cell, its picture and its settings; offline where there is no login."""
-    import os
-
     import wandb
 
-    mode = os.environ.get("WANDB_MODE")
-    if mode is None:
-        try:
-            mode = "online" if wandb.login(prompt=False) else "offline"
-        except wandb.errors.Error:
-            mode = "offline"
-    run = wandb.init(project=args.tracker_project_name, name=grid.stem, dir=str(grid.parent), mode=mode)
+    run = wandb.init(project=args.tracker_project_name, name=grid.stem, dir=str(grid.parent), mode=wandb_mode())
     names = [field.name for field in dataclasses.fields(PictureSettings)]
     table = wandb.Table(columns=["image", *filter(None, (args.x.kind and "x", args.y.kind and "y")), *names])
     for row, y in enumerate(args.y.labels):
@@ -183,10 +176,10 @@ def write_table(args, cells: list[list[PictureSettings]], paths: list[list[Path]
             settings |= {"hypernetworks": ", ".join(stack), "size": "x".join(map(str, settings["size"] or ()))}
             table.add_data(wandb.Image(str(paths[row][column])), x, *([y] if args.y.kind else []), *settings.values())
     run.log({"xy_plot": table, "grid": wandb.Image(str(grid))})
-    folder = Path(run.dir).parent
+    line = sync_line(run)
     run.finish()
-    if mode == "offline":
-        print(f"W&B ran offline; after `wandb login`, send the run with: wandb sync {folder}")
+    if line:
+        print(line)
 
 
 def main(arguments=None):

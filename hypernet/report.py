@@ -1,7 +1,6 @@
 """What a run tells the world: trackers, the model card, the push to the Hub."""
 
 import dataclasses
-import os
 from pathlib import Path
 
 from accelerate.utils import is_tensorboard_available, is_wandb_available
@@ -10,6 +9,7 @@ from hypernet.config import TrainingConfig
 from hypernet.errors import UserError
 from hypernet.output import OutputFolder
 from hypernet.readers import comfyui_reads
+from hypernet.wandb_runs import sync_line, wandb_mode
 
 COMFYUI = {
     True: "In ComfyUI: the same file into `models/hypernetworks/`, and the node HypernetworkLoader.",
@@ -68,14 +68,8 @@ def start_trackers(accelerator, trackers: list[str], config: TrainingConfig, out
     plain = (int, float, str)
     options = {key: value if isinstance(value, plain) else str(value) for key, value in vars(config).items()}
     run = {"wandb": {"name": config.name, "dir": str(output.root)}}
-    if "wandb" in trackers and "WANDB_MODE" not in os.environ and accelerator.is_main_process:
-        import wandb
-
-        try:
-            logged_in = wandb.login(prompt=False)
-        except wandb.errors.Error:
-            logged_in = False
-        run["wandb"]["mode"] = "online" if logged_in else "offline"
+    if "wandb" in trackers and accelerator.is_main_process:
+        run["wandb"]["mode"] = wandb_mode()
     accelerator.init_trackers(config.tracker_project_name, config=options, init_kwargs=run)
 
 
@@ -98,8 +92,8 @@ def log_previews(accelerator, rows, prompts, step):
 def wandb_sync_line(accelerator) -> str | None:
     """How to send an offline W&B run to the site, if there is one."""
     for tracker in accelerator.trackers:
-        if tracker.name == "wandb" and tracker.run.settings.mode == "offline":
-            return f"W&B ran offline; after `wandb login`, send the run with: wandb sync {Path(tracker.run.dir).parent}"
+        if tracker.name == "wandb":
+            return sync_line(tracker.run)
     return None
 
 
