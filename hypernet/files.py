@@ -11,7 +11,7 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from hypernet.network import Hypernetwork, build
+from hypernet.network import Hypernetwork, build, constructor_arguments
 from hypernet.pickles import NotAHypernetwork
 from hypernet.recognise import kind_of
 from hypernet.replacing import replacing
@@ -96,7 +96,7 @@ def save_folder(hypernetwork: Hypernetwork, folder, dtype: torch.dtype | None = 
 
 
 def _save_safetensors(hypernetwork, path, dtype, **changes):
-    config = {key: value for key, value in hypernetwork.config.items() if key[0] != "_"}
+    config = constructor_arguments(hypernetwork.config)
     tensors = hypernetwork.state_dict().items()
     weights = {name: tensor.detach().cpu().to(dtype or tensor.dtype).contiguous() for name, tensor in tensors}
     entry = json.dumps({**config, **changes})
@@ -126,7 +126,7 @@ def _load_safetensors(path):
     if KEY in metadata and metadata.get("sha256") != _digest(metadata[KEY], weights):
         raise NotAHypernetwork(f"{path}: it is damaged (its checksum is wrong)")
     try:
-        return build({key: value for key, value in config.items() if not key.startswith("_")}, weights)
+        return build(constructor_arguments(config), weights)
     except (ValueError, TypeError, AttributeError) as error:
         raise NotAHypernetwork(f"{path}: it does not fit its config: {' '.join(str(error).split())}") from None
 

@@ -202,6 +202,11 @@ class Hypernetwork(ModelMixin, ConfigMixin):
         return list(self.pairs[str(width)].parameters()) if str(width) in self.pairs else []
 
 
+def constructor_arguments(config: dict) -> dict:
+    """What `Hypernetwork` is built with, of its config or a config.json; `_class_name` and the like are diffusers' own."""
+    return {key: value for key, value in config.items() if not key.startswith("_")}
+
+
 def check_types(config: dict):
     """Raise ValueError, in one line, if an argument of `Hypernetwork` that a file gives is not of its type."""
     words = ("activation", "weight_init", "layer_norm_init", "name")
@@ -266,7 +271,7 @@ def is_linear(hypernetwork: Hypernetwork) -> bool:
 
 def without_dropout(hypernetwork: Hypernetwork) -> Hypernetwork:
     """A copy for drawing: the same weights without the Dropout layers, so that the others are numbered anew."""
-    config = {key: value for key, value in hypernetwork.config.items() if key[0] != "_"}
+    config = constructor_arguments(hypernetwork.config)
     with torch.device("meta"):
         names = list(Hypernetwork(**{**config, "dropout_structure": None}).state_dict())
     return build({**config, "dropout_structure": None}, dict(zip(names, hypernetwork.state_dict().values())))
