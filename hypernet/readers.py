@@ -8,6 +8,7 @@ import re
 import zipfile
 
 from hypernet.network import Hypernetwork
+from hypernet.webui import webui_fields
 
 COMFYUI_ACTIVATIONS = ("linear", "relu", "leakyrelu", "elu", "swish", "tanh", "sigmoid", "softsign", "mish")
 WEBUI_RECORDS = re.compile(r"[^/]+/(data/\d+|version|data\.pkl)")  # zip entries that every version lets through
@@ -16,21 +17,7 @@ NEW_WEBUI_RECORDS = re.compile(r"[^/]+/(byteorder|\.data/serialization_id)")  # 
 
 def comfyui_reads(hypernetwork: Hypernetwork) -> bool:
     """Whether ComfyUI draws with the `.pt` that `save_webui` writes what the WebUI does."""
-    return not comfyui_problems(_fields(hypernetwork))
-
-
-def _fields(hypernetwork):
-    """Those that ComfyUI looks at, as `save_webui` writes them."""
-    config = hypernetwork.config
-    dropout = config.dropout_structure
-    return {
-        "activation_func": config.activation,
-        "is_layer_norm": config.layer_norm,
-        "activate_output": config.activate_output,
-        "use_dropout": dropout is not None and any(dropout),
-        "last_layer_dropout": dropout is not None and len(dropout) > 2 and dropout[-2] > 0,
-        "layer_structure": config.layer_structure,
-    }
+    return not comfyui_problems(webui_fields(hypernetwork))
 
 
 def comfyui_problems(fields: dict) -> list[str]:
@@ -83,7 +70,7 @@ def table(path, data: dict | None, hypernetwork: Hypernetwork, webui_file=None) 
     `data` is None for one of ours; `webui_file` is then the `.pt` that lies beside it, if there is one.
     """
     webui = webui_problems(path, data) if data else []
-    comfyui = comfyui_problems(data or _fields(hypernetwork))
+    comfyui = comfyui_problems(data or webui_fields(hypernetwork))
     yes = "yes" if data else f"yes, as {webui_file.name} beside it" if webui_file else "once it is converted to a .pt"
     return {
         "this project": "yes",

@@ -46,11 +46,22 @@ def save_webui(hypernetwork: Hypernetwork, path, dtype: torch.dtype | None = Non
     Args:
         dtype: of the weights in the file, float32 (the hypernetwork's own) or float16 for half the size.
     """
-    path, config = Path(path), hypernetwork.config
+    path = Path(path)
+    data = {**webui_fields(hypernetwork), "name": path.stem}
+    for width, pair in hypernetwork.pairs.items():
+        data[int(width)] = tuple(_plain_state_dict(pair[part], dtype) for part in ("k", "v"))
+    with replacing(path) as temporary:
+        torch.save(data, temporary, _use_new_zipfile_serialization=False)
+        append_trailer(temporary)
+
+
+def webui_fields(hypernetwork: Hypernetwork) -> dict:
+    """What the WebUI's file says of the hypernetwork beside its weights, in the WebUI's words; see `FIELDS`."""
+    config = hypernetwork.config
     dropout = config.dropout_structure
-    data = {
+    return {
         "step": config.step,
-        "name": path.stem,
+        "name": config.name,
         "layer_structure": [int(m) if m == int(m) else m for m in config.layer_structure],
         "activation_func": config.activation,
         "is_layer_norm": config.layer_norm,
@@ -63,11 +74,6 @@ def save_webui(hypernetwork: Hypernetwork, path, dtype: torch.dtype | None = Non
         "last_layer_dropout": dropout is not None and len(dropout) > 2 and dropout[-2] > 0,
         "optional_info": config.optional_info,
     }
-    for width, pair in hypernetwork.pairs.items():
-        data[int(width)] = tuple(_plain_state_dict(pair[part], dtype) for part in ("k", "v"))
-    with replacing(path) as temporary:
-        torch.save(data, temporary, _use_new_zipfile_serialization=False)
-        append_trailer(temporary)
 
 
 def _plain_state_dict(module, dtype):
