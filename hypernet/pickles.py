@@ -1,4 +1,4 @@
-"""Read a pickled file as plain data: nothing in it is run, and nothing is made that the file is too small to hold.
+"""Plain data in a pickled file. Reading it runs nothing, and makes nothing that the file is too small to hold.
 
 First an outline is made of the pickle, opcode by opcode: only those that `torch.save` writes for dicts, lists and tensors
 are known, and every tensor is a record of its sizes, which are held against the bytes that the file has for it. Only what
@@ -22,6 +22,7 @@ import torch
 from hypernet.errors import UserError
 from hypernet.hashes import file_sha256
 from hypernet.recognise import kind_of
+from hypernet.replacing import replacing
 
 ZIP = b"PK\x03\x04"
 MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the first pickle of torch.save's legacy format
@@ -85,11 +86,16 @@ def read_plain(path, expect: Callable[[object], None] = lambda outline: None, wh
         raise NotAHypernetwork(f"{path}: it is no {what}, or a damaged one ({reason}; nothing of it was run)") from None
 
 
-def append_trailer(path):
-    """Add the sha256 of a legacy file to its end, so that every later change of it is noticed."""
-    trailer = TRAILER + file_sha256(path).encode()
-    with open(path, "ab") as file:
-        file.write(trailer)
+def write_plain(data, path):
+    """Write what `read_plain` reads, in torch's legacy format, which every version of the WebUI lets through.
+
+    The sha256 of it all is added to its end, so that every later change of the file is noticed.
+    """
+    with replacing(path) as temporary:
+        torch.save(data, temporary, _use_new_zipfile_serialization=False)
+        trailer = TRAILER + file_sha256(temporary).encode()
+        with open(temporary, "ab") as file:
+            file.write(trailer)
 
 
 def _read_zip(file, strings, expect):

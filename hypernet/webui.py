@@ -6,9 +6,8 @@ from pathlib import Path
 import torch
 
 from hypernet.network import ACTIVATIONS, Hypernetwork, build
-from hypernet.pickles import NotAHypernetwork, append_trailer, read_plain
+from hypernet.pickles import NotAHypernetwork, read_plain, write_plain
 from hypernet.recognise import kind_of
-from hypernet.replacing import replacing
 
 WEIGHT_INIT_NAMES = {  # ours -> the WebUI's; it has no zero start, and none is needed once there are weights
     "normal": "Normal",
@@ -50,9 +49,7 @@ def save_webui(hypernetwork: Hypernetwork, path, dtype: torch.dtype | None = Non
     data = {**webui_fields(hypernetwork), "name": path.stem}
     for width, pair in hypernetwork.pairs.items():
         data[int(width)] = tuple(_plain_state_dict(pair[part], dtype) for part in ("k", "v"))
-    with replacing(path) as temporary:
-        torch.save(data, temporary, _use_new_zipfile_serialization=False)
-        append_trailer(temporary)
+    write_plain(data, path)
 
 
 def webui_fields(hypernetwork: Hypernetwork) -> dict:

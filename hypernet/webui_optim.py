@@ -6,8 +6,7 @@ import torch
 
 from hypernet.hashes import file_sha256
 from hypernet.network import Hypernetwork
-from hypernet.pickles import NotAHypernetwork, append_trailer, read_plain
-from hypernet.replacing import replacing
+from hypernet.pickles import NotAHypernetwork, read_plain, write_plain
 
 WHAT = "optimizer's state"
 ADAM = {"exp_avg", "exp_avg_sq"}  # what AdamW keeps of each parameter, beside its step
@@ -42,9 +41,7 @@ def save_optim(optimizer_state: dict, path):
         "hash": short_hash(path),
         "optimizer_state_dict": {"state": states, "param_groups": groups},
     }
-    with replacing(optim_path(path)) as temporary:
-        torch.save(data, temporary, _use_new_zipfile_serialization=False)
-        append_trailer(temporary)
+    write_plain(data, optim_path(path))
 
 
 def load_optim(path, hypernetwork: Hypernetwork) -> tuple[dict | None, str]:
@@ -118,9 +115,7 @@ def rehash_optim(path, old_hash: str) -> bool:
         return False
     if not isinstance(data, dict) or data.get("hash") != old_hash:
         return False
-    with replacing(file) as temporary:
-        torch.save({**data, "hash": short_hash(path)}, temporary, _use_new_zipfile_serialization=False)
-        append_trailer(temporary)
+    write_plain({**data, "hash": short_hash(path)}, file)
     return True
 
 
