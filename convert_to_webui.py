@@ -117,7 +117,7 @@ def convert(args):
     source = Path(args.source)
     target = choose_target(args, source)
     hypernetwork = hypernet.load(args.source)
-    state = find_optimizer(source, hypernetwork) if args.with_optimizer else None
+    state, _ = find_optimizer(source, hypernetwork) if args.with_optimizer else (None, None)
     if args.with_optimizer:
         if target is not None and target.suffix.lower() != ".pt":
             raise UserError(f"--with_optimizer: the WebUI's optimizer lies beside a .pt, {target} is none")

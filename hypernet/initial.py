@@ -8,7 +8,7 @@ from hypernet.config import STRUCTURE_OPTIONS, TrainingConfig
 from hypernet.errors import UserError
 from hypernet.files import load
 from hypernet.network import Hypernetwork
-from hypernet.webui_optim import find_optimizer, load_optim
+from hypernet.webui_optim import find_optimizer
 
 
 @dataclasses.dataclass
@@ -44,7 +44,7 @@ def open_initial(config: TrainingConfig) -> Initial | None:
         problem = f"it has been trained for {step} steps already, and the run ends at {last}; raise --max_train_steps"
         raise UserError(f"--init_from {config.init_from}: {problem}, or the learning rate schedule's end")
     _take_structure(config, hypernetwork.config)
-    state, line = _optimizer(config.init_from, hypernetwork)
+    state, line = find_optimizer(config.init_from, hypernetwork)
     structure = f"structure {config.layer_structure}, activation {config.activation}, widths {config.widths}"
     lines = [f"Going on from {config.init_from}, step {step}", f"  {structure}", f"  {line}"]
     return Initial(hypernetwork, state and state["state"], lines)
@@ -80,10 +80,3 @@ def _take_structure(config, given):
                 f"--{option} {asked}: {config.init_from} has {value}; leave it out (of --config, too) with --init_from"
             )
         setattr(config, option, value)
-
-
-def _optimizer(source, hypernetwork):
-    if Path(source).suffix.lower() == ".pt":
-        return load_optim(source, hypernetwork)
-    state = find_optimizer(source, hypernetwork)
-    return state, "the optimizer goes on, too" if state else "there is no optimizer's state: the optimizer starts anew"

@@ -119,19 +119,20 @@ def rehash_optim(path, old_hash: str) -> bool:
     return True
 
 
-def find_optimizer(source, hypernetwork: Hypernetwork) -> dict | None:
-    """AdamW's state that belongs to what `source` is: in a training state, in a trained folder's state of the same step,
-    or beside a `.pt`; None if there is none.
+def find_optimizer(source, hypernetwork: Hypernetwork) -> tuple[dict | None, str]:
+    """AdamW's state that belongs to what `source` is, and a line on what was found: in a training state, in a trained
+    folder's state of the same step, or beside a `.pt`.
 
     Raises:
         NotAHypernetwork: if there is one, but it is damaged or of another hypernetwork.
     """
     source = Path(source)
     if source.suffix.lower() == ".pt":
-        return load_optim(source, hypernetwork)[0]
+        return load_optim(source, hypernetwork)
     states = [source, source / "checkpoints" / f"step-{hypernetwork.config.step:06d}"]
     for file in (state / "optimizer.bin" for state in states):
         if file.is_file():
             state = read_plain(file, what=WHAT)
-            return check_adamw(file, state if isinstance(state, dict) else {}, hypernetwork)
-    return None
+            state = check_adamw(file, state if isinstance(state, dict) else {}, hypernetwork)
+            return state, "the optimizer goes on, too"
+    return None, "there is no optimizer's state: the optimizer starts anew"
