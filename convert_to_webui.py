@@ -33,7 +33,7 @@ from hypernet.examination import describe, examine, overview
 from hypernet.files import find_weights
 from hypernet.mend import mend
 from hypernet.network import without_dropout
-from hypernet.prompt_tags import trained_config
+from hypernet.targets import check_target, choose_target, is_one_file, target_inside
 from hypernet.webui_optim import find_optimizer, optim_path, save_optim
 
 MOST_DETAILS = 3  # files of which --inspect tells everything; of more it gives an overview
@@ -80,7 +80,8 @@ def check_together(args):
         raise UserError(f"--{modes[0]} and --{modes[1]}: one at a time")
     mode = modes[0] if modes else None
     for option in given & set().union(*MODES.values()) - MODES[mode]:
-        raise UserError(f"--{option}: it has no effect " + (f"with --{mode}" if mode else "without --" + home(option)))
+        home = next(other for other, options in MODES.items() if option in options)
+        raise UserError(f"--{option}: it has no effect " + (f"with --{mode}" if mode else f"without --{home}"))
     if mode == "merge" and (args.source is None or args.target is not None):
         surplus = f"{args.target} is one too many" if args.target else "the file to write is missing"
         raise UserError(f"--merge: {surplus}; as in: convert_to_webui.py both.pt --merge one.pt:0.6 other.pt:0.4")
@@ -94,11 +95,6 @@ def check_together(args):
         raise UserError(f"--strength {args.strength}: it must be a number")
 
 
-def home(option: str) -> str:
-    """The mode that an option goes with."""
-    return next(mode for mode, options in MODES.items() if option in options)
-
-
 def main(arguments=None):
     args = parse_arguments(arguments)
     if args.inspect:
@@ -106,6 +102,8 @@ def main(arguments=None):
     elif args.merge:
         merge(args)
     elif args.to_lora is not None:
+        from hypernet.lora_conversion import write_lora  # pipelines take their time to be imported
+
         write_lora(args)
     elif args.fix:
         fix(args)
@@ -114,93 +112,37 @@ def main(arguments=None):
 
 
 def convert(args):
-    source = Path(args.source)
-    target = choose_target(args, source)
+    target = choose_target(args.source, args.target, args.rename, args.overwrite)
     hypernetwork = hypernet.load(args.source)
-    state, _ = find_optimizer(source, hypernetwork) if args.with_optimizer else (None, None)
-    if args.with_optimizer:
-        if target is not None and target.suffix.lower() != ".pt":
-            raise UserError(f"--with_optimizer: the WebUI's optimizer lies beside a .pt, {target} is none")
-        if args.for_inference or args.half:
-            raise UserError(
-                "--with_optimizer: training goes on with dropout and in float32; leave out the other option"
-            )
-        if state is None:
-            raise UserError(
-                f"--with_optimizer: {source} has no optimizer; name a training state such as checkpoints/step-000500"
-            )
-    if state is not None and target is not None and optim_path(target).exists() and not args.overwrite:
-        raise UserError(f"{optim_path(target)}: there is one already; name another TARGET, or add --overwrite")
+    state = optimizer_to_write(args, target, hypernetwork) if args.with_optimizer else None
     if args.for_inference:
         hypernetwork = without_dropout(hypernetwork)
     if target is None:
-        name = hypernetwork.config.name  # the file's word, which may be a path
-        target = source / f"{name if is_file_name(name) else source.resolve().name}.pt"
-        check_target(target, args.overwrite or (source / "run.json").exists())
+        target = target_inside(Path(args.source), hypernetwork.config.name, args.overwrite)
     write(hypernetwork, target, args.half)
     if state is not None:
         save_optim(state, target)
         print(f"{optim_path(target)}: AdamW's state, for the WebUI to go on from")
 
 
-def choose_target(args, source: Path) -> Path | None:
-    """Where to write; None for NAME.pt in the trained folder `source`."""
-    target = args.target
-    if args.rename is not None:
-        name = args.rename.removesuffix(source.suffix)
-        if target is not None:
-            raise UserError(f"--rename {name}: the copy lies beside the file; leave {target} out")
-        if source.is_dir():
-            raise UserError(f"--rename {name}: it is for files; name the TARGET for what is in {source}")
-        if not is_file_name(name):
-            raise UserError(f'--rename {args.rename!r}: it becomes a file name, so none of < > : " / \\ | ? *')
-        target = source.with_name(name + source.suffix)
-    if target is None and not source.is_dir():
-        hypernet.load(args.source)  # which tells if it is none
-        raise UserError(f"{source}: name what to write, too: convert_to_webui.py {source} TARGET")
-    check_target(target, args.overwrite, source)
-    return target
-
-
-def is_file_name(name: str) -> bool:
-    """Whether a file can be called so everywhere."""
-    return (
-        name.isprintable() and not set(name) & set('<>:"/\\|?*') and bool(name.strip(". ")) and len(name.encode()) < 200
-    )
-
-
-def check_target(target: Path | None, overwrite: bool, *sources):
-    """Raises: UserError for a place that cannot be written to, or would do away with something else."""
-    if target is None:
-        return
-    if len(target.name.encode()) > 200:
-        raise UserError(f"{target.name[:40]}...: the name is too long")
-    file = target.suffix.lower() in (".pt", ".safetensors")
-    if any(Path(source).resolve() == target.resolve() for source in sources):
-        raise UserError(f"{target}: it is the source itself; name another one")
-    if not target.parent.is_dir():
-        raise UserError(f"{target}: there is no folder '{target.parent}'")
-    if target.suffix.lower() in (".ckpt", ".bin", ".pth"):
-        raise UserError(
-            f"{target}: write NAME.pt (for the WebUI), NAME.safetensors, or a folder's name (for diffusers)"
-        )
-    if file and target.is_dir() or not file and target.is_file():
-        raise UserError(f"{target}: it is a {'folder' if file else 'file'}; name another place")
-    if target.is_dir() and any(target.iterdir()):
-        if trained_config(target) is None or (target / "run.json").exists():
-            raise UserError(
-                f"{target}: it holds other things; name a new folder, or a file, such as {target / 'NAME.pt'}"
-            )
-    if not overwrite and (target.is_file() or trained_config(target) is not None):
-        raise UserError(f"{target}: there is one already; name another one, or add --overwrite")
-    if target.stem == "None":
-        raise UserError(f"{target}: the WebUI takes None for no hypernetwork; name it otherwise")
+def optimizer_to_write(args, target: Path | None, hypernetwork) -> dict:
+    """AdamW's state that goes beside `target`. Raises: UserError if there is none, or it cannot go there."""
+    state, _ = find_optimizer(args.source, hypernetwork)
+    if target is not None and target.suffix.lower() != ".pt":
+        raise UserError(f"--with_optimizer: the WebUI's optimizer lies beside a .pt, {target} is none")
+    if args.for_inference or args.half:
+        raise UserError("--with_optimizer: training goes on with dropout and in float32; leave out the other option")
+    if state is None:
+        problem = f"{Path(args.source)} has no optimizer; name a training state such as checkpoints/step-000500"
+        raise UserError(f"--with_optimizer: {problem}")
+    if target is not None and optim_path(target).exists() and not args.overwrite:
+        raise UserError(f"{optim_path(target)}: there is one already; name another TARGET, or add --overwrite")
+    return state
 
 
 def write(hypernetwork, target: Path, half: bool):
     """Write and tell; in the precision that it was read in, unless `half`."""
-    file = target.suffix.lower() in (".pt", ".safetensors")
-    hypernetwork.register_to_config(name=target.stem if file else target.resolve().name)
+    hypernetwork.register_to_config(name=target.stem if is_one_file(target) else target.resolve().name)
     dtype = torch.float16 if half or hypernetwork.stored_dtype is torch.float16 else torch.float32
     try:
         hypernet.save(hypernetwork, target, dtype)
@@ -271,72 +213,6 @@ def split_weight(text: str) -> tuple[str, float]:
         if Path(file).exists():
             raise UserError(f"--merge {text}: {weight} is no number; write {file}:0.6") from None
         return text, 1.0  # the colon was part of the path
-
-
-def write_lora(args):
-    from hypernet.contexts import gather_contexts, normal_contexts  # pipelines take their time to be imported
-    from hypernet.drawing import ModelSource, load_pipeline
-    from hypernet.drawing_options import training_options
-    from hypernet.network import is_linear
-    from hypernet.to_lora import peft_path, save_lora, to_lora
-
-    target, strength = args.target, 1.0 if args.strength is None else args.strength
-    if target is None or target.suffix.lower() != ".safetensors":
-        raise UserError("--to_lora: name a TARGET that ends in .safetensors")
-    for file in (target, peft_path(target)):
-        check_target(file, args.overwrite, args.source)
-        check_lora(file)
-    trained = training_options(args.source)
-    prompts = args.prompts or trained.get("validation_prompt")
-    hypernetwork = hypernet.load(args.source)
-    if not prompts and not is_linear(hypernetwork):
-        raise UserError("--prompts is missing: what is not linear is fitted on what it gets while pictures are drawn")
-    model = args.model or trained.get("pretrained_model_name_or_path")
-    if not model:
-        raise UserError("--model is missing: the hypernetwork's file does not say where the model lies")
-    given = {} if args.model else {key: trained.get(key) for key in ("revision", "variant")}
-    pipe = load_pipeline(ModelSource(model, **given))
-    pipe.set_progress_bar_config(disable=True)
-    if prompts:
-        print(f"Drawing {len(prompts)} prompt{'s' * (len(prompts) > 1)} to see what the hypernetwork gets")
-    try:
-        steps = {"num_inference_steps": args.steps or 20}
-        drawn = gather_contexts(pipe, hypernetwork, prompts, strength, **steps) if prompts else None
-        contexts = drawn or normal_contexts(hypernetwork)
-        lora = to_lora(pipe.unet, hypernetwork, args.to_lora, contexts, strength)
-    except ValueError as error:
-        raise UserError(f"{args.source}: {error}") from None
-    if not lora.factors:
-        raise UserError(f"{args.source}: no attention layer of {model} has a width of it")
-    save_lora(lora, target, torch.float16 if args.half else torch.float32)
-    tell_lora(lora, target, args.to_lora, is_linear(hypernetwork))
-
-
-def check_lora(path: Path):
-    """Raises: UserError if a LoRA written there would do away with something else."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-    except (OSError, SafetensorError):
-        names = []
-    if path.exists() and not any(".lora_" in name for name in names):
-        raise UserError(f"{path}: it is there already, and no LoRA; name another file")
-
-
-def tell_lora(lora, target, rank, linear):
-    from hypernet.to_lora import peft_path
-
-    print("share of the hypernetwork's effect that is kept" + ("" if linear else " (the linear map's miss included)"))
-    width = min(min(down.shape[1], len(up)) for down, up, _ in lora.factors.values())
-    if any(len(down) < rank for down, _, _ in lora.factors.values()):
-        print(f"  (rank {rank} is more than the narrowest layers have: {width} is all of theirs)")
-    for width, kept in sorted(lora.kept.items()):
-        missed = "" if linear else f"   the nearest linear map misses {lora.fitted[width]:.1%}"
-        print(f"  width {width:5}   kohya {kept['kohya']:7.2%}   PEFT {kept['peft']:7.2%}{missed}")
-    for file, use in ((target, "WebUI, ComfyUI, diffusers"), (peft_path(target), "diffusers, with the exact biases")):
-        print(f"{file}: {file.stat().st_size / 2**20:.1f} MiB, for {use}")
 
 
 if __name__ == "__main__":

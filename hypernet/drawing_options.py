@@ -91,13 +91,26 @@ def choose_model(args, pictures: list[PictureSettings]) -> tuple[ModelSource, fl
         find_weights(path)
     runs = [options for options in map(training_options, paths) if options]
     guidance = runs[0].get("validation_guidance_scale", 7.5) if runs else 7.5
-    if args.model:
-        return ModelSource(args.model), guidance
+    problem = "a folder or Hub id of the Stable Diffusion to draw with (only trained folders know their own)"
+    return find_model(args.model, runs, problem), guidance
+
+
+def find_model(model: str | None, runs: list[dict], problem: str) -> ModelSource:
+    """The model that --model names, or else the one that all the runs were told.
+
+    Args:
+        runs: what `training_options` says of each; nothing for a run that is not known.
+        problem: what to say where nothing names a model.
+
+    Raises:
+        UserError: if nothing names a model, the runs name several, or there is none where they say.
+    """
+    if model:
+        return ModelSource(model)
     keys = ("pretrained_model_name_or_path", "revision", "variant")
     sources = list(dict.fromkeys(tuple(options.get(key) for key in keys) for options in runs))
     if not sources or not sources[0][0]:
-        problem = "a folder or Hub id of the Stable Diffusion to draw with (only trained folders know their own)"
         raise UserError(f"--model is missing: {problem}")
     if len(sources) > 1:
         raise UserError(f"--model is missing: they were trained on {sources[0][0]} and {sources[1][0]}; choose one")
-    return ModelSource(*sources[0]), guidance
+    return ModelSource(*sources[0])
