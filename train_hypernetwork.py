@@ -12,59 +12,52 @@
 To resume, run the same command again.
 """
 
-import datetime
-import json
-import math
-import os
 import shlex
 import time
-from pathlib import Path
 
-from hypernet.script import run_script
+from hypernet.script import run_script, say
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, ProjectConfiguration, set_seed
+from accelerate.utils import set_seed
 from tqdm.auto import tqdm
 
 import hypernet
 from hypernet.cache import check_cache_folder
+from hypernet.card import check_hub_login, push_to_hub, write_card
+from hypernet.clipping import clip_gradients
 from hypernet.command_line import parse_config
 from hypernet.config import TrainingConfig
 from hypernet.dataset import EpochBatches, build_loader, describe_data, encode_dataset
+from hypernet.effect import measure_first_image
 from hypernet.errors import UserError
+from hypernet.guard import Guard
+from hypernet.held_out import HeldOutLoss, describe_held_out, encode_held_out, hold_out
 from hypernet.initial import open_initial
 from hypernet.inspection import find_pictures
-from hypernet.loss import diffusion_loss, diffusion_target
+from hypernet.interruption import Interruption
+from hypernet.launch import build_accelerator, check_shared, others_watched
+from hypernet.loss import diffusion_loss, diffusion_target, snr_weights
 from hypernet.models import (
     check_resolution,
     choose_widths,
     encode_prompts,
     load_models,
-    load_sampler,
     model_name,
     vae_precision,
     weight_dtype,
     weights_hash,
 )
+from hypernet.optimizers import build_optimizer, check_optimizer
 from hypernet.output import OutputFolder
-from hypernet.plot import plot_losses
-from hypernet.preview import Previewer, labelled_grid
-from hypernet.replacing import replacing
-from hypernet.report import (
-    check_hub_login,
-    choose_trackers,
-    log_previews,
-    push_to_hub,
-    start_trackers,
-    wandb_sync_line,
-    write_card,
-)
+from hypernet.preview import Previewer
+from hypernet.rates import learning_rate_function
+from hypernet.readers import comfyui_reads
 from hypernet.seeds import derive_seed
 from hypernet.sources import open_source
-from hypernet.readers import comfyui_reads
-
-POSITION = "position.json"  # within a training state: which batch comes next
+from hypernet.trackers import choose_trackers, log_artifact, log_previews, start_trackers, wandb_sync_line
+from hypernet.training_state import TrainingState
+from hypernet.watch import Watch
+from hypernet.weight_average import WeightAverage
 
 
 def main(arguments=None):
@@ -75,42 +68,55 @@ def main(arguments=None):
     multiple = check_resolution(config)
     output = OutputFolder(config)
     changes = output.check(config.overwrite)
-    state = None if config.overwrite else output.find_state(config.resume_from_checkpoint)
+    saved, ignored = output.find_state("none" if config.overwrite else config.resume_from_checkpoint)
     trackers = choose_trackers(config)
     check_hub_login(config)
     check_cache_folder(config.cache_dir)
     source = open_source(config)
     accelerator = build_accelerator(config, output, trackers)
+    check_optimizer(config, accelerator.device)
+    check_shared(accelerator, config, saved)
 
     # Images, looked at but not encoded yet
     with accelerator.local_main_process_first():
         pictures, problems = find_pictures(source, config, multiple)
+        if config.holds_out:
+            held_source, held_pictures, pictures = hold_out(source, pictures, config, multiple)
     batches = EpochBatches(
         pictures, config.train_batch_size, config.seed, accelerator.num_processes, accelerator.process_index
     )
+    config.count_steps(len(batches))
     accelerator.print(describe_data(source, pictures, problems, batches, config))
+    if config.holds_out:
+        accelerator.print(describe_held_out(held_source, held_pictures))
 
     # Models
     accelerator.print(f"Loading {config.pretrained_model_name_or_path}")
     dtype = weight_dtype(accelerator.mixed_precision)
     path, device = config.pretrained_model_name_or_path, accelerator.device
     models = load_models(path, config.revision, config.variant, dtype, device)
-    unet = models.unet
+    unet, scheduler = models.unet, models.scheduler
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
 
     # Data
+    held_out, precision = None, vae_precision(dtype, device)
     with accelerator.local_main_process_first():
-        dataset = encode_dataset(models, source, pictures, config, vae_precision(dtype, device))
+        dataset = encode_dataset(models, source, pictures, config, precision)
+        if config.holds_out:
+            held_dataset = encode_held_out(models, held_source, held_pictures, config, precision)
+    if config.holds_out:
+        held_out = HeldOutLoss(held_dataset, models, accelerator, config.train_batch_size)
 
     # Previews; the first ones show the model without the hypernetwork
-    previewer, before = None, None
     if accelerator.is_main_process:
         output.create(config.overwrite)
-        if config.validation_prompt:
-            print("Drawing previews without the hypernetwork")
-            previewer = build_previewer(models, config)
-            before = previewer.draw(*config.size)
+    accelerator.wait_for_everyone()
+    previewer = None
+    if config.validation_prompt:
+        accelerator.print("Drawing previews without the hypernetwork")
+        previewer = Previewer(models, config, accelerator)
+        previewer.without = previewer.draw()
     if dataset.embeds is not None:
         models.text_encoder.to("cpu")
     if previewer is None:
@@ -124,194 +130,144 @@ def main(arguments=None):
         base_model_name=model_name(config.pretrained_model_name_or_path),
         base_model_hash=weights_hash(unet, torch.float16),
     )
-    model = hypernet.HypernetworkUNet(unet, hypernetwork)
-    optimizer = torch.optim.AdamW(
-        hypernetwork.parameters(),
-        betas=(config.adam_beta1, config.adam_beta2),
-        weight_decay=config.adam_weight_decay,
-        eps=config.adam_epsilon,
-        fused=accelerator.device.type == "cuda",
-    )
-    model, optimizer = accelerator.prepare(model, optimizer)
-    save_only_what_trains(accelerator, hypernetwork, batches)
+    on_unet = hypernet.HypernetworkUNet(unet, hypernetwork)
+    optimizer = build_optimizer(config, hypernetwork.parameters(), device)
+    model, optimizer = accelerator.prepare(on_unet, optimizer)
+    average = WeightAverage(hypernetwork, config.ema_decay)
+    guard = Guard(watches_loss=config.guard)
+    state = TrainingState(accelerator, output, config, hypernetwork, optimizer, average, batches, guard)
+    watch = Watch(accelerator, config, output, state, held_out)
 
     # Resume
-    schedule, first_step = config.schedule, hypernetwork.config.step
-    if state is not None:
-        accelerator.load_state(state)
-        first_step = hypernetwork.config.step
+    rate_at, last_step = learning_rate_function(config), config.schedule.last_step
+    thresholds = config.schedule_of("max_grad_value" if config.clip_grad_mode == "value" else "max_grad_norm")
+    if saved is not None:
+        state.load(saved)
         if batches.restarts:
             changes.append("the images, or their batches, are others than before: a new epoch begins")
-        accelerator.print(f"Going on from {state}, step {first_step}", *changes, sep="\n  ")
+        accelerator.print(*ignored, f"Going on from {saved}, step {hypernetwork.config.step}", *changes, sep="\n  ")
         if accelerator.is_main_process:
-            output.export(hypernetwork)
+            state.export()
     elif initial is not None:
         initial.restore(optimizer)
         accelerator.print(*initial.lines, sep="\n")
+    first_step = done = hypernetwork.config.step
+    stops = last = False
     if accelerator.is_main_process:
         output.go_back_to(first_step)
-    start_trackers(accelerator, trackers, config, output)
-    scheduler = models.scheduler
+    start_trackers(accelerator, trackers, config, output, batches.fingerprint)
+    watch.begin(on_unet, measure_first_image(models, dataset, dtype, device), first_step)
 
     # Train
-    started, losses = time.monotonic(), []
-    stream = iter(build_loader(accelerator, dataset, batches))
+    started, stream = time.monotonic(), iter(build_loader(accelerator, dataset, batches))
     bar = tqdm(
-        range(first_step, schedule.last_step),
+        range(first_step, last_step),
         initial=first_step,
-        total=max(first_step, schedule.last_step),
+        total=max(first_step, last_step),
         desc="Training",
         disable=not accelerator.is_main_process,
     )
-    for step in bar:
-        for group in optimizer.param_groups:
-            group["lr"] = schedule.at(step)
-        for _ in range(config.gradient_accumulation_steps):
-            batch = next(stream)
-            epoch, epoch_step = batch["epoch"], batch["epoch_step"]
-            torch.manual_seed(derive_seed(config.seed, "dropout", epoch, epoch_step, accelerator.process_index))
-            with accelerator.accumulate(model):
-                latents, noise, timesteps = batch["latents"], batch["noise"], batch["timesteps"]
-                noisy = scheduler.add_noise(latents, noise, timesteps)
-                if dataset.embeds is None:
-                    batch["prompt_embeds"] = encode_prompts(models, batch["prompts"])
-                prediction = model(noisy.to(dtype), timesteps, batch["prompt_embeds"].to(dtype))
-                target = diffusion_target(scheduler, latents, noise, timesteps)
-                loss = diffusion_loss(prediction, target, batch["weights"])
-                accelerator.backward(loss)
-                if accelerator.sync_gradients and config.max_grad_norm > 0:
-                    accelerator.clip_grad_norm_(hypernetwork.parameters(), config.max_grad_norm)
-                optimizer.step()
-                optimizer.zero_grad()
-                losses.append(loss.detach())
+    with Interruption(accelerator) as interruption, others_watched(accelerator):
+        for step in bar:
+            began, rate = time.monotonic(), rate_at(step) * guard.rate_factor
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            for _ in range(config.gradient_accumulation_steps):
+                batch = next(stream)
+                epoch, epoch_step = batch["epoch"], batch["epoch_step"]
+                torch.manual_seed(derive_seed(config.seed, "dropout", epoch, epoch_step, accelerator.process_index))
+                with accelerator.accumulate(model):
+                    latents, noise, timesteps = batch["latents"], batch["noise"], batch["timesteps"]
+                    noisy = scheduler.add_noise(latents, noise, timesteps)
+                    if dataset.embeds is None:
+                        batch["prompt_embeds"] = encode_prompts(models, batch["prompts"])
+                    prediction = model(noisy.to(dtype), timesteps, batch["prompt_embeds"].to(dtype))
+                    target, weights = diffusion_target(scheduler, latents, noise, timesteps), batch["weights"]
+                    if config.snr_gamma:
+                        weights = weights * snr_weights(scheduler, timesteps, config.snr_gamma).view(-1, 1, 1, 1)
+                    loss = diffusion_loss(prediction, target, weights)
+                    accelerator.backward(loss)
+                    if accelerator.sync_gradients:
+                        threshold = thresholds.at(step)
+                        norm = clip_gradients(accelerator, hypernetwork.parameters(), config.clip_grad_mode, threshold)
+                        watch.grad_norms.append(norm)
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    state.losses.append(loss.detach())
+                    watch.images += len(latents)
+            average.step()
 
-        done, last = step + 1, step + 1 == schedule.last_step
-        batches.start = (epoch, epoch_step + 1)  # of the next batch, for the training state
-        saves = last or done % config.checkpointing_steps == 0
-        if saves or done % config.logging_steps == 0:
-            mean = accelerator.reduce(torch.stack(losses).mean(), "mean").item()
-            losses.clear()
-            bar.set_postfix(loss=f"{mean:.4f}", lr=f"{schedule.at(step):.1e}")
-            accelerator.log({"loss": mean, "learning_rate": schedule.at(step), "epoch": epoch}, step=done)
-            if accelerator.is_main_process:
-                output.log_loss(done, epoch, epoch_step, mean, schedule.at(step))
-            if not math.isfinite(mean):
-                states = ", ".join(state.name for state in output.states()) or "none"
-                raise UserError(
-                    f"the loss is {mean} at step {done}: the run has died; go on with a lower --learning_rate "
-                    f"from --resume_from_checkpoint NAME, one of: {states}"
-                )
-        if saves:
-            save(accelerator, output, hypernetwork, done, config.checkpoints_total_limit)
-        if previewer is not None and done % config.validation_steps == 0 and not last:
-            bar.set_description("Drawing previews")
-            pictures = preview(previewer, output, config, hypernetwork, before, f"step {done}", f"step-{done:06d}.png")
-            log_previews(accelerator, pictures, config.validation_prompt, done)
-            bar.set_description("Training")
+            # What is due after this step
+            done, last = step + 1, step + 1 == last_step
+            batches.start = (epoch, epoch_step + 1)  # of the next batch, for the training state
+            stops = interruption.wants_stop(done)
+            saves = last or stops or done % config.checkpointing_steps == 0
+            died = None
+            if last or done % config.logging_steps == 0:
+                watch.seconds += time.monotonic() - began
+                values, died = watch.log(done, epoch, epoch_step, rate)
+                bar.set_postfix(loss=f"{values['loss']:.4f}", lr=f"{rate:.1e}")
+            else:
+                watch.seconds += time.monotonic() - began
+            if not died and watch.evaluates(done, last):
+                died = watch.evaluate(done)
+            if not died and saves:
+                died = watch.find_dead()
+            gives_up = bool(died) and not watch.go_back(done, died)
+            ends = last or stops or gives_up
+            if last:
+                watch.end(done)
+            if (saves or gives_up) and not state.save(done) and ends:
+                raise UserError("the run ends without having been saved; the same command goes on from what was before")
+            watch.plot(now=ends)
+            if previewer is not None and not ends and done % config.validation_steps == 0:
+                preview(accelerator, previewer, output, config, state, f"step {done}", f"step-{done:06d}.png")
+            if stops or gives_up:
+                break
 
     # The result: what is drawn here has been saved, converted and loaded again
-    if accelerator.is_main_process:
-        steps = hypernetwork.config.step
+    if stops and not last:
+        say(
+            accelerator, f"stopped by {interruption.name} after step {done}; saved; the same command goes on from there"
+        )
+    else:
         if previewer is not None:
             hypernet.detach(unet)
             hypernet.attach(unet, hypernet.load(output.webui_file).to(unet.device))
-            pictures = preview(previewer, output, config, hypernetwork, before, "with", output.before_after.name)
-            log_previews(accelerator, pictures, config.validation_prompt, steps)
-        finish(accelerator, output, config, hypernetwork, time.monotonic() - started, steps - first_step)
+            preview(accelerator, previewer, output, config, state, "with", output.before_after.name)
+        if accelerator.is_main_process:
+            finish(accelerator, output, config, watch, time.monotonic() - started, done - first_step)
+    del model  # what is distributed has to go before the group of processes, or both wait for ever
+    accelerator.free_memory()
     accelerator.end_training()
 
 
-def build_accelerator(config: TrainingConfig, output: OutputFolder, trackers) -> Accelerator:
-    precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION")
-    if precision == "fp16" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
-        raise UserError("--mixed_precision fp16: it needs a GPU; on a CPU leave it at no")
-    several_on_cpu = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available()
-    accelerator = Accelerator(
-        cpu=several_on_cpu,  # unless told, Accelerate takes processes without a GPU for unrelated ones
-        mixed_precision=config.mixed_precision,
-        log_with=trackers or None,
-        project_config=ProjectConfiguration(project_dir=str(output.root), logging_dir=str(output.logs)),
-        gradient_accumulation_plugin=GradientAccumulationPlugin(
-            num_steps=config.gradient_accumulation_steps, sync_with_dataloader=False
-        ),
-        # the others wait for the main process while it encodes a large folder, or draws many previews
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=datetime.timedelta(hours=6))],
-    )
-    if accelerator.device.type == "cpu" and torch.get_num_threads() == 1:  # so `accelerate launch` sets it, unasked
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // accelerator.num_processes))
-    return accelerator
-
-
-def build_previewer(models, config: TrainingConfig) -> Previewer:
-    """Previews use the model's own sampler, as its pipeline would."""
-    scheduler = load_sampler(config.pretrained_model_name_or_path, config.revision)
-    return Previewer(
-        models,
-        scheduler,
-        config.validation_prompt,
-        config.num_validation_images,
-        config.validation_inference_steps,
-        config.validation_guidance_scale,
-        config.seed,
-    )
-
-
-def save_only_what_trains(accelerator: Accelerator, hypernetwork, batches: EpochBatches):
-    """Let training states hold the hypernetwork as it is loaded everywhere, not the frozen UNet around it; and the place."""
-
-    def before_save(models, weights, folder):
-        weights.clear()
-        hypernet.save(hypernetwork, folder)
-        Path(folder, POSITION).write_text(json.dumps(batches.state_dict()), encoding="utf-8")
-
-    def before_load(models, folder):
-        models.clear()
-        saved = hypernet.load(folder)
-        hypernetwork.load_state_dict(saved.state_dict())
-        hypernetwork.register_to_config(step=saved.config.step)
-        position = Path(folder, POSITION)
-        if position.is_file():  # the first version of this script left none
-            batches.load_state_dict(json.loads(position.read_text(encoding="utf-8")))
-
-    accelerator.register_save_state_pre_hook(before_save)
-    accelerator.register_load_state_pre_hook(before_load)
-
-
-def save(accelerator: Accelerator, output: OutputFolder, hypernetwork, step: int, limit: int | None):
-    """The training state, and beside it the hypernetwork to use, in our format and the WebUI's."""
-    hypernetwork.register_to_config(step=step)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        with replacing(output.checkpoint(step)) as temporary:
-            accelerator.save_state(temporary)
-        output.export(hypernetwork)
-        output.prune(limit)
-        plot_losses(output.read_losses(), hypernetwork.config.name).save(output.loss_plot)
-    accelerator.wait_for_everyone()
-
-
-def preview(previewer, output, config, hypernetwork, before, label, file_name):
+def preview(accelerator, previewer, output: OutputFolder, config: TrainingConfig, state, label, file_name):
     """Draw the previews as the hypernetwork is now, and save them beside those without it."""
-    hypernetwork.eval()
-    pictures = previewer.draw(*config.size)
-    hypernetwork.train()
-    rows = [[*without, *with_it] for without, with_it in zip(before, pictures)]
-    labels = ["without"] * config.num_validation_images + [label] * config.num_validation_images
-    labelled_grid(rows, config.validation_prompt, labels).save(output.previews / file_name)
-    return pictures
+    state.hypernetwork.eval()
+    with state.average.applied():
+        pictures, grid = previewer.compare(label)
+    state.hypernetwork.train()
+    if grid is not None:
+        output.save_picture(grid, output.previews / file_name)
+        log_previews(accelerator, pictures, config.validation_prompt, state.hypernetwork.config.step)
 
 
-def finish(accelerator, output: OutputFolder, config: TrainingConfig, hypernetwork, seconds, steps):
+def finish(accelerator, output: OutputFolder, config: TrainingConfig, watch: Watch, seconds, steps):
     """Card and push; then tell where everything is and what to do next."""
+    hypernetwork = watch.state.hypernetwork
     lines = [
         f"\n{steps} steps in {seconds:.0f} s; {config.name} has been trained for {hypernetwork.config.step} steps.",
         f"  hypernetwork    {output.root}  (for diffusers: hypernet.load)",
         f"  for the WebUI   {output.webui_file}{'  (for ComfyUI, too)' if comfyui_reads(hypernetwork) else ''}",
         f"  before / after  {output.before_after}" if config.validation_prompt else "",
-        f"  loss            {output.loss_plot} and {output.loss_csv}",
+        f"  loss            {output.loss_plot} and {output.losses.path}",
+        watch.summary(),
         f"  model card      {output.card}",
         wandb_sync_line(accelerator) or "",
     ]
+    if config.log_artifact:
+        log_artifact(accelerator, config, output)
     if config.push_to_hub:
         lines.append(push_to_hub(output, config, hypernetwork))
     else:

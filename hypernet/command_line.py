@@ -9,10 +9,15 @@ from pathlib import Path
 import yaml
 from transformers import HfArgumentParser
 
-from hypernet.config import TrainingConfig
+from hypernet.config import PATH_OPTIONS, TrainingConfig
 from hypernet.errors import UserError
 
-LISTS = ("validation_prompt", "widths", "layer_structure", "dropout_structure", "resolution")
+SEVERAL = ("validation_prompt", "optimizer_args")  # options of several values
+LISTS = (*SEVERAL, "widths", "layer_structure", "dropout_structure", "resolution")
+# What a run's name tells of its options beside those that make it another run, and what it does not
+TOLD = {"learning_rate", "lr_scheduler", "lr_warmup_steps", "lr_num_cycles", "lr_power", "guard"}
+TOLD |= {"clip_grad_mode", "max_grad_norm", "max_grad_value", "max_train_steps", "num_train_epochs"}
+UNTOLD = {*PATH_OPTIONS, "name"}
 CONFIG_HELP = "YAML file with any of these options; flags given beside it win."
 
 
@@ -40,7 +45,18 @@ def parse_config(arguments=None) -> TrainingConfig:
         given = parser.parse_args(_flags_from_yaml(given.config) + arguments)
     options = vars(given)
     options.pop("config")
-    return TrainingConfig(**options)
+    config = TrainingConfig(**options)
+    config.run_name = config.run_name or _run_name(config, arguments)
+    return config
+
+
+def _run_name(config, arguments) -> str:
+    """The name and what was given on the command line itself, beside --config: that is how runs of one file differ."""
+    flags = [argument.partition("=")[0].lstrip("-").replace("-", "_") for argument in arguments if argument[:2] == "--"]
+    given = [flag.removeprefix("no_") if flag == "no_guard" else flag for flag in flags]
+    told = config.changed(name for name in dict.fromkeys(given) if name in config.run_identity() | TOLD)
+    told = {key: value for key, value in told.items() if key not in UNTOLD}
+    return ", ".join([config.name, *(f"{key}={value}" for key, value in told.items())])[:120]
 
 
 def _flags_from_yaml(path):
@@ -61,7 +77,7 @@ def _flags_from_yaml(path):
             continue
         if isinstance(value, list) and key not in LISTS:
             raise UserError(f"--config {path}: {key}: [...] is a list in YAML; put the value in quotes")
-        if isinstance(value, list) and key == "validation_prompt":
+        if isinstance(value, list) and key in SEVERAL:
             flags += [f"--{key}", *map(str, value)]
         else:
             flags.append(f"--{key}={','.join(map(str, value)) if isinstance(value, list) else value}")

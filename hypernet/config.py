@@ -7,19 +7,21 @@ from pathlib import Path
 
 from transformers.hf_argparser import HfArg
 
-from hypernet.captions import check_word_regex, read_templates
-from hypernet.errors import UserError
-from hypernet.network import check_structure
-from hypernet.pictures import check_color
+from hypernet.captions import read_templates
+from hypernet.option_checks import check_options
 from hypernet.schedule import Schedule, parse_schedule
-from hypernet.sizes import aspect_buckets
 
-TRACKERS = ("wandb", "tensorboard", "all", "none")
-PRECISIONS = ("no", "fp16", "bf16")
-CROPS = ("center", "random", "none")
 STRUCTURE_OPTIONS = ("widths", "layer_structure", "activation", "weight_init", "layer_norm", "layer_norm_init")
+PATH_OPTIONS = ("pretrained_model_name_or_path", "train_data_dir", "validation_data_dir", "dataset_name", "init_from")
 STRUCTURE_OPTIONS += ("activate_output", "dropout_structure")
-LATENT_SAMPLINGS = ("deterministic", "once", "random")
+# What a run may change when it is resumed
+CHANGEABLE = {"output_dir", "overwrite", "cache_dir", "resume_from_checkpoint", "max_train_steps", "num_train_epochs"}
+CHANGEABLE |= {"checkpointing_steps", "checkpoints_total_limit", "on_save_error", "logging_steps", "guard"}
+CHANGEABLE |= {"learning_rate", "lr_scheduler", "lr_warmup_steps", "lr_num_cycles", "lr_power"}
+CHANGEABLE |= {"clip_grad_mode", "max_grad_norm", "max_grad_value"}
+CHANGEABLE |= {"validation_prompt", "validation_steps", "num_validation_images", "validation_guidance_scale"}
+CHANGEABLE |= {"validation_inference_steps", "validation_loss_steps"}
+CHANGEABLE |= {"report_to", "tracker_project_name", "run_name", "log_artifact", "push_to_hub", "hub_model_id"}
 
 
 # fmt: off
@@ -75,21 +77,39 @@ class TrainingConfig:
     output_dir: str = HfArg(default="output/hypernetwork", help="Folder for everything the run writes.")
     overwrite: bool = HfArg(default=False, help="Start anew and delete the earlier run in the output folder; leave it out to resume.")
     learning_rate: str = HfArg(default="1e-5", help='A number, or a schedule: "5e-6:12000, 5e-7:30000" is 5e-6 up to step 12000, then 5e-7 up to 30000.')
+    lr_scheduler: str = HfArg(default="constant", help="How one rate changes with the steps, by diffusers' name: constant, constant_with_warmup, linear, cosine, cosine_with_restarts, polynomial.")
+    lr_warmup_steps: int = HfArg(default=0, help="Steps of --lr_scheduler in which the rate grows from 0.")
+    lr_num_cycles: int = HfArg(default=1, help="Cycles of --lr_scheduler cosine_with_restarts.")
+    lr_power: float = HfArg(default=1.0, help="Power of --lr_scheduler polynomial.")
     max_train_steps: int = HfArg(default=10000, help="Optimizer updates; a learning rate schedule that ends earlier ends the training.")
+    num_train_epochs: int | None = HfArg(default=None, help="Instead of --max_train_steps: so many times through all images.")
     train_batch_size: int = HfArg(default=1, help="Images per process in one forward pass.")
     gradient_accumulation_steps: int = HfArg(default=1, help="Forward passes per optimizer update.")
     gradient_checkpointing: bool = HfArg(default=False, help="Compute activations twice to save memory.")
     mixed_precision: str | None = HfArg(default=None, help="Precision of the frozen model: no (float32), fp16 or bf16, the hypernetwork stays float32; default: what accelerate is set to.")
-    max_grad_norm: float = HfArg(default=1.0, help="Gradients are clipped to this norm; 0 turns clipping off.")
-    adam_beta1: float = HfArg(default=0.9, help="AdamW's beta1.")
-    adam_beta2: float = HfArg(default=0.999, help="AdamW's beta2.")
-    adam_weight_decay: float = HfArg(default=0.01, help="AdamW's weight decay.")
-    adam_epsilon: float = HfArg(default=1e-8, help="AdamW's epsilon.")
+    clip_grad_mode: str = HfArg(default="norm", help="Clip gradients by their norm, each by its value, or none.")
+    max_grad_norm: str = HfArg(default="1.0", help="Gradients are clipped to this norm: a number, or a schedule like the learning rate's; 0 clips nothing.")
+    max_grad_value: str = HfArg(default="0.1", help="With --clip_grad_mode value: each gradient is clipped to this size; a number or a schedule.")
+    optimizer: str = HfArg(default="AdamW", help="Any of torch.optim by name, of bitsandbytes (AdamW8bit, PagedAdamW8bit, Lion8bit, ...), or Prodigy (pip install prodigyopt; its learning rate is 1).")
+    optimizer_args: list[str] | None = HfArg(default=None, help="More of its arguments, such as momentum=0.9 nesterov=true.")
+    adam_beta1: float = HfArg(default=0.9, help="The optimizer's beta1.")
+    adam_beta2: float = HfArg(default=0.999, help="The optimizer's beta2.")
+    adam_weight_decay: float = HfArg(default=0.01, help="The optimizer's weight decay (one that is not AdamW has its own default).")
+    adam_epsilon: float = HfArg(default=1e-8, help="The optimizer's epsilon.")
+    snr_gamma: float | None = HfArg(default=None, help="Min-SNR weighting of the loss with this gamma; 5 is usual; default: none.")
+    noise_offset: float = HfArg(default=0.0, help="Shift each channel's noise by a random number of this size; 0.05 to 0.1 teaches darker and brighter pictures.")
+    ema_decay: float = HfArg(default=0.0, help="Preview, validate and export a moving average of the weights with this decay, such as 0.999; 0 for none.")
     seed: int = HfArg(default=0, help="Of the initial weights, the order of the images, noise, timesteps and previews.")
+    # Held-out images and the guard
+    validation_split: float = HfArg(default=0.0, help="Share of the images that is never trained on; the loss on them tells when a run turns bad.")
+    validation_data_dir: str | None = HfArg(default=None, help="Instead of a share: a folder of images that are never trained on.")
+    validation_loss_steps: int | None = HfArg(default=None, help="Measure the loss on them every so many steps; default: as --validation_steps.")
+    guard: bool = HfArg(default=True, help="When the loss on held-out images has clearly risen, go back to the best state and go on at a tenth of the rate, three times at most (--no_guard: only what is not finite is answered so).")
     # Checkpoints and previews
     checkpointing_steps: int = HfArg(default=500, help="Save the training state every so many steps.")
     checkpoints_total_limit: int | None = HfArg(default=None, help="Keep only so many of the newest training states.")
     resume_from_checkpoint: str = HfArg(default="latest", help='Training state to go on from: "latest" of the output folder, a folder under its checkpoints, or "none".')
+    on_save_error: str = HfArg(default="continue", help="When saving fails (a full disk, say): continue, and save at the next chance, or stop.")
     validation_prompt: list[str] | None = HfArg(default=None, help="One or more prompts to draw previews of.")
     validation_steps: int = HfArg(default=500, help="Draw previews every so many steps.")
     num_validation_images: int = HfArg(default=1, help="Previews per prompt, with the seeds seed, seed + 1, ...")
@@ -99,104 +119,40 @@ class TrainingConfig:
     logging_steps: int = HfArg(default=10, help="Log the mean loss of so many steps, to the console, hypernetwork_loss.csv and the trackers.")
     report_to: str = HfArg(default="wandb", help="Trackers: wandb (offline if not logged in), tensorboard (to be installed), all or none.")
     tracker_project_name: str = HfArg(default="hypernetworks", help="The project's name in W&B.")
+    run_name: str | None = HfArg(default=None, help="The run's name in the trackers; default: --name and the options given beside --config.")
+    log_artifact: bool = HfArg(default=False, help="Upload the finished hypernetwork to W&B as an artifact.")
     push_to_hub: bool = HfArg(default=False, help="Upload the hypernetwork, its card and previews to the Hugging Face Hub at the end.")
     hub_model_id: str | None = HfArg(default=None, help="Hub repository to push to; default: the hypernetwork's name in your account.")
 
     # fmt: on
     def __post_init__(self):
-        self._require("pretrained_model_name_or_path", "the model, such as stable-diffusion-v1-5/stable-diffusion-v1-5")
-        self._check_data()
-        self._choose("mixed_precision", (*PRECISIONS, None))
-        self._choose("report_to", TRACKERS)
-        self._at_least(1, "max_train_steps", "train_batch_size", "gradient_accumulation_steps")
-        self._at_least(1, "checkpointing_steps", "checkpoints_total_limit", "validation_steps", "num_validation_images")
-        self._at_least(1, "validation_inference_steps", "logging_steps")
-        self._at_least(0, "max_grad_norm", "adam_weight_decay", "adam_epsilon", "seed")
-        self._below_one("adam_beta1", "adam_beta2")
-        if self.seed >= 2**32:
-            raise UserError(f"--seed {self.seed}: it must be below 2**32")
         self.name = self.name or Path(self.output_dir).resolve().name
-        if set(self.name) & set('<>:"/\\|?*') or self.name in (".", ".."):
-            raise UserError(f"--name {self.name}: it becomes a file name, so none of < > : \" / \\ | ? *")
-        output, pictures = Path(self.output_dir).resolve(), self.train_data_dir
-        if pictures and output.is_relative_to(Path(pictures).resolve()):
-            raise UserError(f"--output_dir {self.output_dir}: it lies in --train_data_dir; name a folder outside")
-        self._check("learning_rate", lambda: self.schedule)
-        self._check("template", lambda: self.templates)
-        without_words = not any("[filewords]" in template for template in self.templates)
-        for option in ("shuffle_tags", "tag_dropout"):
-            self._refuse_if(without_words, option, f"--template {self.template} has no [filewords]")
-        for option in ("layer_structure", "dropout_structure", "widths"):
-            self._check(option, lambda option=option: getattr(self, f"{option}_numbers"))
-        self._check(None, lambda: check_structure(**self.structure()))
-
-    def _check_data(self):
-        if not self.dataset_name:
-            self._require("train_data_dir", "a folder of images (or --dataset_name, a data set)")
-        self._choose("crop", CROPS)
-        self._choose("latent_sampling", LATENT_SAMPLINGS)
-        self._at_least(1, "crop_variants", "caption_variants")
-        self._at_least(0, "keep_tags")
-        self._probability("tag_dropout", "caption_dropout")
-        self._check("resolution", lambda: self.size)
-        self._check("alpha_background", lambda: check_color(self.alpha_background))
-        self._check("filename_word_regex", lambda: check_word_regex(self.filename_word_regex or ""))
-        if self.aspect_buckets:
-            self._check("resolution", lambda: aspect_buckets(*self.size))
-        draws_tags = self.shuffle_tags or self.tag_dropout > 0
         self.train_data_dir, self.dataset_name = self.train_data_dir or None, self.dataset_name or None
-        both = 'name a folder or a data set, not both (--train_data_dir "" takes out what a --config says)'
-        self._refuse_if(self.dataset_name, "train_data_dir", both)
-        self._refuse_if(not self.dataset_name, "dataset_config_name", "it belongs to --dataset_name")
-        self._refuse_if(not self.dataset_name, "image_column", "it belongs to --dataset_name")
-        self._refuse_if(self.dataset_name, "filename_word_regex", "it belongs to --train_data_dir")
-        self._refuse_if(not self.filename_word_regex, "filename_join_string", "it belongs to --filename_word_regex")
-        self._refuse_if(self.crop != "random", "crop_variants", "it belongs to --crop random")
-        self._refuse_if(not self.aspect_buckets, "bucket_upscale", "it belongs to --aspect_buckets")
-        self._refuse_if(self.aspect_buckets, "varsize", "choose it or --aspect_buckets")
-        for option in ("keep_tags", "caption_variants"):
-            self._refuse_if(not draws_tags, option, "it belongs to --shuffle_tags or --tag_dropout")
-
-    def _refuse_if(self, forbidden, option, reason):
-        """Refuse an option that would do nothing here, unless it has its default."""
-        value = getattr(self, option)
-        default = next(field.default for field in dataclasses.fields(self) if field.name == option)
-        if forbidden and value != default:
-            raise UserError(f"--{option}{'' if value is True else f' {value}'}: {reason}")
-
-    def _probability(self, *options):
-        for option in options:
-            if not 0 <= getattr(self, option) <= 1:
-                raise UserError(f"--{option} {getattr(self, option)}: a probability is from 0 to 1")
-
-    def _require(self, option, meaning):
-        if not getattr(self, option):
-            raise UserError(f"--{option} is missing: {meaning}")
-
-    def _choose(self, option, choices):
-        if getattr(self, option) not in choices:
-            raise UserError(f"--{option} {getattr(self, option)}: choose one of {', '.join(filter(None, choices))}")
-
-    def _at_least(self, lowest, *options):
-        for option in options:
-            value = getattr(self, option)
-            if value is not None and not value >= lowest:
-                raise UserError(f"--{option} {value}: it must be {lowest} or more")
-
-    def _below_one(self, *options):
-        for option in options:
-            if not 0 <= getattr(self, option) < 1:
-                raise UserError(f"--{option} {getattr(self, option)}: it must be from 0 to below 1")
-
-    def _check(self, option, build):
-        try:
-            build()
-        except ValueError as error:
-            raise UserError(f"--{option} {error}" if option else f"--{error}") from None
+        check_options(self)
 
     @property
     def schedule(self) -> Schedule:
-        return parse_schedule(self.learning_rate, self.max_train_steps)
+        return self.schedule_of("learning_rate")
+
+    def schedule_of(self, option: str) -> Schedule:
+        """The learning rate's schedule, or the clipping threshold's."""
+        return parse_schedule(getattr(self, option), self.max_train_steps)
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether there are images that are never trained on."""
+        return self.validation_split > 0 or bool(self.validation_data_dir)
+
+    def changed(self, options) -> dict:
+        """Those of the options that differ from their defaults."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        return {name: getattr(self, name) for name in options if getattr(self, name) != defaults[name]}
+
+    def count_steps(self, batches_per_epoch: int):
+        """Turn --num_train_epochs, if it is given, into --max_train_steps."""
+        if self.num_train_epochs is not None:
+            batches = self.num_train_epochs * batches_per_epoch
+            self.max_train_steps = math.ceil(batches / self.gradient_accumulation_steps)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -238,18 +194,14 @@ class TrainingConfig:
     def portable_options(self) -> dict:
         """All options, with the paths of model and images made absolute, so that they hold wherever one stands."""
         options = dataclasses.asdict(self)
-        for key in ("pretrained_model_name_or_path", "train_data_dir", "dataset_name", "init_from"):
+        for key in PATH_OPTIONS:
             if options[key] and Path(options[key]).exists():
                 options[key] = str(Path(options[key]).resolve())
         return options
 
     def run_identity(self) -> set[str]:
-        """The options that make two runs different runs: all but those that a run may change when it is resumed."""
-        changeable = {"output_dir", "overwrite", "cache_dir", "resume_from_checkpoint", "max_train_steps", "report_to"}
-        changeable |= {"checkpointing_steps", "checkpoints_total_limit", "logging_steps", "tracker_project_name"}
-        changeable |= {"push_to_hub", "hub_model_id", "learning_rate"}
-        names = {field.name for field in dataclasses.fields(self)}
-        return names - changeable - {name for name in names if "validation" in name}
+        """The options that make two runs different runs."""
+        return {field.name for field in dataclasses.fields(self)} - CHANGEABLE
 
 
 def _numbers(text):

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from hypernet.captions import Prompts
 from hypernet.inspection import Picture
 from hypernet.latents import Latents, encode_pictures
-from hypernet.loss import draw_noise_and_timestep
+from hypernet.loss import draw_noise_and_timestep, offset_noise
 from hypernet.models import StableDiffusion
 from hypernet.prompt_embeds import encode_all_prompts
 from hypernet.seeds import derive_seed
@@ -103,11 +103,10 @@ class TrainingImages(torch.utils.data.Dataset):
     previews disturb nothing) nor on which process asks.
     """
 
-    def __init__(
-        self, latents: Latents, prompts: Prompts, embeds, num_train_timesteps: int, seed: int, alpha_weight: bool
-    ):
+    def __init__(self, latents: Latents, prompts: Prompts, embeds, num_train_timesteps: int, config):
         self.latents, self.prompts, self.embeds = latents, prompts, embeds
-        self.num_train_timesteps, self.seed, self.alpha_weight = num_train_timesteps, seed, alpha_weight
+        self.num_train_timesteps, self.seed = num_train_timesteps, config.seed
+        self.alpha_weight, self.noise_offset = config.alpha_weight, config.noise_offset
 
     def __len__(self):
         return len(self.latents)
@@ -141,8 +140,13 @@ class TrainingImages(torch.utils.data.Dataset):
         flip = int(torch.randint(flips, (), generator=generator)) if flips > 1 else 0
         latents = self.latents.draw(index, crop, flip, generator)
         noise, timestep = draw_noise_and_timestep(latents.shape, self.num_train_timesteps, generator)
-        weights = self.latents.alpha_weights(index, crop, flip) if self.alpha_weight else torch.ones(1, 1, 1)
-        return latents, noise, timestep, weights, self.prompts.draw(epoch, index)
+        if self.noise_offset:
+            noise = offset_noise(noise, self.noise_offset, generator)
+        return latents, noise, timestep, self.weights(index, crop, flip), self.prompts.draw(epoch, index)
+
+    def weights(self, index: int, crop=0, flip=0) -> torch.Tensor:
+        """How much each cell of a crop counts, (1, height or 1, width or 1)."""
+        return self.latents.alpha_weights(index, crop, flip) if self.alpha_weight else torch.ones(1, 1, 1)
 
 
 def build_loader(accelerator, dataset: TrainingImages, batches: EpochBatches):
@@ -172,4 +176,4 @@ def encode_dataset(
     every = prompts.every_prompt()
     embeds = None if every is None else encode_all_prompts(models, every, config.cache_dir)
     timesteps = models.scheduler.config.num_train_timesteps
-    return TrainingImages(latents, prompts, embeds, timesteps, config.seed, config.alpha_weight)
+    return TrainingImages(latents, prompts, embeds, timesteps, config)

@@ -29,14 +29,14 @@ class Folder:
     captions: list[tuple[str, ...]] = dataclasses.field(default_factory=list)
 
 
-def read_folder(config) -> Folder:
-    """The images below `config.train_data_dir`, and one or several captions for each.
+def read_folder(config, option: str = "train_data_dir") -> Folder:
+    """The images below the folder that this option names, and one or several captions for each.
 
     Raises:
         UserError: if there is none, or a caption file cannot be read.
     """
-    root = Path(config.train_data_dir)
-    option = f"--train_data_dir {root}"
+    root = Path(getattr(config, option))
+    option = f"--{option} {root}"
     if not root.is_dir():
         raise UserError(f"{option}: {'it is a file' if root.exists() else 'there is no such folder'}")
     folder = _walk(root)

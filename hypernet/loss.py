@@ -1,6 +1,7 @@
 """What is compared with what: noise and timestep, the target, the loss."""
 
 import torch
+from diffusers.training_utils import compute_snr
 
 
 def draw_noise_and_timestep(shape, num_train_timesteps: int, generator: torch.Generator):
@@ -15,6 +16,24 @@ def diffusion_target(scheduler, latents, noise, timesteps):
     if scheduler.config.prediction_type == "v_prediction":
         return scheduler.get_velocity(latents, noise, timesteps)
     return noise
+
+
+def offset_noise(noise, strength: float, generator: torch.Generator):
+    """Noise (C, height, width) with each channel shifted by `strength` times a normal number.
+
+    Source: N. Guttenberg, "Diffusion with Offset Noise" (2023), as diffusers' `--noise_offset` has it.
+    """
+    return noise + strength * torch.randn(noise.shape[0], 1, 1, generator=generator)
+
+
+def snr_weights(scheduler, timesteps, gamma: float):
+    """Weights of the losses, (B,), for the signal-to-noise ratios of the timesteps (Hang et al. 2023, Min-SNR).
+
+    min(SNR, gamma) / SNR where the noise is predicted, min(SNR, gamma) / (SNR + 1) for the velocity.
+    """
+    snr = compute_snr(scheduler, timesteps)
+    is_velocity = scheduler.config.prediction_type == "v_prediction"
+    return snr.clamp(max=gamma) / (snr + 1 if is_velocity else snr)
 
 
 def diffusion_loss(prediction, target, weights):

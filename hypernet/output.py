@@ -1,6 +1,5 @@
-"""The output folder of a run: whose it is, its checkpoints, its loss file."""
+"""The output folder of a run: whose it is, its checkpoints, its tables."""
 
-import csv
 import dataclasses
 import json
 import os
@@ -10,10 +9,13 @@ from pathlib import Path
 from hypernet.config import TrainingConfig
 from hypernet.errors import UserError
 from hypernet.files import WEIGHTS_NAME, save_folder
-from hypernet.replacing import remove, replacing
+from hypernet.manifest import damage
+from hypernet.replacing import remove, remove_unfinished, replacing
+from hypernet.table import Table
 from hypernet.webui import save_webui
 
-LOSS_COLUMNS = ("step", "epoch", "epoch_step", "loss", "learn_rate")  # the WebUI's
+LOSS_COLUMNS = ["step", "epoch", "epoch_step", "loss", "learn_rate"]  # the WebUI's
+GUARD_COLUMNS = ["step", "event", "learning_rate_factor"]
 
 
 class OutputFolder:
@@ -24,17 +26,24 @@ class OutputFolder:
         self.identity = config.run_identity()  # the options that must stay
         self.options = config.portable_options()
         self.checkpoints = self.root / "checkpoints"
+        self.best = self.root / "best"
         self.previews = self.root / "previews"
         self.logs = self.root / "logs"
-        self.loss_csv = self.root / "hypernetwork_loss.csv"
+        self.losses = Table(self.root / "hypernetwork_loss.csv", LOSS_COLUMNS)
+        self.val_losses = Table(self.root / "validation_loss.csv", [])  # columns: with the first values
+        self.guard_log = Table(self.root / "guard.csv", GUARD_COLUMNS)
         self.loss_plot = self.root / "loss.png"
         self.before_after = self.previews / "before_after.png"
         self.webui_file = self.root / f"{config.name}.pt"
         self.card = self.root / "README.md"
+        self.wandb_id = self.root / "wandb_id"
         self._run_file = self.root / "run.json"
-        folders = [self.checkpoints, self.previews, self.logs, self.root / "wandb"]
+        folders = [self.checkpoints, self.best, self.previews, self.logs, self.root / "wandb"]
         weights = [self.root / "config.json", self.root / WEIGHTS_NAME, self.webui_file]
-        self._written = [*folders, *weights, self.loss_csv, self.loss_plot, self.card, self._run_file]
+        self._to_use = weights
+        files = [self.loss_plot, self.card, self.wandb_id, self._run_file]
+        files += [table.path for table in (self.losses, self.val_losses, self.guard_log)]
+        self._written = [*folders, *weights, *files]
 
     def check(self, overwrite: bool) -> list[str]:
         """See that the folder is new, or empty, or holds this very run; what has changed in it that may change.
@@ -72,7 +81,9 @@ class OutputFolder:
         if overwrite:
             for path in self._written:
                 remove(path)
-        self.previews.mkdir(parents=True, exist_ok=True)
+        for folder in (self.root, self.checkpoints, self.previews):
+            folder.mkdir(parents=True, exist_ok=True)
+            remove_unfinished(folder)
         with replacing(self._run_file) as temporary:
             temporary.write_text(json.dumps(self.options, indent=2) + "\n", encoding="utf-8")
 
@@ -80,34 +91,42 @@ class OutputFolder:
         return self.checkpoints / f"step-{step:06d}"
 
     def states(self) -> list[Path]:
-        """Complete training states, oldest step first."""
-        found = [path for path in self.checkpoints.glob("step-*") if (path / "optimizer.bin").is_file()]
+        """Training states, whole or not, oldest step first."""
+        found = [path for path in self.checkpoints.glob("step-*") if path.name.removeprefix("step-").isdigit()]
         return sorted(found, key=_step)
 
-    def find_state(self, wanted: str) -> Path | None:
+    def find_state(self, wanted: str) -> tuple[Path | None, list[str]]:
         """The training state to go on from: "latest", "none", or the name or path of one of this run's.
 
+        Returns:
+            The newest whole one, if the latest is wanted, and a line for each newer one that is damaged.
+
         Raises:
-            UserError: if the one that is named does not exist.
+            UserError: if the one that is named does not exist, or is damaged.
         """
-        states = self.states()
-        if wanted in ("none", "latest"):
-            return states[-1] if states and wanted == "latest" else None
+        states, notes = self.states(), []
+        if wanted == "none":
+            return None, notes
+        if wanted == "latest":
+            for state in reversed(states):
+                problem = damage(state)
+                if problem is None:
+                    return state, notes
+                notes.append(f"{state} is not used: {problem}")
+            return None, notes
         for state in states:
             if wanted == state.name or Path(wanted).resolve() == state.resolve():
-                return state
+                if problem := damage(state):
+                    raise UserError(f"--resume_from_checkpoint {wanted}: {problem}; name another")
+                return state, notes
         found = ", ".join(path.name for path in states) or "none"
         problem = f"{self.checkpoints} has no such training state; it has {found}"
         raise UserError(f"--resume_from_checkpoint {wanted}: {problem}")
 
     def go_back_to(self, step: int):
         """Forget what lies after `step`: the loss rows are dropped, later states are kept under another name."""
-        if self.loss_csv.exists():
-            rows = [row for row in self.read_losses() if int(row["step"]) <= step]
-            with replacing(self.loss_csv) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, LOSS_COLUMNS)
-                writer.writeheader()
-                writer.writerows(rows)
+        for table in (self.losses, self.val_losses, self.guard_log):
+            table.go_back_to(step)
         for state in self.states():
             if _step(state) > step:
                 aside = state.with_name(f"abandoned-{state.name}")
@@ -123,21 +142,17 @@ class OutputFolder:
         save_folder(hypernetwork, self.root)
         save_webui(hypernetwork, self.webui_file)
 
-    def log_loss(self, step, epoch, epoch_step, loss, rate):
-        """Append a row to hypernetwork_loss.csv, as the WebUI writes it."""
-        new = not self.loss_csv.exists()
-        with open(self.loss_csv, "a", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow(LOSS_COLUMNS)
-            writer.writerow([step, epoch, epoch_step, f"{loss:.7f}", rate])
+    def to_use(self) -> list[Path]:
+        """The files of the hypernetwork."""
+        return [path for path in self._to_use if path.is_file()]
 
-    def read_losses(self) -> list[dict]:
-        """The complete rows of the loss file."""
-        if not self.loss_csv.exists():
-            return []
-        with open(self.loss_csv, newline="", encoding="utf-8") as file:
-            return [row for row in csv.DictReader(file) if None not in row.values()]
+    def save_picture(self, image, path: Path):
+        """Write a picture whole or not at all; a full disk costs no more than the picture."""
+        try:
+            with replacing(path) as temporary:
+                image.save(temporary, format="PNG")
+        except OSError as error:
+            print(f"{path} could not be saved ({error.strerror or error})")
 
 
 def _step(state: Path) -> int:

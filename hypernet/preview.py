@@ -3,32 +3,35 @@
 import textwrap
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from diffusers import StableDiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from hypernet.fonts import load_font
-from hypernet.models import StableDiffusion, encode_prompts
+from hypernet.models import StableDiffusion, encode_prompts, load_sampler
 from hypernet.sheet import MOST_LINES, Layout, lay_out
 
 
 class Previewer:
     """Samples of a few prompts from the model as it is at the moment, always from the same noise.
 
-    Prompts are encoded when it is built. Its pipeline shares the models; it keeps torch's generators untouched.
+    Prompts are encoded when it is built. Its pipeline shares the models; it keeps torch's generators untouched. Several
+    processes share the prompts out.
     """
 
-    def __init__(self, models: StableDiffusion, scheduler, prompts, num_images, steps, guidance_scale, seed):
-        self.vae, self.num_images = models.vae, num_images
+    def __init__(self, models: StableDiffusion, config, accelerator: Accelerator):
+        self.config, self.accelerator, self.vae = config, accelerator, models.vae
         self.vae.enable_slicing()  # one image at a time, for small cards
-        self.steps, self.guidance_scale, self.seed = steps, guidance_scale, seed
-        self.embeds = encode_prompts(models, [*prompts, ""])
+        self.embeds = encode_prompts(models, [*config.validation_prompt, ""])
+        self.without = None  # the pictures without a hypernetwork
         self.pipeline = StableDiffusionPipeline(
             vae=models.vae,
             text_encoder=None,
             tokenizer=None,
             unet=models.unet,
-            scheduler=scheduler,
+            scheduler=load_sampler(config.pretrained_model_name_or_path, config.revision),  # as its pipeline would
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
@@ -36,20 +39,36 @@ class Previewer:
         self.pipeline.set_progress_bar_config(disable=True)
 
     @torch.no_grad()
-    def draw(self, width: int, height: int) -> list[list[Image.Image]]:
-        """One row of `num_images` pictures per prompt, drawn a prompt at a time."""
-        return [self._draw_prompt(embeds, width, height) for embeds in self.embeds[:-1]]
+    def draw(self) -> list[list[Image.Image]] | None:
+        """One row of pictures per prompt, on the main process; None on the others."""
+        process, processes = self.accelerator.process_index, self.accelerator.num_processes
+        mine = range(process, len(self.config.validation_prompt), processes)
+        drawn = dict(gather_object([(number, self._draw_prompt(self.embeds[number])) for number in mine]))
+        return [drawn[number] for number in sorted(drawn)] if self.accelerator.is_main_process else None
 
-    def _draw_prompt(self, embeds, width, height):
-        count, unet = self.num_images, self.pipeline.unet
+    def compare(self, label: str):
+        """The pictures as the hypernetwork is now, and the grid of them beside those without it, called `label`.
+
+        None and None but on the main process.
+        """
+        pictures = self.draw()
+        if pictures is None:
+            return None, None
+        rows = [[*without, *with_it] for without, with_it in zip(self.without, pictures)]
+        count = self.config.num_validation_images
+        return pictures, labelled_grid(rows, self.config.validation_prompt, ["without"] * count + [label] * count)
+
+    def _draw_prompt(self, embeds):
+        config, unet = self.config, self.pipeline.unet
+        count, (width, height) = config.num_validation_images, config.size
         latents = self.pipeline(
             prompt_embeds=embeds.to(unet.dtype).expand(count, -1, -1),
             negative_prompt_embeds=self.embeds[-1].to(unet.dtype).expand(count, -1, -1),
-            num_inference_steps=self.steps,
-            guidance_scale=self.guidance_scale,
+            num_inference_steps=config.validation_inference_steps,
+            guidance_scale=config.validation_guidance_scale,
             height=height,
             width=width,
-            generator=[torch.Generator().manual_seed(self.seed + i) for i in range(count)],
+            generator=[torch.Generator().manual_seed(config.seed + i) for i in range(count)],
             output_type="latent",
         ).images
         pixels = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor).sample

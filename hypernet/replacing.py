@@ -30,6 +30,12 @@ def replacing(path):
         remove(temporary)
 
 
+def remove_unfinished(folder):
+    """Delete what a killed run has left half-written in this folder."""
+    for path in Path(folder).glob(".*.tmp"):
+        remove(path)
+
+
 def check_writable(folder):
     """Make the folder if need be. Raises: OSError if no file can be written in it."""
     Path(folder).mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,8 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 import transformers
 from diffusers.utils import logging as diffusers_logging
 
+from tqdm.auto import tqdm
+
 from hypernet.errors import UserError, is_first
 
 transformers.logging.set_verbosity_error()
@@ -27,6 +29,13 @@ for stream in (sys.stdout, sys.stderr):
     if hasattr(stream, "reconfigure"):  # a console that has not every letter shows its code
         stream.reconfigure(errors="backslashreplace")
 warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")  # diffusers passes it to the Hub's client
+
+
+def say(accelerator, *lines):
+    """Print on the main process, above a progress bar if there is one."""
+    if accelerator.is_main_process:
+        for line in lines:
+            tqdm.write(line)
 
 
 class ScriptParser(argparse.ArgumentParser):

@@ -71,19 +71,20 @@ def _stamp(path):
 
 
 def open_source(config) -> Source:
-    """The images and captions that the options name.
+    """The images and captions that the options name to train on.
 
     Raises:
         UserError: for a folder, data set or column that is not there, or a caption file that cannot be read.
     """
-    return _open_dataset(config) if config.dataset_name else _open_folder(config)
+    return _open_dataset(config) if config.dataset_name else open_folder(config, "train_data_dir")
 
 
-def _open_folder(config):
-    folder = read_folder(config)
+def open_folder(config, option: str) -> Source:
+    """The images and captions of the folder that this option names. Raises: UserError, as above."""
+    folder = read_folder(config, option)
     images = datasets.Dataset.from_dict({"image": [str(path) for path in folder.images]})
     images = images.cast_column("image", datasets.Image(decode=False))
-    option = f"--train_data_dir {config.train_data_dir}"
+    option = f"--{option} {getattr(config, option)}"
     return Source(option, images, folder.captions, True, folder.problems, folder.notes)
 
 

@@ -1,5 +1,7 @@
 """A tiny random Stable Diffusion of each prediction type, a folder of pictures, and how to run the scripts."""
 
+import contextlib
+import io
 import os
 import random
 import re
@@ -11,6 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -116,6 +119,19 @@ def run(*command, cwd=REPO, **kwargs):
     """Run a script of the repository as a user would; the finished process with its output."""
     command = [sys.executable, *map(str, command)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=400, **kwargs)
+
+
+def train_here(models_dir, images_dir, output_dir, *flags, model="epsilon") -> str:
+    """The same within this process, without the seconds that imports take; what it said."""
+    import train_hypernetwork
+
+    AcceleratorState._reset_state(True)
+    needed = {"pretrained_model_name_or_path": models_dir / model, "train_data_dir": images_dir}
+    needed |= {"output_dir": output_dir, "cache_dir": models_dir / "cache", "resolution": 64, "report_to": "none"}
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        train_hypernetwork.main([*(f"--{key}={value}" for key, value in needed.items()), *map(str, flags)])
+    return said.getvalue()
 
 
 def unexpected(stderr):

@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 import hypernet
 from hypernet import Hypernetwork
-from hypernet.models import load_models, load_sampler
+from hypernet.config import TrainingConfig
+from hypernet.models import load_models
 from hypernet.plot import _ticks, plot_losses
 from hypernet.preview import Previewer, labelled_grid
 
@@ -19,7 +21,17 @@ def test_previews_equal_the_pipeline(models_dir):
     models = load_models(path)
     hypernet.attach(models.unet, hypernetwork)
     state = torch.get_rng_state()
-    rows = Previewer(models, load_sampler(path), prompts, 2, 3, 5.0, seed=8).draw(64, 64)
+    config = TrainingConfig(
+        pretrained_model_name_or_path=path,
+        train_data_dir="x",
+        resolution="64",
+        seed=8,
+        validation_prompt=prompts,
+        num_validation_images=2,
+        validation_inference_steps=3,
+        validation_guidance_scale=5.0,
+    )
+    rows = Previewer(models, config, Accelerator(cpu=True)).draw()
     assert torch.equal(torch.get_rng_state(), state)
 
     pipe = StableDiffusionPipeline.from_pretrained(path, dtype=torch.float32)

@@ -1,15 +1,12 @@
-"""What a run tells the world: trackers, the model card, the push to the Hub."""
+"""The model card of a finished run, and its push to the Hub."""
 
 import dataclasses
 from pathlib import Path
-
-from accelerate.utils import is_tensorboard_available, is_wandb_available
 
 from hypernet.config import TrainingConfig
 from hypernet.errors import UserError
 from hypernet.output import OutputFolder
 from hypernet.readers import comfyui_reads
-from hypernet.wandb_runs import sync_line, wandb_mode
 
 COMFYUI = {
     True: "In ComfyUI: the same file into `models/hypernetworks/`, and the node HypernetworkLoader.",
@@ -47,54 +44,6 @@ pipe("{prompt}").images[0]
 
 ![loss](loss.png)
 """
-
-
-def choose_trackers(config: TrainingConfig) -> list[str]:
-    """The trackers to report to.
-
-    Raises:
-        UserError: if one is asked for that is not installed.
-    """
-    wanted = {"all": ["tensorboard", "wandb"], "none": []}.get(config.report_to, [config.report_to])
-    installed = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
-    for tracker in wanted:
-        if not installed[tracker]():
-            raise UserError(f"--report_to {config.report_to}: {tracker} is not installed; pip install {tracker}")
-    return wanted
-
-
-def start_trackers(accelerator, trackers: list[str], config: TrainingConfig, output: OutputFolder):
-    """Begin a run in each tracker, with all options as its config. W&B without a login runs offline."""
-    plain = (int, float, str)
-    options = {key: value if isinstance(value, plain) else str(value) for key, value in vars(config).items()}
-    run = {"wandb": {"name": config.name, "dir": str(output.root)}}
-    if "wandb" in trackers and accelerator.is_main_process:
-        run["wandb"]["mode"] = wandb_mode()
-    accelerator.init_trackers(config.tracker_project_name, config=options, init_kwargs=run)
-
-
-def log_previews(accelerator, rows, prompts, step):
-    """Send a validation's pictures to the trackers, each with its prompt."""
-    for tracker in accelerator.trackers:
-        if tracker.name == "wandb":
-            import wandb
-
-            images = [wandb.Image(image, caption=prompt) for row, prompt in zip(rows, prompts) for image in row]
-            tracker.log({"previews": images}, step=step)
-        elif tracker.name == "tensorboard":
-            import numpy as np
-
-            for row, prompt in zip(rows, prompts):
-                pictures = np.stack([np.asarray(image) for image in row])
-                tracker.log_images({prompt: pictures}, step=step, dataformats="NHWC")
-
-
-def wandb_sync_line(accelerator) -> str | None:
-    """How to send an offline W&B run to the site, if there is one."""
-    for tracker in accelerator.trackers:
-        if tracker.name == "wandb":
-            return sync_line(tracker.run)
-    return None
 
 
 def write_card(output: OutputFolder, config: TrainingConfig, hypernetwork, source: str):

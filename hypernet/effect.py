@@ -1,0 +1,61 @@
+"""How far a hypernetwork moves what it is given: a number per width that grows before a run dies."""
+
+import torch
+
+from hypernet.attention import attention_layers, set_strength
+from hypernet.dataset import Batch
+from hypernet.models import encode_prompts
+from hypernet.network import Hypernetwork
+
+PER_LAYER = 16  # contexts, evenly spread over the tokens
+
+
+class Effect:
+    """The contexts of one forward of the UNet without the hypernetwork, and what it changes in them.
+
+    Args:
+        unet: with a hypernetwork attached.
+        latents, timesteps, text: of one image, as the UNet takes them.
+    """
+
+    @torch.no_grad()
+    def __init__(self, unet, latents, timesteps, text):
+        found, hooks = {}, []
+
+        def keep(module, args):
+            contexts = args[0].flatten(0, -2)  # (B * tokens, width)
+            spread = torch.linspace(0, len(contexts) - 1, min(PER_LAYER, len(contexts))).long()
+            found.setdefault(contexts.shape[-1], []).append(contexts[spread.to(contexts.device)].float())
+
+        for layer in attention_layers(unet).values():
+            hooks.append(layer.to_k.register_forward_pre_hook(keep))
+        set_strength(unet, 0.0)
+        try:
+            unet(latents, timesteps, encoder_hidden_states=text)
+        finally:
+            set_strength(unet, 1.0)
+            for hook in hooks:
+                hook.remove()
+        self.contexts = {width: torch.cat(contexts)[None] for width, contexts in sorted(found.items())}
+
+    @torch.no_grad()
+    def measure(self, hypernetwork: Hypernetwork) -> dict[str, float]:
+        """ "effect/WIDTH" -> the norm of what is added to K's and V's contexts, over the norm of the contexts."""
+        sizes, training = {}, hypernetwork.training
+        hypernetwork.eval()
+        for width, contexts in self.contexts.items():
+            if hypernetwork.of_width(width):
+                added = [part - contexts for part in hypernetwork(contexts)]
+                sizes[f"effect/{width}"] = torch.stack(added).norm() / (2**0.5 * contexts.norm())
+        hypernetwork.train(training)
+        return dict(zip(sizes, torch.stack(list(sizes.values())).tolist())) if sizes else {}
+
+
+def measure_first_image(models, dataset, dtype: torch.dtype, device: torch.device) -> Effect:
+    """The `Effect` on the first image's contexts, which are the same whenever a run goes on, and on every process."""
+    drawn = dataset.__getitems__(Batch(0, 0, [0], [1.0]))
+    timesteps = drawn["timesteps"].to(device)
+    noisy = models.scheduler.add_noise(drawn["latents"].to(device), drawn["noise"].to(device), timesteps)
+    text = drawn.get("prompt_embeds")
+    text = encode_prompts(models, drawn["prompts"]) if text is None else text
+    return Effect(models.unet, noisy.to(dtype), timesteps, text.to(device, dtype))

@@ -1,0 +1,125 @@
+"""Images that are never trained on: which they are, and the loss on them, with noise and timesteps that never change.
+
+So two measurements of a run differ by the weights alone, and those of two runs by the runs alone: neither the images chosen, nor
+noise or timesteps, follow from a run's seed.
+"""
+
+import copy
+
+import torch
+from accelerate import Accelerator
+
+from hypernet.attention import set_strength
+from hypernet.dataset import TrainingImages, encode_dataset
+from hypernet.errors import UserError
+from hypernet.inspection import Picture, find_pictures
+from hypernet.loss import diffusion_loss, diffusion_target
+from hypernet.models import StableDiffusion, encode_prompts
+from hypernet.seeds import derive_seed
+from hypernet.sources import Source, open_folder
+
+TIMESTEPS = 8  # for each image, in the middles of as many equal parts of the schedule
+BANDS = 4  # of timesteps, whose losses are told apart
+
+
+def hold_out(source: Source, pictures: list[Picture], config, multiple: int):
+    """(source, pictures) to measure on, and the pictures left to train on.
+
+    A share is chosen by the images' bytes, so that copies stay together and a new image moves no other.
+
+    Raises:
+        UserError: if nothing is left on either side.
+    """
+    if config.validation_data_dir:
+        return _from_folder(pictures, config, multiple)
+    order = sorted({picture.sha256 for picture in pictures}, key=lambda sha256: derive_seed("held out", sha256))
+    count = max(1, round(config.validation_split * len(order)))
+    if count >= len(order):
+        problem = f"of {len(order)} different images nothing would be left to train on; lower it"
+        raise UserError(f"--validation_split {config.validation_split}: {problem}, or add images")
+    chosen = set(order[:count])
+    held = [picture for picture in pictures if picture.sha256 in chosen]
+    return source, held, [picture for picture in pictures if picture.sha256 not in chosen]
+
+
+def _from_folder(pictures, config, multiple):
+    source = open_folder(config, "validation_data_dir")
+    found, problems = find_pictures(source, config, multiple)
+    trained_on = {picture.sha256 for picture in pictures}
+    held = [picture for picture in found if picture.sha256 not in trained_on]
+    if not held:
+        raise UserError(f"{source.option}: every image in it is trained on, too; hold out others")
+    source.notes += problems
+    if len(held) < len(found):
+        source.notes.append(f"{len(found) - len(held)} images of {source.option} are trained on, and so not held out")
+    return source, held, pictures
+
+
+def describe_held_out(source: Source, pictures) -> str:
+    """What a run says at its start about the images that it holds out."""
+    notes = [f"note: {note}" for note in source.notes] if source.option.startswith("--validation") else []
+    return "\n".join([*notes, f"images held out, never trained on: {len(pictures)}"])
+
+
+def encode_held_out(models: StableDiffusion, source: Source, pictures, config, vae_dtype) -> TrainingImages:
+    """The images as they are: one crop, not mirrored, the VAE's mean, the whole caption."""
+    plain = copy.copy(config)
+    plain.crop = "center" if config.crop == "random" else config.crop
+    plain.random_flip, plain.latent_sampling = False, "deterministic"
+    plain.shuffle_tags, plain.tag_dropout, plain.caption_dropout, plain.caption_variants = False, 0.0, 0.0, None
+    plain.seed = 0  # of the draw among several templates or captions
+    return encode_dataset(models, source, pictures, plain, vae_dtype)
+
+
+class HeldOutLoss:
+    """The mean loss over the images and timesteps; each process measures its share."""
+
+    def __init__(self, dataset: TrainingImages, models: StableDiffusion, accelerator: Accelerator, batch_size: int):
+        self.dataset, self.models, self.accelerator = dataset, models, accelerator
+        self.batch_size = max(2, batch_size)  # without gradients two fit where one trains
+        total = models.scheduler.config.num_train_timesteps
+        self.timesteps = torch.tensor([int((i + 0.5) * total / TIMESTEPS) for i in range(TIMESTEPS)])
+        edges = [round(band * total / BANDS) for band in range(BANDS + 1)]
+        self.bands = [f"val_loss/{low}-{high - 1}" for low, high in zip(edges, edges[1:])]
+        self.fingerprint = f"{derive_seed(*dataset.latents.ids, *dataset.latents.grids):x}"
+
+    @torch.no_grad()
+    def measure(self, model) -> dict[str, float]:
+        """ "val_loss", and the same of each band of timesteps, of the `HypernetworkUNet` as it is."""
+        sums = torch.zeros(TIMESTEPS, device=self.accelerator.device)
+        model.hypernetwork.eval()
+        with self.accelerator.autocast():
+            for index in range(self.accelerator.process_index, len(self.dataset), self.accelerator.num_processes):
+                sums += self._losses(model.unet, index)
+        model.hypernetwork.train()
+        losses = self.accelerator.reduce(sums, "sum") / len(self.dataset)
+        values = [losses.mean(), *losses.view(BANDS, -1).mean(1)]
+        return dict(zip(["val_loss", *self.bands], torch.stack(values).tolist()))
+
+    def measure_base(self, model) -> float:
+        """The loss of the model without the hypernetwork."""
+        set_strength(model.unet, 0.0)
+        try:
+            return self.measure(model)["val_loss"]
+        finally:
+            set_strength(model.unet, 1.0)
+
+    def _losses(self, unet, index):
+        """The losses of an image at all timesteps, (TIMESTEPS,)."""
+        device, dataset, scheduler = self.accelerator.device, self.dataset, self.models.scheduler
+        image = dataset.latents.ids[index]
+        generators = [torch.Generator().manual_seed(derive_seed("held out", image, i)) for i in range(TIMESTEPS)]
+        latents = dataset.latents.draw(index, 0, 0, generators[0])  # (channels, height, width)
+        noise = torch.stack([torch.randn(latents.shape, generator=generator) for generator in generators])
+        prompt = dataset.prompts.draw(0, index)
+        embeds = encode_prompts(self.models, [prompt]) if dataset.embeds is None else dataset.embeds[prompt][None]
+        weights, losses = dataset.weights(index)[None].to(device), []
+        for part, timesteps in zip(noise.split(self.batch_size), self.timesteps.split(self.batch_size)):
+            part, timesteps = part.to(device), timesteps.to(device)
+            clean = latents.to(device).expand_as(part)
+            noisy = scheduler.add_noise(clean, part, timesteps).to(unet.dtype)
+            text = embeds.to(device, unet.dtype).expand(len(part), -1, -1)
+            predictions = unet(noisy, timesteps, encoder_hidden_states=text).sample
+            targets = diffusion_target(scheduler, clean, part, timesteps)
+            losses += [diffusion_loss(p[None], t[None], weights) for p, t in zip(predictions, targets)]
+        return torch.stack(losses)
