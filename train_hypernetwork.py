@@ -25,17 +25,17 @@ import hypernet
 from hypernet.cache import check_cache_folder
 from hypernet.card import check_hub_login, push_to_hub, write_card
 from hypernet.clipping import clip_gradients
-from hypernet.command_line import parse_config
+from hypernet.command_line import parse_config, run_label
 from hypernet.config import TrainingConfig
 from hypernet.dataset import EpochBatches, build_loader, describe_data, encode_dataset
 from hypernet.effect import measure_first_image
 from hypernet.errors import UserError
 from hypernet.guard import Guard
-from hypernet.held_out import HeldOutLoss, describe_held_out, encode_held_out, hold_out
+from hypernet.held_out import HeldOutLoss, describe_held_out, encode_held_out, hold_out, open_held_out
 from hypernet.initial import open_initial
 from hypernet.inspection import find_pictures
 from hypernet.interruption import Interruption
-from hypernet.launch import build_accelerator, check_shared, others_watched
+from hypernet.launch import build_accelerator, check_shared, choose_precision, others_watched
 from hypernet.loss import diffusion_loss, diffusion_target, snr_weights
 from hypernet.models import (
     check_resolution,
@@ -63,6 +63,7 @@ from hypernet.weight_average import WeightAverage
 def main(arguments=None):
     # What the user may have got wrong, before anything slow
     config = parse_config(arguments)
+    choose_precision(config)
     initial = open_initial(config)
     widths = choose_widths(config)
     multiple = check_resolution(config)
@@ -72,16 +73,16 @@ def main(arguments=None):
     trackers = choose_trackers(config)
     check_hub_login(config)
     check_cache_folder(config.cache_dir)
-    source = open_source(config)
+    source, held_folder = open_source(config), open_held_out(config)
     accelerator = build_accelerator(config, output, trackers)
     check_optimizer(config, accelerator.device)
-    check_shared(accelerator, config, saved)
 
     # Images, looked at but not encoded yet
     with accelerator.local_main_process_first():
         pictures, problems = find_pictures(source, config, multiple)
         if config.holds_out:
-            held_source, held_pictures, pictures = hold_out(source, pictures, config, multiple)
+            before = [] if config.overwrite else output.read_held_out()
+            held_source, held_pictures, pictures = hold_out(source, held_folder, pictures, config, multiple, before)
     batches = EpochBatches(
         pictures, config.train_batch_size, config.seed, accelerator.num_processes, accelerator.process_index
     )
@@ -111,7 +112,9 @@ def main(arguments=None):
     # Previews; the first ones show the model without the hypernetwork
     if accelerator.is_main_process:
         output.create(config.overwrite)
-    accelerator.wait_for_everyone()
+        if config.holds_out:
+            output.write_held_out([picture.sha256 for picture in held_pictures])
+    check_shared(accelerator, output, saved)
     previewer = None
     if config.validation_prompt:
         accelerator.print("Drawing previews without the hypernetwork")
@@ -141,11 +144,12 @@ def main(arguments=None):
     # Resume
     rate_at, last_step = learning_rate_function(config), config.schedule.last_step
     thresholds = config.schedule_of("max_grad_value" if config.clip_grad_mode == "value" else "max_grad_norm")
+    accelerator.print(*ignored, sep="\n", end="\n" if ignored else "")
     if saved is not None:
         state.load(saved)
         if batches.restarts:
             changes.append("the images, or their batches, are others than before: a new epoch begins")
-        accelerator.print(*ignored, f"Going on from {saved}, step {hypernetwork.config.step}", *changes, sep="\n  ")
+        accelerator.print(f"Going on from {saved}, step {hypernetwork.config.step}", *changes, sep="\n  ")
         if accelerator.is_main_process:
             state.export()
     elif initial is not None:
@@ -155,8 +159,8 @@ def main(arguments=None):
     stops = last = False
     if accelerator.is_main_process:
         output.go_back_to(first_step)
-    start_trackers(accelerator, trackers, config, output, batches.fingerprint)
-    watch.begin(on_unet, measure_first_image(models, dataset, dtype, device), first_step)
+    start_trackers(accelerator, trackers, config, output, run_label(config, arguments), batches.fingerprint)
+    watch.begin(on_unet, measure_first_image(models, dataset, dtype, device), first_step, output.changed)
 
     # Train
     started, stream = time.monotonic(), iter(build_loader(accelerator, dataset, batches))
@@ -200,41 +204,28 @@ def main(arguments=None):
             # What is due after this step
             done, last = step + 1, step + 1 == last_step
             batches.start = (epoch, epoch_step + 1)  # of the next batch, for the training state
-            stops = interruption.wants_stop(done)
+            stops = interruption.wants_stop()
             saves = last or stops or done % config.checkpointing_steps == 0
-            died = None
-            if last or done % config.logging_steps == 0:
-                watch.seconds += time.monotonic() - began
-                values, died = watch.log(done, epoch, epoch_step, rate)
-                bar.set_postfix(loss=f"{values['loss']:.4f}", lr=f"{rate:.1e}")
-            else:
-                watch.seconds += time.monotonic() - began
-            if not died and watch.evaluates(done, last):
-                died = watch.evaluate(done)
-            if not died and saves:
-                died = watch.find_dead()
-            gives_up = bool(died) and not watch.go_back(done, died)
+            gives_up = watch.after_step(done, (epoch, epoch_step), rate, began, last, saves)
+            bar.set_postfix(watch.shown)
             ends = last or stops or gives_up
-            if last:
-                watch.end(done)
             if (saves or gives_up) and not state.save(done) and ends:
                 raise UserError("the run ends without having been saved; the same command goes on from what was before")
             watch.plot(now=ends)
             if previewer is not None and not ends and done % config.validation_steps == 0:
-                preview(accelerator, previewer, output, config, state, f"step {done}", f"step-{done:06d}.png")
+                preview(accelerator, previewer, output, config, state, done, f"step {done}", f"step-{done:06d}.png")
             if stops or gives_up:
                 break
 
     # The result: what is drawn here has been saved, converted and loaded again
     if stops and not last:
-        say(
-            accelerator, f"stopped by {interruption.name} after step {done}; saved; the same command goes on from there"
-        )
+        stopped = f"stopped by {interruption.reason} after step {done}; saved"
+        say(accelerator, f"{stopped}; the same command goes on from there", wandb_sync_line(accelerator) or "")
     else:
         if previewer is not None:
             hypernet.detach(unet)
             hypernet.attach(unet, hypernet.load(output.webui_file).to(unet.device))
-            preview(accelerator, previewer, output, config, state, "with", output.before_after.name)
+            preview(accelerator, previewer, output, config, state, done, "with", output.before_after.name)
         if accelerator.is_main_process:
             finish(accelerator, output, config, watch, time.monotonic() - started, done - first_step)
     del model  # what is distributed has to go before the group of processes, or both wait for ever
@@ -242,7 +233,7 @@ def main(arguments=None):
     accelerator.end_training()
 
 
-def preview(accelerator, previewer, output: OutputFolder, config: TrainingConfig, state, label, file_name):
+def preview(accelerator, previewer, output: OutputFolder, config: TrainingConfig, state, step, label, file_name):
     """Draw the previews as the hypernetwork is now, and save them beside those without it."""
     state.hypernetwork.eval()
     with state.average.applied():
@@ -250,7 +241,7 @@ def preview(accelerator, previewer, output: OutputFolder, config: TrainingConfig
     state.hypernetwork.train()
     if grid is not None:
         output.save_picture(grid, output.previews / file_name)
-        log_previews(accelerator, pictures, config.validation_prompt, state.hypernetwork.config.step)
+        log_previews(accelerator, pictures, config.validation_prompt, step)
 
 
 def finish(accelerator, output: OutputFolder, config: TrainingConfig, watch: Watch, seconds, steps):

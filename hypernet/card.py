@@ -52,6 +52,7 @@ def write_card(output: OutputFolder, config: TrainingConfig, hypernetwork, sourc
     base = config.pretrained_model_name_or_path
     is_hub_id = not Path(base).exists()
     private = {"output_dir", "overwrite", "cache_dir", "train_data_dir", "push_to_hub", "hub_model_id"}
+    private |= {"validation_data_dir", "init_from"}
     private |= set() if is_hub_id else {"pretrained_model_name_or_path"}
     default = {field.name: field.default for field in dataclasses.fields(config)}
     options = {key: value for key, value in vars(config).items() if key not in private and value != default[key]}

@@ -45,13 +45,17 @@ def parse_config(arguments=None) -> TrainingConfig:
         given = parser.parse_args(_flags_from_yaml(given.config) + arguments)
     options = vars(given)
     options.pop("config")
-    config = TrainingConfig(**options)
-    config.run_name = config.run_name or _run_name(config, arguments)
-    return config
+    return TrainingConfig(**options)
 
 
-def _run_name(config, arguments) -> str:
-    """The name and what was given on the command line itself, beside --config: that is how runs of one file differ."""
+def run_label(config: TrainingConfig, arguments=None) -> str:
+    """What trackers call the run, if not --run_name: its name and what was given on the command line beside --config.
+
+    That is how runs of one file differ.
+    """
+    if config.run_name:
+        return config.run_name
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     flags = [argument.partition("=")[0].lstrip("-").replace("-", "_") for argument in arguments if argument[:2] == "--"]
     given = [flag.removeprefix("no_") if flag == "no_guard" else flag for flag in flags]
     told = config.changed(name for name in dict.fromkeys(given) if name in config.run_identity() | TOLD)

@@ -26,6 +26,7 @@ class Guard:
     best_loss: float = math.inf
     best_step: int | None = None  # of the state to go back to
     worse: int = 0  # evaluations in a row that were clearly worse
+    last_loss: float = math.inf
     held_out: str = ""  # fingerprint of the images that the losses are of
 
     def judge_values(self, values: dict[str, float]) -> str | None:
@@ -35,6 +36,7 @@ class Guard:
 
     def judge_loss(self, step: int, val_loss: float) -> str | None:
         """Why the run has died, from the held-out loss after `step` steps; notes whether it is the best so far."""
+        self.last_loss = val_loss
         if not math.isfinite(val_loss):
             return f"val_loss is {val_loss}"
         if val_loss < self.best_loss:
@@ -47,7 +49,7 @@ class Guard:
 
     def forget_best(self):
         """Look for the best state anew."""
-        self.best_loss, self.best_step, self.worse = math.inf, None, 0
+        self.best_loss, self.best_step, self.worse, self.last_loss = math.inf, None, 0, math.inf
 
     def go_back(self) -> bool:
         """Note that the run goes back; False if it has done so too often and should stop."""
@@ -58,10 +60,14 @@ class Guard:
         self.rate_factor *= RATE_FACTOR
         return True
 
-    @property
-    def ends_worse(self) -> bool:
-        """Whether the last evaluation was clearly worse than the best."""
-        return self.watches_loss and self.worse > 0
+    def ends_worse(self, base: float) -> bool:
+        """Whether the last evaluation was clearly worse than the best, or worse than the model without it (`base`)."""
+        worse = self.last_loss > CLEARLY_WORSE * self.best_loss or self.last_loss > max(base, self.best_loss)
+        return self.watches_loss and worse
+
+    def trust(self):
+        """Begin again with the whole learning rate and all returns."""
+        self.rate_factor, self.returns, self.worse = 1.0, 0, 0
 
     def state_dict(self) -> dict:
         return dataclasses.asdict(self)

@@ -22,28 +22,37 @@ TIMESTEPS = 8  # for each image, in the middles of as many equal parts of the sc
 BANDS = 4  # of timesteps, whose losses are told apart
 
 
-def hold_out(source: Source, pictures: list[Picture], config, multiple: int):
-    """(source, pictures) to measure on, and the pictures left to train on.
+def open_held_out(config) -> Source | None:
+    """The folder of held-out images, if one is named. Raises: UserError if it cannot be used."""
+    return open_folder(config, "validation_data_dir") if config.validation_data_dir else None
 
-    A share is chosen by the images' bytes, so that copies stay together and a new image moves no other.
+
+def hold_out(source: Source, folder: Source | None, pictures: list[Picture], config, multiple: int, before=()):
+    """(source, pictures) to measure on, of the folder or a share of the pictures; and the pictures left to train on.
+
+    A share is chosen by the images' bytes, so that copies stay together. Those that a run has held out `before` (their
+    sha256) stay so, and whatever is new is trained on: no image goes from one side to the other.
 
     Raises:
         UserError: if nothing is left on either side.
     """
-    if config.validation_data_dir:
-        return _from_folder(pictures, config, multiple)
+    if folder is not None:
+        return _from_folder(folder, pictures, config, multiple)
+    chosen = {picture.sha256 for picture in pictures} & set(before) or _choose(pictures, config)
+    held = [picture for picture in pictures if picture.sha256 in chosen]
+    return source, held, [picture for picture in pictures if picture.sha256 not in chosen]
+
+
+def _choose(pictures, config) -> set[str]:
     order = sorted({picture.sha256 for picture in pictures}, key=lambda sha256: derive_seed("held out", sha256))
     count = max(1, round(config.validation_split * len(order)))
     if count >= len(order):
         problem = f"of {len(order)} different images nothing would be left to train on; lower it"
         raise UserError(f"--validation_split {config.validation_split}: {problem}, or add images")
-    chosen = set(order[:count])
-    held = [picture for picture in pictures if picture.sha256 in chosen]
-    return source, held, [picture for picture in pictures if picture.sha256 not in chosen]
+    return set(order[:count])
 
 
-def _from_folder(pictures, config, multiple):
-    source = open_folder(config, "validation_data_dir")
+def _from_folder(source, pictures, config, multiple):
     found, problems = find_pictures(source, config, multiple)
     trained_on = {picture.sha256 for picture in pictures}
     held = [picture for picture in found if picture.sha256 not in trained_on]
@@ -81,7 +90,8 @@ class HeldOutLoss:
         self.timesteps = torch.tensor([int((i + 0.5) * total / TIMESTEPS) for i in range(TIMESTEPS)])
         edges = [round(band * total / BANDS) for band in range(BANDS + 1)]
         self.bands = [f"val_loss/{low}-{high - 1}" for low, high in zip(edges, edges[1:])]
-        self.fingerprint = f"{derive_seed(*dataset.latents.ids, *dataset.latents.grids):x}"
+        prompts = [dataset.prompts.draw(0, index) for index in range(len(dataset))]
+        self.fingerprint = f"{derive_seed(*dataset.latents.ids, *dataset.latents.grids, *prompts):x}"
 
     @torch.no_grad()
     def measure(self, model) -> dict[str, float]:

@@ -44,7 +44,10 @@ def open_initial(config: TrainingConfig) -> Initial | None:
         problem = f"it has been trained for {step} steps already, and the run ends at {last}; raise --max_train_steps"
         raise UserError(f"--init_from {config.init_from}: {problem}, or the learning rate schedule's end")
     _take_structure(config, hypernetwork.config)
-    state, line = find_optimizer(config.init_from, hypernetwork)
+    if config.optimizer.lower() == "adamw":
+        state, line = find_optimizer(config.init_from, hypernetwork)
+    else:
+        state, line = None, f"the optimizer starts anew: what goes on is AdamW's state, not {config.optimizer}'s"
     structure = f"structure {config.layer_structure}, activation {config.activation}, widths {config.widths}"
     lines = [f"Going on from {config.init_from}, step {step}", f"  {structure}", f"  {line}"]
     return Initial(hypernetwork, state and state["state"], lines)

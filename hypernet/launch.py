@@ -9,13 +9,13 @@ from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, ProjectConfiguration, gather_object
 
 from hypernet.config import TrainingConfig
-from hypernet.errors import UserError
+from hypernet.errors import OtherProcessError, UserError
+from hypernet.option_checks import PRECISIONS
 from hypernet.output import OutputFolder
 
 
 def build_accelerator(config: TrainingConfig, output: OutputFolder, trackers) -> Accelerator:
-    precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION")
-    if precision == "fp16" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+    if config.mixed_precision == "fp16" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
         raise UserError("--mixed_precision fp16: it needs a GPU; on a CPU leave it at no")
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" and _launched_alone():
         started = "Accelerate has started one process, for it leaves several on a CPU to mpirun (--mpirun_hostfile)"
@@ -34,7 +34,7 @@ def build_accelerator(config: TrainingConfig, output: OutputFolder, trackers) ->
         kwargs_handlers=[InitProcessGroupKwargs(timeout=datetime.timedelta(hours=6))],
     )
     if accelerator.device.type == "cpu" and torch.get_num_threads() == 1:  # so `accelerate launch` sets it, unasked
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // accelerator.num_processes))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     return accelerator
 
 
@@ -45,12 +45,20 @@ def _launched_alone() -> bool:
     return meets and not any(rank in os.environ for rank in ranks)
 
 
-def check_shared(accelerator: Accelerator, config: TrainingConfig, state):
-    """Raises: UserError if the processes do not all see the same training state."""
-    seen = gather_object([None if state is None else state.name])
-    if len(set(seen)) > 1:
-        problem = f"the processes see different training states there ({', '.join(sorted(map(str, set(seen))))})"
-        raise UserError(f"--output_dir {config.output_dir}: {problem}; put it on a disk that all machines share")
+def check_shared(accelerator: Accelerator, output: OutputFolder, state):
+    """Raises: UserError if the processes do not all see the folder that the main one has made, and the same state in it."""
+    accelerator.wait_for_everyone()
+    seen = gather_object([(output.is_begun(), state and state.name)])
+    if len(set(seen)) > 1 or not seen[0][0]:
+        problem = "not all processes see the same files there; put it on a disk that all machines share"
+        raise UserError(f"--output_dir {output.root}: {problem}")
+
+
+def choose_precision(config: TrainingConfig):
+    """Let the configuration have the precision that Accelerate is set to, unless it asks for one."""
+    config.mixed_precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if config.mixed_precision not in PRECISIONS:
+        raise UserError(f"--mixed_precision {config.mixed_precision}: choose one of {', '.join(PRECISIONS)}")
 
 
 @contextlib.contextmanager
@@ -64,4 +72,4 @@ def others_watched(accelerator: Accelerator):
             raise
         reason = " ".join(str(error).split())[:160]
         hint = "the same command goes on from the last training state"
-        raise UserError(f"another process of this run has died or hangs ({reason}); {hint}") from None
+        raise OtherProcessError(f"another process of this run has died or hangs ({reason}); {hint}") from None

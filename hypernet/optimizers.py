@@ -15,20 +15,21 @@ OPTIONS = {"adam_beta1": "betas", "adam_beta2": "betas", "adam_weight_decay": "w
 
 
 def build_optimizer(config, parameters, device: torch.device) -> torch.optim.Optimizer:
-    """The optimizer that the options name, with those of the `adam_…` options that differ from their defaults.
+    """The optimizer that the options name, with those of the `adam_…` options that are given.
 
     Raises:
         UserError: for a name that no installed package has, or an option that it does not take.
     """
     optimizer_class = _find_class(config.optimizer)
     takes = inspect.signature(optimizer_class).parameters
-    given = {name: value for name, value in config.changed(OPTIONS).items()}
+    given = config.changed(OPTIONS)
     for option, value in given.items():
         if OPTIONS[option] not in takes:
             raise UserError(f"--{option} {value}: {optimizer_class.__name__} has no {OPTIONS[option]}")
     arguments = {OPTIONS[option]: value for option, value in given.items()}
     if "betas" in arguments:
-        arguments["betas"] = (config.adam_beta1, config.adam_beta2)
+        own = takes["betas"].default
+        arguments["betas"] = (given.get("adam_beta1", own[0]), given.get("adam_beta2", own[1]), *own[2:])
     if "fused" in takes and device.type in ("cpu", "cuda"):  # one kernel for all weights
         arguments["fused"] = True
     arguments |= parse_arguments(config.optimizer_args or [])

@@ -159,8 +159,9 @@ def _at_least(config, lowest, *options):
 
 def _below_one(config, *options):
     for option in options:
-        if not 0 <= getattr(config, option) < 1:
-            raise UserError(f"--{option} {getattr(config, option)}: it must be from 0 to below 1")
+        value = getattr(config, option)
+        if value is not None and not 0 <= value < 1:
+            raise UserError(f"--{option} {value}: it must be from 0 to below 1")
 
 
 def _check(option, build):

@@ -10,7 +10,7 @@ from hypernet.config import TrainingConfig
 from hypernet.errors import UserError
 from hypernet.files import WEIGHTS_NAME, save_folder
 from hypernet.manifest import damage
-from hypernet.replacing import remove, remove_unfinished, replacing
+from hypernet.replacing import is_unfinished, remove, remove_unfinished, replacing
 from hypernet.table import Table
 from hypernet.webui import save_webui
 
@@ -31,19 +31,23 @@ class OutputFolder:
         self.logs = self.root / "logs"
         self.losses = Table(self.root / "hypernetwork_loss.csv", LOSS_COLUMNS)
         self.val_losses = Table(self.root / "validation_loss.csv", [])  # columns: with the first values
+        self.metrics = Table(self.root / "metrics.csv", [])
         self.guard_log = Table(self.root / "guard.csv", GUARD_COLUMNS)
         self.loss_plot = self.root / "loss.png"
         self.before_after = self.previews / "before_after.png"
         self.webui_file = self.root / f"{config.name}.pt"
         self.card = self.root / "README.md"
         self.wandb_id = self.root / "wandb_id"
+        self.held_out = self.root / "held_out.json"
         self._run_file = self.root / "run.json"
         folders = [self.checkpoints, self.best, self.previews, self.logs, self.root / "wandb"]
         weights = [self.root / "config.json", self.root / WEIGHTS_NAME, self.webui_file]
         self._to_use = weights
-        files = [self.loss_plot, self.card, self.wandb_id, self._run_file]
-        files += [table.path for table in (self.losses, self.val_losses, self.guard_log)]
-        self._written = [*folders, *weights, *files]
+        self._tables = (self.losses, self.val_losses, self.metrics, self.guard_log)
+        files = [self.loss_plot, self.card, self.wandb_id, self.held_out]
+        files += [table.path for table in self._tables]
+        self._written = [*folders, *weights, *files]  # (run.json is replaced, so that the folder is always somebody's)
+        self.changed: list[str] = []  # options of the run in the folder that are others now
 
     def check(self, overwrite: bool) -> list[str]:
         """See that the folder is new, or empty, or holds this very run; what has changed in it that may change.
@@ -56,9 +60,9 @@ class OutputFolder:
         existing = next(path for path in (self.root, *self.root.resolve().parents) if path.exists())
         if not os.access(existing, os.W_OK):
             raise UserError(f"--output_dir {self.root}: {existing} cannot be written to")
-        if not self.root.exists() or not any(self.root.iterdir()):
+        if not self.root.exists() or all(is_unfinished(path) for path in self.root.iterdir()):
             return []
-        if not self._run_file.is_file():
+        if not self.is_begun():
             raise UserError(f"--output_dir {self.root}: it is not empty and holds no run; name a new folder")
         if overwrite:
             return []
@@ -68,24 +72,43 @@ class OutputFolder:
             other = {}
         defaults = {field.name: field.default for field in dataclasses.fields(TrainingConfig)}
         other = {**defaults, **other}  # an option that the other run did not know yet had its default
-        changed = [key for key, value in self.options.items() if other[key] != value]
-        differing = [f"{key} (was {other[key]}, now {self.options[key]})" for key in changed if key in self.identity]
+        self.changed = [key for key, value in self.options.items() if other[key] != value]
+        differing = [
+            f"{key} (was {other[key]}, now {self.options[key]})" for key in self.changed if key in self.identity
+        ]
         if differing:
             problem = f"it holds another run; differing: {', '.join(differing[:4])}"
             raise UserError(f"--output_dir {self.root}: {problem}; name a new folder, or add --overwrite")
         silent = {"output_dir", "overwrite", "resume_from_checkpoint"}
-        return [f"--{key} was {other[key]}, is now {self.options[key]}" for key in changed if key not in silent]
+        return [f"--{key} was {other[key]}, is now {self.options[key]}" for key in self.changed if key not in silent]
+
+    def is_begun(self) -> bool:
+        """Whether the folder holds a run, this one or another."""
+        return self._run_file.is_file()
 
     def create(self, overwrite: bool):
         """Make the folder, after deleting the earlier run in it if `overwrite`, and sign it with this run's options."""
         if overwrite:
             for path in self._written:
                 remove(path)
+        with replacing(
+            self._run_file
+        ) as temporary:  # before any other file: without it the folder is taken for another's
+            temporary.write_text(json.dumps(self.options, indent=2) + "\n", encoding="utf-8")
         for folder in (self.root, self.checkpoints, self.previews):
             folder.mkdir(parents=True, exist_ok=True)
             remove_unfinished(folder)
-        with replacing(self._run_file) as temporary:
-            temporary.write_text(json.dumps(self.options, indent=2) + "\n", encoding="utf-8")
+
+    def read_held_out(self) -> list[str]:
+        """The sha256 of the images that this run has held out so far."""
+        try:
+            return json.loads(self.held_out.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return []
+
+    def write_held_out(self, sha256: list[str]):
+        with replacing(self.held_out) as temporary:
+            temporary.write_text(json.dumps(sorted(set(sha256)), indent=1), encoding="utf-8")
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:06d}"
@@ -102,7 +125,7 @@ class OutputFolder:
             The newest whole one, if the latest is wanted, and a line for each newer one that is damaged.
 
         Raises:
-            UserError: if the one that is named does not exist, or is damaged.
+            UserError: if the one that is named does not exist, or is damaged; if all are damaged.
         """
         states, notes = self.states(), []
         if wanted == "none":
@@ -113,6 +136,10 @@ class OutputFolder:
                 if problem is None:
                     return state, notes
                 notes.append(f"{state} is not used: {problem}")
+            if states:
+                problem = f"none of its training states is whole ({notes[0]})"
+                hint = "--resume_from_checkpoint none begins again and keeps them under another name"
+                raise UserError(f"--output_dir {self.root}: {problem}; {hint}")
             return None, notes
         for state in states:
             if wanted == state.name or Path(wanted).resolve() == state.resolve():
@@ -125,17 +152,27 @@ class OutputFolder:
 
     def go_back_to(self, step: int):
         """Forget what lies after `step`: the loss rows are dropped, later states are kept under another name."""
-        for table in (self.losses, self.val_losses, self.guard_log):
+        for table in self._tables:
             table.go_back_to(step)
-        for state in self.states():
-            if _step(state) > step:
-                aside = state.with_name(f"abandoned-{state.name}")
-                remove(aside)
-                state.rename(aside)
+        later = [state for state in self.states() if _step(state) > step]
+        for state in later:
+            aside = state.with_name(f"abandoned-{state.name}")
+            remove(aside)
+            state.rename(aside)
+        if later or step == 0:
+            remove(self.wandb_id)  # W&B takes no rows of steps that a run has passed
 
     def prune(self, limit: int | None):
-        for path in self.states()[: -limit if limit else 0]:
-            shutil.rmtree(path)
+        """Delete all but the newest states; of abandoned ones, too, as many are kept."""
+        if limit:
+            abandoned = sorted(self.checkpoints.glob("abandoned-step-*"), key=lambda path: path.name)
+            for path in [*self.states()[:-limit], *abandoned[:-limit]]:
+                shutil.rmtree(path)
+
+    def flush(self):
+        """Have the tables on the disk before a state that counts on them."""
+        for table in self._tables:
+            table.flush()
 
     def export(self, hypernetwork):
         """The hypernetwork to use: config.json and safetensors in the root, and the WebUI's file beside them."""

@@ -30,10 +30,16 @@ def replacing(path):
         remove(temporary)
 
 
+def is_unfinished(path) -> bool:
+    """Whether this is what a killed run has left half-written."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
 def remove_unfinished(folder):
     """Delete what a killed run has left half-written in this folder."""
-    for path in Path(folder).glob(".*.tmp"):
-        remove(path)
+    for path in Path(folder).iterdir():
+        if is_unfinished(path):
+            remove(path)
 
 
 def check_writable(folder):

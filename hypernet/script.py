@@ -5,6 +5,7 @@ Remarks on packages that nobody needs here, and bars of loads that take a blink,
 
 import argparse
 import difflib
+import errno
 import logging
 import os
 import sys
@@ -20,7 +21,7 @@ from diffusers.utils import logging as diffusers_logging
 
 from tqdm.auto import tqdm
 
-from hypernet.errors import UserError, is_first
+from hypernet.errors import OtherProcessError, UserError, is_first
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -36,6 +37,9 @@ def say(accelerator, *lines):
     if accelerator.is_main_process:
         for line in lines:
             tqdm.write(line)
+
+
+DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 class ScriptParser(argparse.ArgumentParser):
@@ -62,6 +66,13 @@ def run_script(main, when_stopped="stopped"):
         print(f"\n{when_stopped}", file=sys.stderr)
         sys.exit(130)
     except UserError as error:
-        if is_first():
+        if is_first() or isinstance(error, OtherProcessError):
             print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in DISK_TROUBLE:
+            raise
+        print(
+            f"error: {error.filename or 'the disk'}: {error.strerror}; nothing that was there is lost", file=sys.stderr
+        )
         sys.exit(2)

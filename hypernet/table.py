@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 from pathlib import Path
 
 from hypernet.replacing import remove, replacing
@@ -16,7 +17,7 @@ class Table:
     def append(self, row: list) -> str | None:
         """Add a row; why that failed, the first time it does. It is kept, then, for the next time."""
         self.pending.append(row)
-        new = not self.path.exists()
+        new = not self.path.exists() or self.path.stat().st_size == 0  # a full disk leaves it empty
         text = io.StringIO()
         csv.writer(text).writerows([self.columns] * new + self.pending)
         size = 0 if new else self.path.stat().st_size
@@ -46,6 +47,12 @@ class Table:
                 writer = csv.DictWriter(file, list(rows[0]))
                 writer.writeheader()
                 writer.writerows(rows)
+
+    def flush(self):
+        """Have on the disk what has been written."""
+        if self.path.exists():
+            with open(self.path, "rb+") as file:
+                os.fsync(file.fileno())
 
     def _cut_to(self, size):
         """Take back half a row."""

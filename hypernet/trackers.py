@@ -32,8 +32,10 @@ def choose_trackers(config: TrainingConfig) -> list[str]:
     return wanted
 
 
-def start_trackers(accelerator, trackers: list[str], config: TrainingConfig, output: OutputFolder, fingerprint: str):
+def start_trackers(accelerator, trackers: list[str], config: TrainingConfig, output: OutputFolder, label, fingerprint):
     """Begin a run in each tracker, or go on with it, with all options and `environment` as its config.
+
+    `label` is its name, `fingerprint` that of the data.
 
     W&B without a login runs offline.
     """
@@ -41,7 +43,7 @@ def start_trackers(accelerator, trackers: list[str], config: TrainingConfig, out
     if "wandb" in trackers and accelerator.is_main_process:
         if not output.wandb_id.is_file():
             output.wandb_id.write_text(secrets.token_hex(4), encoding="utf-8")
-        run = {"name": config.run_name or config.name, "dir": str(output.root), "mode": wandb_mode()}
+        run = {"name": label, "dir": str(output.root), "mode": wandb_mode()}
         run |= {"id": output.wandb_id.read_text(encoding="utf-8").strip()}
         run |= {} if run["mode"] == "offline" else {"resume": "allow"}  # offline, W&B joins them when they are sent
     described = {**vars(config), **environment(accelerator), "data_fingerprint": fingerprint}

@@ -17,6 +17,7 @@ from hypernet.dataset import EpochBatches
 from hypernet.errors import UserError
 from hypernet.guard import Guard
 from hypernet.manifest import write_manifest
+from hypernet.network import constructor_arguments
 from hypernet.output import OutputFolder
 from hypernet.replacing import remove, replacing
 from hypernet.script import say
@@ -49,8 +50,8 @@ class TrainingState:
         self.accelerator, self.output, self.config = accelerator, output, config
         self.hypernetwork, self.optimizer, self.average = hypernetwork, optimizer, average
         self.batches, self.guard, self.losses = batches, guard, []
-        self.is_new = True  # until it is loaded
         self._good = None  # on the CPU: what to go back to
+        self._written_step = None  # of the folder `best`
         accelerator.register_save_state_pre_hook(self._before_save)
         accelerator.register_load_state_pre_hook(self._before_load)
 
@@ -64,9 +65,11 @@ class TrainingState:
         """
 
         def write():
+            self.output.flush()
             with replacing(self.output.checkpoint(step)) as temporary:
                 self.accelerator.save_state(temporary)
-                if self.guard.best_step not in (None, step) and self.output.best.is_dir():
+                if self.guard.best_step is not None:
+                    self._write_best()
                     link_folder(self.output.best, temporary / BEST)
                 write_manifest(temporary)
             self.export()
@@ -74,21 +77,13 @@ class TrainingState:
 
         saved = self._try(step, f"the training state of step {step}", write)
         if saved and self.guard.best_step is None:
-            self.remember()
+            self.remember(step)
         return saved
 
     def save_best(self, step: int):
         """Keep this state as the best so far: in memory, and in the folder `best`, with the WebUI's file."""
-        self.remember()
-
-        def write():
-            with replacing(self.output.best) as temporary:
-                self.accelerator.save_state(temporary)
-                with self.average.applied():
-                    hypernet.save_webui(self.hypernetwork, temporary / self.output.webui_file.name)
-                write_manifest(temporary)
-
-        self._try(step, f"the best state, of step {step}", write)
+        self.remember(step)
+        self._try(step, f"the best state, of step {step}", self._write_best)
 
     def export(self):
         """The hypernetwork to use, in the output folder."""
@@ -98,18 +93,21 @@ class TrainingState:
     def load(self, folder: Path):
         """Go on from a training state."""
         self.accelerator.load_state(folder)
-        self.is_new = False
         if self.guard.best_step is None:
-            self.remember()
-        elif (folder / BEST).is_dir():
-            if self.accelerator.is_main_process:
-                with replacing(self.output.best) as temporary:  # it may be newer than the state
-                    link_folder(folder / BEST, temporary)
-            self._good = self._read(folder / BEST)
-        else:
-            self.save_best(self.hypernetwork.config.step)
+            self.remember(self.hypernetwork.config.step)
+            return
+        self._good = self._read(folder / BEST)
+        if self.accelerator.is_main_process:
+            with replacing(self.output.best) as temporary:  # the one there may be of a later step
+                link_folder(folder / BEST, temporary)
+        self._written_step = self._good["step"]
 
-    def remember(self):
+    @property
+    def remembers(self) -> bool:
+        """Whether there is a state to go back to."""
+        return self._good is not None
+
+    def remember(self, step: int):
         """Keep what trains in memory, to go back to."""
         self._good = recursively_apply(
             lambda tensor: tensor.detach().to("cpu", copy=True),
@@ -119,6 +117,7 @@ class TrainingState:
                 "average": self.average.state_dict(),
             },
         )
+        self._good["step"] = step
         self._good["scaler"] = self.accelerator.scaler and self.accelerator.scaler.state_dict()
 
     def go_back(self):
@@ -130,6 +129,34 @@ class TrainingState:
         if self.accelerator.scaler and self._good["scaler"]:
             self.accelerator.scaler.load_state_dict(self._good["scaler"])
         self.losses.clear()
+
+    def _write_best(self):
+        """Write what is remembered to the folder `best`, unless that could be done before."""
+        good = self._good
+        if self._written_step == good["step"]:
+            return
+        best = hypernet.Hypernetwork(**constructor_arguments(self.hypernetwork.config))
+        best.load_state_dict(good["weights"])
+        best.register_to_config(step=good["step"])
+        with replacing(self.output.best) as temporary:
+            temporary.mkdir()
+            if good["average"]:
+                self._save_average(best.state_dict(), good["average"], temporary)
+                for weight, average in zip(best.parameters(), good["average"]["shadow_params"], strict=True):
+                    weight.data.copy_(average)
+            hypernet.save(best, temporary)
+            hypernet.save_webui(best, temporary / self.output.webui_file.name)
+            torch.save(good["optimizer"], temporary / "optimizer.bin")
+            if good["scaler"]:
+                torch.save(good["scaler"], temporary / "scaler.pt")
+            write_manifest(temporary)
+        self._written_step = good["step"]
+
+    @staticmethod
+    def _save_average(weights: dict, state: dict, folder: Path):
+        """What of the average's state is not in the exported weights: the trained ones, and its counters."""
+        counters = {key: value for key, value in state.items() if key != "shadow_params"}
+        torch.save({"weights": weights, "average": counters}, folder / AVERAGE)
 
     def _try(self, step, what, write):
         """Let the main process write; all learn whether it could."""
@@ -157,8 +184,7 @@ class TrainingState:
         with self.average.applied():
             hypernet.save(self.hypernetwork, folder)
         if self.average.ema is not None:
-            average = {key: value for key, value in self.average.state_dict().items() if key != "shadow_params"}
-            torch.save({"weights": self.hypernetwork.state_dict(), "average": average}, Path(folder, AVERAGE))
+            self._save_average(self.hypernetwork.state_dict(), self.average.state_dict(), Path(folder))
         losses = torch.stack(self.losses).tolist() if self.losses else []
         progress = {"batches": self.batches.state_dict(), "losses": losses, "guard": self.guard.state_dict()}
         Path(folder, PROGRESS).write_text(json.dumps(progress), encoding="utf-8")

@@ -20,4 +20,7 @@ def sync_line(run) -> str | None:
     """How to send an offline run to the site; None for one that is there already."""
     if run.settings.mode != "offline":
         return None
-    return f"W&B ran offline; after `wandb login`, send the run with: wandb sync {Path(run.dir).parent}"
+    folder = Path(run.dir).parent  # offline-run-DATE-ID; a resumed run has several
+    several = len(list(folder.parent.glob(f"offline-run-*-{run.id}"))) > 1
+    what = folder.parent / f"offline-run-*-{run.id}" if several else folder
+    return f"W&B ran offline; after `wandb login`, send the run with: wandb sync {what}"

@@ -26,62 +26,105 @@ class Watch:
     def __init__(self, accelerator, config, output: OutputFolder, state: TrainingState, held_out: HeldOutLoss | None):
         self.accelerator, self.config, self.output = accelerator, config, output
         self.state, self.held_out, self.guard = state, held_out, state.guard
-        self.base = self.last = None  # held-out losses: without the hypernetwork, and the last one
+        self.base = None  # the held-out loss without the hypernetwork
         self.effect: Effect | None = None
         self.grad_norms, self.images, self.seconds = [], 0, 0.0
+        self.shown: dict[str, str] = {}  # beside the progress bar
         self._plotted = time.monotonic()
 
-    def begin(self, model, effect: Effect, step: int):
-        """The first measurements; on a new run the first state to go back to."""
-        self.model, self.effect, self.first_step = model, effect, step
-        if self.held_out is None:
-            if self.state.is_new:
-                self.state.remember()
-            return
-        self.base = self.held_out.measure_base(model)
-        if self.guard.held_out not in ("", self.held_out.fingerprint):
-            say(self.accelerator, "  the held-out images are others than before: the best state is looked for anew")
-            self.guard.forget_best()
-        self.guard.held_out = self.held_out.fingerprint
-        if self.guard.best_step is None:
-            self.evaluate(step)
+    def begin(self, model, effect: Effect, step: int, changed: list[str]):
+        """The first measurements; on a new run the first state to go back to.
 
-    def log(self, step: int, epoch: int, epoch_step: int, rate: float) -> tuple[dict, str | None]:
-        """Write down the means since the last time: (what was measured, why the run has died)."""
-        loss = self.accelerator.reduce(torch.stack(self.state.losses).mean(), "mean").item()
+        `changed` are the options that are others than before a resume.
+
+        Raises:
+            UserError: if the model computes nothing finite.
+        """
+        self.model, self.effect = model, effect
+        if {"learning_rate", "lr_scheduler"} & set(changed):
+            self.guard.trust()
+        if self.guard.rate_factor != 1:
+            say(self.accelerator, f"  the guard's {self.guard.rate_factor:g} times the learning rate goes on")
+        if self.held_out is not None:
+            self.base = self.held_out.measure_base(model)
+            if self.guard.held_out not in ("", self.held_out.fingerprint):
+                say(
+                    self.accelerator,
+                    "  the held-out images or their captions are others than before: so is the best state",
+                )
+                self.guard.forget_best()
+            self.guard.held_out = self.held_out.fingerprint
+            dead = self.guard.judge_values({"val_loss_base": self.base})
+            if not dead and self.guard.best_step is None:
+                dead = self.evaluate(step)
+            if dead:
+                hint = (
+                    "another --mixed_precision (bf16, no)" if self.config.mixed_precision == "fp16" else "another model"
+                )
+                raise UserError(f"before the first step {dead}: what the model computes is of no use; try {hint}")
+        if not self.state.remembers:
+            self.state.remember(step)
+
+    def after_step(self, step: int, place: tuple[int, int], rate: float, began: float, last: bool, saves: bool) -> bool:
+        """Measure and judge what is due after `step` steps, and go back if the run has died.
+
+        Args:
+            place: epoch and batch of the epoch.
+            began: when the step began, by time.monotonic.
+
+        Returns:
+            Whether the run gives up.
+        """
+        dead = None
+        if last or step % self.config.logging_steps == 0:
+            dead = self.log(step, *place, rate, began)
+        else:
+            self.seconds += time.monotonic() - began
+        every = self.config.validation_loss_steps or self.config.validation_steps
+        if not dead and self.held_out is not None and (last or step % every == 0):
+            dead = self.evaluate(step)
+        if not dead and saves:
+            dead = self.find_dead()
+        gives_up = dead is not None and not self.go_back(step, dead)
+        if last and not dead:
+            self.end(step)
+        return gives_up
+
+    def log(self, step: int, epoch: int, epoch_step: int, rate: float, began: float) -> str | None:
+        """Write down the means since the last time; why the run has died."""
+        loss = self.accelerator.reduce(torch.stack(self.state.losses).mean(), "mean").item()  # waits for the device
         self.state.losses.clear()
-        values = {"loss": loss, "learning_rate": rate, "epoch": epoch}
-        if self.grad_norms:
-            norms = torch.stack(self.grad_norms)
-            values["grad_norm"] = norms[norms.isfinite()].mean().item()
+        self.seconds += time.monotonic() - began
+        norms, scaler = torch.stack(self.grad_norms), self.accelerator.scaler
+        if scaler is not None:
+            norms = norms[norms.isfinite()]  # a step that overflows is left out, and that is usual
+        values = {"loss": loss, "learning_rate": rate, "epoch": epoch, "grad_norm": norms.mean().item()}
         values |= self.effect.measure(self.state.hypernetwork)
         values["images_per_second"] = self.images * self.accelerator.num_processes / max(self.seconds, 1e-9)
         values["peak_memory_gib"] = peak_memory(self.accelerator.device)
+        if scaler is not None:
+            values["loss_scale"] = scaler.get_scale()
         self.grad_norms, self.images, self.seconds = [], 0, 0.0
-        if self.accelerator.scaler:
-            values["loss_scale"] = self.accelerator.scaler.get_scale()
+        self.shown = {"loss": f"{loss:.4f}", "lr": f"{rate:.1e}"}
         self.accelerator.log(values, step=step)
         self._write(self.output.losses, [step, epoch, epoch_step, f"{loss:.7f}", rate])
+        self.output.metrics.columns = ["step", *values]
+        self._write(self.output.metrics, [step, *(f"{value:.7g}" for value in values.values())])
         if values.get("loss_scale", 1) < LEAST_LOSS_SCALE:
-            return values, f"the loss scale has fallen to {values['loss_scale']:.1g}: every step overflows"
-        judged = {name: value for name, value in values.items() if name == "loss" or name.startswith("effect")}
-        return values, self.guard.judge_values(judged)
-
-    def evaluates(self, step: int, last: bool) -> bool:
-        """Whether the held-out loss is due after `step` steps."""
-        every = self.config.validation_loss_steps or self.config.validation_steps
-        return self.held_out is not None and (last or step % every == 0)
+            return f"the loss scale has fallen to {values['loss_scale']:.1g}: every step overflows"
+        judged = [name for name in values if name == "loss" or name.startswith("effect")]
+        judged += ["grad_norm"] if scaler is None else []
+        return self.guard.judge_values({name: values[name] for name in judged})
 
     def evaluate(self, step: int) -> str | None:
         """Measure the loss on held-out images, and keep the state if it is the best so far."""
         with self.state.average.applied():
             bands = self.held_out.measure(self.model)
-        self.last = bands["val_loss"]
-        values = {"val_loss": self.last, "val_loss_base": self.base, **bands}
+        values = {"val_loss": bands["val_loss"], "val_loss_base": self.base, **bands}
         self.accelerator.log(values, step=step)
         self.output.val_losses.columns = ["step", *values]
         self._write(self.output.val_losses, [step, *(f"{value:.7f}" for value in values.values())])
-        reason = self.guard.judge_loss(step, self.last)
+        reason = self.guard.judge_loss(step, values["val_loss"])
         if self.guard.best_step == step:
             self.state.save_best(step)
         return reason
@@ -97,7 +140,10 @@ class Watch:
         """Take the run back to its best state, at a tenth of the rate; False if it should end there."""
         goes_on = self.guard.go_back()
         self.state.go_back()
+        self.grad_norms = []
         best = self.guard.best_step
+        if not goes_on:
+            self.guard.last_loss = self.guard.best_loss
         to = "the last saved state (or the start)" if best is None else f"the best state, of step {best}"
         what = f"goes back to {to}"
         what += f", at {self.guard.rate_factor:g} times the learning rate" if goes_on else " and ends there"
@@ -115,14 +161,15 @@ class Watch:
 
     def end(self, step: int):
         """At the end of the run: what ends clearly worse than it was gives way to the best."""
-        if self.guard.ends_worse:
+        if self.held_out is not None and self.guard.ends_worse(self.base):
             self.state.go_back()
             best = f"the best state, of step {self.guard.best_step} (val_loss {self.guard.best_loss:.4g})"
             say(
                 self.accelerator,
-                f"step {step}: val_loss {self.last:.4g} is clearly worse than the best; kept is {best}",
+                f"step {step}: val_loss {self.guard.last_loss:.4g} is worse than it was; kept is {best}",
             )
-            self._write(self.output.guard_log, [step, f"ended clearly worse; kept {best}", self.guard.rate_factor])
+            self._write(self.output.guard_log, [step, f"ended worse; kept {best}", self.guard.rate_factor])
+            self.guard.last_loss = self.guard.best_loss
 
     def plot(self, now: bool = False):
         """Draw loss.png, unless that was done a moment ago."""
@@ -132,16 +179,13 @@ class Watch:
             self._plotted = time.monotonic()
 
     def summary(self) -> str:
-        """One line on the held-out loss."""
+        """One or two lines on the held-out loss."""
         if self.held_out is None:
             return ""
-        if self.last is None:  # nothing was left to train
-            rows = self.output.val_losses.rows()
-            self.last = float(rows[-1]["val_loss"]) if rows else self.guard.best_loss
         best = f"best {self.guard.best_loss:.4g} at step {self.guard.best_step}: {self.output.best}"
-        line = f"  held-out loss   {self.base:.4g} without it, {self.last:.4g} with it at the end; {best}"
-        if self.guard.best_step == self.first_step:
-            line += "\n  nothing better than the start was found: try a lower --learning_rate, with --overwrite"
+        line = f"  held-out loss   {self.base:.4g} without it, {self.guard.last_loss:.4g} with it; {best}"
+        if self.guard.best_loss >= self.base:
+            line += "\n  it was never better than the model without it: try another --learning_rate, with --overwrite"
         return line
 
     def _write(self, table, row):

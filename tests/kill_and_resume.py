@@ -25,8 +25,8 @@ FLAGS += ["--train_batch_size=2", "--gradient_accumulation_steps=2", "--random_f
 FLAGS += ["--shuffle_tags", "--tag_dropout=0.2", "--caption_dropout=0.1", "--ema_decay=0.9", "--noise_offset=0.05"]
 FLAGS += ["--snr_gamma=5", "--validation_split=0.2", "--validation_loss_steps=5", "--checkpointing_steps=2"]
 FLAGS += ["--logging_steps=3", "--report_to=none", "--name=x", "--seed=3"]
-# What Accelerate keeps of generators that nothing here draws from, and the list that has its hash
-NOT_COMPARED = {"random_states_0.pkl", "manifest.json", "run.json", "README.md", "loss.png"}
+# What Accelerate keeps of generators that nothing here draws from, and the list that has its hash; times and pictures
+NOT_COMPARED = {"random_states_0.pkl", "manifest.json", "run.json", "README.md", "loss.png", "metrics.csv"}
 
 
 def draw_pictures(folder: Path, count=12, size=128):
@@ -100,16 +100,24 @@ def compare(work: Path, flags: list[str], kills: int, seconds: float, seed=0) ->
     """Run it once as it is and once with up to `kills` kills; `seconds` is about what the training itself takes."""
     whole, parts, rng = work / "whole", work / "parts", random.Random(seed)
     finish(whole, flags)
-    killed = torn = 0
+    killed = torn = resumed = 0
     while killed < kills and kill_while_training(parts, flags, rng.uniform(0, 2 * seconds / kills)):
         killed += 1
         torn += any(parts.rglob(".*.tmp"))
+        resumed += "Going on from" in parts.with_name("parts.log").read_text()
         states = sorted(path.name for path in (parts / "checkpoints").glob("step-*"))
         print(f"kill {killed}: newest state {states[-1] if states else 'none'}", flush=True)
     finish(parts, flags)
     names = [path for path in whole.rglob("*") if path.is_file() and path.name not in NOT_COMPARED]
     differing = differing_files(whole, parts)
-    return {"kills": killed, "during a save": torn, "files compared": len(names), "differing": differing}
+    resumed += "Going on from" in parts.with_name("parts.log").read_text()
+    return {
+        "kills": killed,
+        "during a save": torn,
+        "resumed": resumed,
+        "files compared": len(names),
+        "differing": differing,
+    }
 
 
 def main():

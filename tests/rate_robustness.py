@@ -43,13 +43,31 @@ def train(work: Path, rate: float, guard: bool, steps: int, flags: list[str]) ->
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         train_hypernetwork.main(options)
     rows = list(csv.DictReader(open(output / "validation_loss.csv")))
-    losses = {int(row["step"]): float(row["val_loss"]) for row in rows}
     events = list(csv.DictReader(open(output / "guard.csv"))) if (output / "guard.csv").exists() else []
-    last = losses[max(losses)]
-    kept_best = bool(events) and ("ends there" in events[-1]["event"] or "kept" in events[-1]["event"])
-    exported = min(losses.values()) if kept_best else last
     returns = sum("goes back" in event["event"] for event in events)
-    return {"exported": exported, "base": float(rows[0]["val_loss_base"]), "returns": returns}
+    return {"exported": measure(options, output), "base": float(rows[0]["val_loss_base"]), "returns": returns}
+
+
+def measure(options, output: Path) -> float:
+    """The held-out loss of the `.pt` that a run has exported, measured anew."""
+    import torch
+    from accelerate import Accelerator
+
+    import hypernet
+    from hypernet.command_line import parse_config
+    from hypernet.held_out import HeldOutLoss, encode_held_out, hold_out
+    from hypernet.inspection import find_pictures
+    from hypernet.models import load_models
+    from hypernet.sources import open_source
+
+    config = parse_config(options)
+    source, models = open_source(config), load_models(config.pretrained_model_name_or_path)
+    with contextlib.redirect_stderr(io.StringIO()):
+        pictures, _ = find_pictures(source, config, 8)
+        _, held, _ = hold_out(source, None, pictures, config, 8)
+        dataset = encode_held_out(models, source, held, config, torch.float32)
+    on_unet = hypernet.HypernetworkUNet(models.unet, hypernet.load(output / "neon.pt"))
+    return HeldOutLoss(dataset, models, Accelerator(), config.train_batch_size).measure(on_unet)["val_loss"]
 
 
 def main():

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, run, train, unexpected
+from conftest import REPO, run, train_here, unexpected
 from diffusers import StableDiffusionPipeline
 from test_linear import style
 
@@ -44,7 +44,7 @@ def trained(models_dir, images_dir, tmp_path_factory):
     """A run of two steps with dropout, a training state at each."""
     output = tmp_path_factory.mktemp("trained") / "style"
     flags = ["--max_train_steps=2", "--checkpointing_steps=1", "--learning_rate=1e-2", "--layer_structure=1,2,2,1"]
-    train(models_dir, images_dir, output, *flags, "--activation=relu", "--dropout_structure=0,0.3,0.3,0")
+    train_here(models_dir, images_dir, output, *flags, "--activation=relu", "--dropout_structure=0,0.3,0.3,0")
     return output
 
 
@@ -99,8 +99,8 @@ def test_the_optimizer_goes_to_the_webui_and_comes_back(trained, models_dir, ima
     ends = []
     for source in (tmp_path / "moved.pt", trained):
         output = tmp_path / f"on-{len(ends)}"
-        done = train(models_dir, images_dir, output, *flags, f"--init_from={source}")
-        assert f"Going on from {source}, step 2\n" in done.stdout and "\n  the optimizer goes on" in done.stdout
+        said = train_here(models_dir, images_dir, output, *flags, f"--init_from={source}")
+        assert f"Going on from {source}, step 2\n" in said and "\n  the optimizer goes on" in said
         ends.append(hypernet.load(output))
         assert ends[-1].config.step == 3 and ends[-1].config.layer_structure == [1, 2, 2, 1]
         moments = torch.load(output / "checkpoints" / "step-000003" / "optimizer.bin", weights_only=True)
@@ -108,8 +108,8 @@ def test_the_optimizer_goes_to_the_webui_and_comes_back(trained, models_dir, ima
         assert moments["param_groups"][0]["lr"] == 1e-2
     assert all(torch.equal(a, b) for a, b in zip(*(end.state_dict().values() for end in ends)))
     (tmp_path / "moved.pt").unlink()  # a run that has begun needs it no more
-    again = train(models_dir, images_dir, tmp_path / "on-0", *flags, f"--init_from={tmp_path / 'moved.pt'}")
-    assert "step-000003, step 3" in again.stdout and "moved.pt.optim" not in again.stdout  # its own state comes first
+    again = train_here(models_dir, images_dir, tmp_path / "on-0", *flags, f"--init_from={tmp_path / 'moved.pt'}")
+    assert "step-000003, step 3" in again and "moved.pt.optim" not in again  # its own state comes first
 
 
 def test_what_a_run_cannot_begin_with(trained, models_dir, images_dir, tmp_path):

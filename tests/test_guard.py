@@ -42,7 +42,26 @@ def test_what_is_not_finite_is_answered_at_once_even_without_the_guard(value):
 def test_switched_off_it_notes_the_best_and_says_nothing():
     guard = Guard(watches_loss=False)
     assert [guard.judge_loss(step, loss) for step, loss in enumerate([1.0, 9.0, 9.0, 9.0, 9.0])] == [None] * 5
-    assert guard.best_step == 0 and not guard.ends_worse
+    assert guard.best_step == 0 and not guard.ends_worse(1.0)
+
+
+def test_what_ends_clearly_worse_or_worse_than_the_base_model_gives_way():
+    guard = Guard()
+    for step, (loss, base, worse) in enumerate(
+        [(1.0, 0.9, False), (0.5, 0.9, False), (0.52, 0.9, False), (0.53, 0.9, True)]
+    ):
+        guard.judge_loss(step, loss)
+        assert guard.ends_worse(base) is worse, loss
+    assert guard.ends_worse(base=0.1)
+    guard.judge_loss(4, 0.51)
+    assert guard.ends_worse(base=0.505) and not guard.ends_worse(base=0.6)
+
+
+def test_a_new_rate_is_trusted():
+    guard = Guard()
+    guard.go_back(), guard.go_back()
+    guard.trust()
+    assert (guard.rate_factor, guard.returns) == (1.0, 0)
 
 
 def test_its_memory_goes_through_a_file():
@@ -52,5 +71,5 @@ def test_its_memory_goes_through_a_file():
     guard.go_back()
     again = Guard(watches_loss=False)
     again.load_state_dict(json.loads(json.dumps(guard.state_dict())))
-    assert again == Guard(False, guard.rate_factor, 1, 1.0, 0, 0, "")
+    assert again == Guard(False, guard.rate_factor, 1, 1.0, 0, 0, 2.0, "")
     assert Guard(**json.loads(json.dumps(Guard().state_dict()))).best_loss == math.inf

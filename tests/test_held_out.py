@@ -18,7 +18,7 @@ import hypernet
 from hypernet.command_line import parse_config
 from hypernet.effect import PER_LAYER, Effect
 from hypernet.errors import UserError
-from hypernet.held_out import HeldOutLoss, encode_held_out, hold_out
+from hypernet.held_out import HeldOutLoss, encode_held_out, hold_out, open_held_out
 from hypernet.inspection import find_pictures
 from hypernet.models import load_models
 from hypernet.seeds import derive_seed
@@ -37,15 +37,19 @@ def test_the_share_depends_on_the_images_alone(models_dir, images_dir, tmp_path)
     folder = tmp_path / "images"
     shutil.copytree(images_dir, folder)
     config, source, pictures = opened(models_dir, folder, tmp_path, "--validation_split=0.3", "--seed=1")
-    _, held, kept = hold_out(source, pictures, config, 8)
+    _, held, kept = hold_out(source, open_held_out(config), pictures, config, 8)
     assert len(held) == 2 and sorted([*held, *kept], key=lambda picture: picture.row) == pictures
 
     for i in range(8):
         shutil.copy(folder / f"{i}.png", folder / f"copy {i}.png")  # copies stay on their side
     config, source, pictures = opened(models_dir, folder, tmp_path, "--validation_split=0.3", "--seed=2")
-    _, again, rest = hold_out(source, pictures, config, 8)
+    _, again, rest = hold_out(source, open_held_out(config), pictures, config, 8)
     assert {picture.sha256 for picture in again} == {picture.sha256 for picture in held} and len(again) == 4
     assert not {picture.sha256 for picture in again} & {picture.sha256 for picture in rest}
+
+    before = [kept[0].sha256]  # what a run has begun with stays, whatever the share would choose now
+    _, again, rest = hold_out(source, open_held_out(config), pictures, config, 8, before)
+    assert {picture.sha256 for picture in again} == set(before) and len(again) + len(rest) == 16
 
 
 def test_images_of_a_folder_of_their_own(models_dir, images_dir, mixed_dir, tmp_path):
@@ -53,7 +57,7 @@ def test_images_of_a_folder_of_their_own(models_dir, images_dir, mixed_dir, tmp_
     shutil.copytree(mixed_dir, folder)
     shutil.copy(images_dir / "0.png", folder / "trained on.png")
     config, source, pictures = opened(models_dir, images_dir, tmp_path, f"--validation_data_dir={folder}")
-    held_source, held, kept = hold_out(source, pictures, config, 8)
+    held_source, held, kept = hold_out(source, open_held_out(config), pictures, config, 8)
     assert len(held) == 6 and kept == pictures
     assert (
         held_source.notes[-1].startswith("1 images of --validation_data_dir") and "trained on" in held_source.notes[-1]
@@ -62,7 +66,7 @@ def test_images_of_a_folder_of_their_own(models_dir, images_dir, mixed_dir, tmp_
     folder.mkdir()
     shutil.copy(images_dir / "0.png", folder)
     with pytest.raises(UserError, match="every image in it is trained on, too"):
-        hold_out(source, pictures, config, 8)
+        hold_out(source, open_held_out(config), pictures, config, 8)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +84,7 @@ def test_mistakes_get_one_line(models_dir, images_dir, tmp_path, flags, message)
     with pytest.raises(UserError, match=message) as error:
         flags = [flag.format(images=images_dir) for flag in flags]
         config, source, pictures = opened(models_dir, images_dir, tmp_path, *flags)
-        hold_out(source, pictures, config, 8)
+        hold_out(source, open_held_out(config), pictures, config, 8)
     assert "\n" not in str(error.value)
 
 
@@ -89,7 +93,7 @@ def test_the_loss_equals_a_plain_recomputation(models_dir, images_dir, tmp_path,
     # what disturbs training does not reach the held-out images
     flags = ["--validation_split=0.3", "--random_flip", "--latent_sampling=random", "--caption_dropout=0.9", "--seed=4"]
     config, source, pictures = opened(models_dir, images_dir, tmp_path, *flags, model=model)
-    held_source, held, _ = hold_out(source, pictures, config, 8)
+    held_source, held, _ = hold_out(source, open_held_out(config), pictures, config, 8)
     models = load_models(str(models_dir / model))
     hypernetwork = hypernet.Hypernetwork(TINY_WIDTHS, weight_init="kaiming_normal", activation="mish").train()
     on_unet = hypernet.HypernetworkUNet(models.unet, hypernetwork)

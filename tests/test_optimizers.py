@@ -37,6 +37,7 @@ def after_three_steps(build):
             ["--optimizer=SGD", "--optimizer_args", "momentum=0.9", "nesterov=true"],
             lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9, nesterov=True),
         ),
+        (["--optimizer=Adam", "--adam_weight_decay=0.01"], lambda p: torch.optim.Adam(p, lr=1e-2, weight_decay=0.01)),
         (["--optimizer=RAdam", "--adam_beta2=0.99"], lambda p: torch.optim.RAdam(p, lr=1e-2, betas=(0.9, 0.99))),
     ],
 )
@@ -45,6 +46,12 @@ def test_it_is_the_one_that_is_named(flags, reference):
     ours = after_three_steps(lambda parameters: build_optimizer(config, parameters, CPU))
     theirs = after_three_steps(reference)
     assert (ours - theirs).abs().max() < 1e-6
+
+
+def test_what_is_not_given_is_the_optimizers_own():
+    flags = ["--optimizer=Lion8bit", "--adam_beta1=0.95"]
+    built = build_optimizer(parse_config([*NEEDED, *flags]), [torch.nn.Parameter(torch.zeros(3))], CPU)
+    assert tuple(built.defaults["betas"]) == (0.95, 0.99)  # Lion's second one is not Adam's
 
 
 def test_every_one_of_torch_works_or_is_refused_in_one_line():

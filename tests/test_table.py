@@ -1,6 +1,7 @@
 """The CSV files of a run: appended to, cut back, and whole after a disk that was full."""
 
 import csv
+import resource
 
 from hypernet.table import Table
 
@@ -26,6 +27,20 @@ def test_rows_come_back_and_are_cut(tmp_path):
     assert [row["step"] for row in table.rows()] == ["10"]
     table.go_back_to(5)
     assert not table.path.exists()
+
+
+def test_a_full_disk_leaves_no_half_row_and_no_file_without_a_header(tmp_path):
+    table, (limit, most) = Table(tmp_path / "a.csv", ["step", "loss"]), resource.getrlimit(resource.RLIMIT_FSIZE)
+    for size, step in ((6, 1), (26, 2)):  # within the header; within the second row
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
+            assert "a.csv cannot be written to" in table.append([step, "0.5000000"])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
+        table.rows()
+        assert table.append([step + 10, "0.4000000"]) is None
+    assert [row["step"] for row in table.rows()] == ["1", "11", "2", "12"]
+    assert table.path.read_text().splitlines()[0] == "step,loss"
 
 
 def test_what_could_not_be_written_is_written_later(tmp_path):
