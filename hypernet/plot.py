@@ -7,12 +7,14 @@ from PIL import Image, ImageDraw, ImageFont
 WIDTH, HEIGHT, SCALE = 800, 450, 2  # drawn at twice the size, so that lines are smooth
 LEFT, TOP, RIGHT, BOTTOM = 70, 60, 20, 50
 BLUE, LIGHT, ORANGE, GREY = (30, 90, 180), (165, 195, 235), (220, 110, 20), (140, 140, 140)
+RED = (190, 40, 40)
 
 
-def plot_losses(rows: list[dict], name: str, held_out: list[dict] = ()) -> Image.Image:
+def plot_losses(rows: list[dict], name: str, held_out: list[dict] = (), returns: list[int] = ()) -> Image.Image:
     """Each logged loss as a dot over its step, and as a line the mean with up to five neighbours on each side.
 
-    With `held_out`, rows of step, val_loss and val_loss_base, these two beside it.
+    With `held_out`, rows of step, val_loss and val_loss_base, these two beside it; `returns` are the steps at which the
+    guard went back.
     """
     steps, losses = _columns(rows, "loss")
     measured, base = _columns(held_out, "val_loss"), _columns(held_out, "val_loss_base")
@@ -28,6 +30,10 @@ def plot_losses(rows: list[dict], name: str, held_out: list[dict] = ()) -> Image
     image = Image.new("RGB", (SCALE * WIDTH, SCALE * HEIGHT), "white")
     draw = ImageDraw.Draw(image)
     _draw_axes(draw, place, name, right or 1, top)
+    for step in returns:
+        (x, bottom), (_, high) = place(step, 0), place(step, top)
+        draw.line((x, bottom, x, high), fill=RED, width=SCALE)
+        draw.text((x + 4 * SCALE, high), "guard", fill=RED, font=ImageFont.load_default(11 * SCALE), anchor="lt")
     for x, y in map(place, steps, losses):
         draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=LIGHT)
     draw.line(list(map(place, steps, _smooth(losses))), fill=BLUE, width=2 * SCALE, joint="curve")

@@ -48,19 +48,18 @@ class Watch:
         if self.held_out is not None:
             self.base = self.held_out.measure_base(model)
             if self.guard.held_out not in ("", self.held_out.fingerprint):
-                say(
-                    self.accelerator,
-                    "  the held-out images or their captions are others than before: so is the best state",
+                line = (
+                    "  the held-out images or their captions are others than before: the best state is looked for anew"
                 )
+                say(self.accelerator, line)
                 self.guard.forget_best()
             self.guard.held_out = self.held_out.fingerprint
             dead = self.guard.judge_values({"val_loss_base": self.base})
             if not dead and self.guard.best_step is None:
                 dead = self.evaluate(step)
             if dead:
-                hint = (
-                    "another --mixed_precision (bf16, no)" if self.config.mixed_precision == "fp16" else "another model"
-                )
+                fp16 = self.config.mixed_precision == "fp16"
+                hint = "another --mixed_precision (bf16, no)" if fp16 else "another model"
                 raise UserError(f"before the first step {dead}: what the model computes is of no use; try {hint}")
         if not self.state.remembers:
             self.state.remember(step)
@@ -163,19 +162,20 @@ class Watch:
         """At the end of the run: what ends clearly worse than it was gives way to the best."""
         if self.held_out is not None and self.guard.ends_worse(self.base):
             self.state.go_back()
-            best = f"the best state, of step {self.guard.best_step} (val_loss {self.guard.best_loss:.4g})"
-            say(
-                self.accelerator,
-                f"step {step}: val_loss {self.guard.last_loss:.4g} is worse than it was; kept is {best}",
-            )
-            self._write(self.output.guard_log, [step, f"ended worse; kept {best}", self.guard.rate_factor])
+            best = f"best, {self.guard.best_loss:.4g} at step {self.guard.best_step}"
+            what = f"val_loss {self.guard.last_loss:.4g} is worse than its {best}; the run ends with that state"
+            say(self.accelerator, f"step {step}: {what}")
+            self._write(self.output.guard_log, [step, what, self.guard.rate_factor])
             self.guard.last_loss = self.guard.best_loss
 
     def plot(self, now: bool = False):
         """Draw loss.png, unless that was done a moment ago."""
         if self.accelerator.is_main_process and (now or time.monotonic() - self._plotted > PLOT_SECONDS):
-            rows, held_out = self.output.losses.rows(), self.output.val_losses.rows()
-            self.output.save_picture(plot_losses(rows, self.config.name, held_out), self.output.loss_plot)
+            tables = (self.output.losses, self.output.val_losses, self.output.guard_log)
+            rows, held_out, events = (table.rows() for table in tables)
+            returns = [int(event["step"]) for event in events if "goes back" in event["event"]]
+            plot = plot_losses(rows, self.config.name, held_out, returns)
+            self.output.save_picture(plot, self.output.loss_plot)
             self._plotted = time.monotonic()
 
     def summary(self) -> str:
