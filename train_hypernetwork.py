@@ -75,13 +75,15 @@ def main(arguments=None):
     check_cache_folder(config.cache_dir)
     source, held_folder = open_source(config), open_held_out(config)
     accelerator = build_accelerator(config, output, trackers)
+    if accelerator.is_main_process and output.is_begun():
+        output.lock()
     check_optimizer(config, accelerator.device)
 
     # Images, looked at but not encoded yet
     with accelerator.local_main_process_first():
         pictures, problems = find_pictures(source, config, multiple)
         if config.holds_out:
-            before = [] if config.overwrite else output.read_held_out()
+            before = {} if config.overwrite else output.read_held_out()
             held_source, held_pictures, pictures = hold_out(source, held_folder, pictures, config, multiple, before)
     batches = EpochBatches(
         pictures, config.train_batch_size, config.seed, accelerator.num_processes, accelerator.process_index
@@ -111,9 +113,10 @@ def main(arguments=None):
 
     # Previews; the first ones show the model without the hypernetwork
     if accelerator.is_main_process:
+        output.lock()
         output.create(config.overwrite)
         if config.holds_out:
-            output.write_held_out([picture.sha256 for picture in held_pictures])
+            output.write_held_out({picture.sha256: held_source.name(picture.row) for picture in held_pictures})
     check_shared(accelerator, output, saved)
     previewer = None
     if config.validation_prompt:
@@ -143,6 +146,7 @@ def main(arguments=None):
 
     # Resume
     rate_at, last_step = learning_rate_function(config), config.schedule.last_step
+    snr_table = snr_weights(scheduler, config.snr_gamma).to(device) if config.snr_gamma else None
     thresholds = config.schedule_of("max_grad_value" if config.clip_grad_mode == "value" else "max_grad_norm")
     accelerator.print(*ignored, sep="\n", end="\n" if ignored else "")
     if saved is not None:
@@ -157,8 +161,10 @@ def main(arguments=None):
         accelerator.print(*initial.lines, sep="\n")
     first_step = done = hypernetwork.config.step
     stops = last = False
+    if first_step >= last_step:
+        accelerator.print(f"This run has made its {last_step} steps; to go on, raise --max_train_steps")
     if accelerator.is_main_process:
-        output.go_back_to(first_step)
+        print(*(f"  {line}\n" for line in output.go_back_to(first_step)), sep="", end="")
     start_trackers(accelerator, trackers, config, output, run_label(config, arguments), batches.fingerprint)
     watch.begin(on_unet, measure_first_image(models, dataset, dtype, device), first_step, output.changed)
 
@@ -187,8 +193,8 @@ def main(arguments=None):
                         batch["prompt_embeds"] = encode_prompts(models, batch["prompts"])
                     prediction = model(noisy.to(dtype), timesteps, batch["prompt_embeds"].to(dtype))
                     target, weights = diffusion_target(scheduler, latents, noise, timesteps), batch["weights"]
-                    if config.snr_gamma:
-                        weights = weights * snr_weights(scheduler, timesteps, config.snr_gamma).view(-1, 1, 1, 1)
+                    if snr_table is not None:
+                        weights = weights * snr_table[timesteps].view(-1, 1, 1, 1)
                     loss = diffusion_loss(prediction, target, weights)
                     accelerator.backward(loss)
                     if accelerator.sync_gradients:

@@ -82,7 +82,7 @@ class TrainingConfig:
     lr_num_cycles: int = HfArg(default=1, help="Cycles of --lr_scheduler cosine_with_restarts.")
     lr_power: float = HfArg(default=1.0, help="Power of --lr_scheduler polynomial.")
     max_train_steps: int = HfArg(default=10000, help="Optimizer updates; a learning rate schedule that ends earlier ends the training.")
-    num_train_epochs: int | None = HfArg(default=None, help="Instead of --max_train_steps: so many times through all images.")
+    num_train_epochs: int | None = HfArg(default=None, help="So many times through all images; it replaces --max_train_steps.")
     train_batch_size: int = HfArg(default=1, help="Images per process in one forward pass.")
     gradient_accumulation_steps: int = HfArg(default=1, help="Forward passes per optimizer update.")
     gradient_checkpointing: bool = HfArg(default=False, help="Compute activations twice to save memory.")

@@ -11,6 +11,7 @@ CLEARLY_WORSE = 1.05  # times the best held-out loss; with fixed noise it hardly
 PATIENCE = 3  # evaluations in a row
 MOST_RETURNS = 3
 RATE_FACTOR = 0.1
+LARGEST_EFFECT = 50  # times what attention is given; living hypernetworks add from a hundredth to twenty times it
 
 
 @dataclasses.dataclass
@@ -33,6 +34,16 @@ class Guard:
         """Why the run has died, from values that must be finite; None if it has not."""
         dead = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
         return dead[0] if dead else None
+
+    def judge_effect(self, effects: dict[str, float]) -> str | None:
+        """Why the run has died, from the sizes of the hypernetwork's effect: its output drowns all else.
+
+        The loss may not show it: where the base model is bad at the images, fog is no worse.
+        """
+        drowned = {name: value for name, value in effects.items() if not value <= LARGEST_EFFECT}
+        return next(
+            (f"{name} is {value:.3g}: it drowns what attention is given" for name, value in drowned.items()), None
+        )
 
     def judge_loss(self, step: int, val_loss: float) -> str | None:
         """Why the run has died, from the held-out loss after `step` steps; notes whether it is the best so far."""

@@ -67,7 +67,9 @@ def _from_folder(source, pictures, config, multiple):
 def describe_held_out(source: Source, pictures) -> str:
     """What a run says at its start about the images that it holds out."""
     notes = [f"note: {note}" for note in source.notes] if source.option.startswith("--validation") else []
-    return "\n".join([*notes, f"images held out, never trained on: {len(pictures)}"])
+    names = ", ".join(source.label(picture.row) for picture in pictures[:6])
+    more = ", ..." if len(pictures) > 6 else ""
+    return "\n".join([*notes, f"images held out, never trained on: {len(pictures)} ({names}{more})"])
 
 
 def encode_held_out(models: StableDiffusion, source: Source, pictures, config, vae_dtype) -> TrainingImages:

@@ -44,7 +44,7 @@ def open_initial(config: TrainingConfig) -> Initial | None:
         problem = f"it has been trained for {step} steps already, and the run ends at {last}; raise --max_train_steps"
         raise UserError(f"--init_from {config.init_from}: {problem}, or the learning rate schedule's end")
     _take_structure(config, hypernetwork.config)
-    if config.optimizer.lower() == "adamw":
+    if config.optimizer == "AdamW":
         state, line = find_optimizer(config.init_from, hypernetwork)
     else:
         state, line = None, f"the optimizer starts anew: what goes on is AdamW's state, not {config.optimizer}'s"

@@ -70,6 +70,5 @@ def others_watched(accelerator: Accelerator):
         is_theirs = isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower()
         if accelerator.num_processes == 1 or not is_theirs:
             raise
-        reason = " ".join(str(error).split())[:160]
         hint = "the same command goes on from the last training state"
-        raise OtherProcessError(f"another process of this run has died or hangs ({reason}); {hint}") from None
+        raise OtherProcessError(f"another process of this run has died or hangs; {hint}") from None

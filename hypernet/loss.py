@@ -26,12 +26,12 @@ def offset_noise(noise, strength: float, generator: torch.Generator):
     return noise + strength * torch.randn(noise.shape[0], 1, 1, generator=generator)
 
 
-def snr_weights(scheduler, timesteps, gamma: float):
-    """Weights of the losses, (B,), for the signal-to-noise ratios of the timesteps (Hang et al. 2023, Min-SNR).
+def snr_weights(scheduler, gamma: float):
+    """The weight of each timestep's loss, (timesteps,), for its signal-to-noise ratio (Hang et al. 2023, Min-SNR).
 
     min(SNR, gamma) / SNR where the noise is predicted, min(SNR, gamma) / (SNR + 1) for the velocity.
     """
-    snr = compute_snr(scheduler, timesteps)
+    snr = compute_snr(scheduler, torch.arange(scheduler.config.num_train_timesteps))
     is_velocity = scheduler.config.prediction_type == "v_prediction"
     return snr.clamp(max=gamma) / (snr + 1 if is_velocity else snr)
 

@@ -20,7 +20,7 @@ def build_optimizer(config, parameters, device: torch.device) -> torch.optim.Opt
     Raises:
         UserError: for a name that no installed package has, or an option that it does not take.
     """
-    optimizer_class = _find_class(config.optimizer)
+    optimizer_class = find_class(config.optimizer)
     takes = inspect.signature(optimizer_class).parameters
     given = config.changed(OPTIONS)
     for option, value in given.items():
@@ -74,8 +74,8 @@ def parse_arguments(items: list[str]) -> dict:
     return arguments
 
 
-def _find_class(name):
-    """The class of that name, in any case; a package is imported only if torch has none."""
+def find_class(name: str) -> type[torch.optim.Optimizer]:
+    """The class of that name, in any case; a package is imported only if torch has none. Raises: UserError."""
     classes = _classes(torch.optim)
     if name.lower() in classes:
         return classes[name.lower()]

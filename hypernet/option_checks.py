@@ -5,6 +5,7 @@ from pathlib import Path
 from hypernet.captions import check_word_regex
 from hypernet.errors import UserError
 from hypernet.network import check_structure
+from hypernet.optimizers import find_class
 from hypernet.pictures import check_color
 from hypernet.rates import LR_SCHEDULERS, learning_rate_function
 from hypernet.sizes import aspect_buckets
@@ -87,17 +88,22 @@ def _check_loop(config):
         raise UserError("--snr_gamma 0.0: it would take all weight from the loss; 5 is usual")
     for option in ("learning_rate", "max_grad_norm", "max_grad_value"):
         _check(option, lambda option=option: config.schedule_of(option))
+    config.optimizer = find_class(config.optimizer).__name__  # written as it is called
+    if not any(value for value, _ in config.schedule.pieces):
+        raise UserError(f"--learning_rate {config.learning_rate}: with a rate of 0 nothing is learnt")
     of = {"lr_num_cycles": ("cosine_with_restarts",), "lr_power": ("polynomial",)}
     of["lr_warmup_steps"] = [name for name in LR_SCHEDULERS if name != "constant"]
     for option, schedulers in of.items():
-        needs = f"it belongs to --lr_scheduler {' or '.join(schedulers[:2])}"
+        needs = f"it belongs to --lr_scheduler {', '.join(schedulers)}"
         _refuse_if(config, config.lr_scheduler not in schedulers, option, needs)
+    if config.num_train_epochs is None and config.lr_warmup_steps >= config.max_train_steps:
+        problem = f"the rate would grow beyond the training's end, {config.max_train_steps} steps"
+        raise UserError(f"--lr_warmup_steps {config.lr_warmup_steps}: {problem}")
     if config.lr_scheduler != "constant":
         if len(config.schedule.pieces) > 1 or ":" in config.learning_rate:
-            problem = "it starts from one rate; leave it out, or write a single number for --learning_rate"
+            problem = f"it starts from one rate, and --learning_rate is {config.learning_rate}; write a single number"
             raise UserError(f"--lr_scheduler {config.lr_scheduler}: {problem}")
         _check("lr_scheduler", lambda: learning_rate_function(config))
-    _refuse_if(config, config.num_train_epochs, "max_train_steps", "choose it or --num_train_epochs")
     _refuse_if(config, config.init_from, "num_train_epochs", "beside --init_from name --max_train_steps")
     _refuse_if(config, config.clip_grad_mode != "norm", "max_grad_norm", "it belongs to --clip_grad_mode norm")
     _refuse_if(config, config.clip_grad_mode != "value", "max_grad_value", "it belongs to --clip_grad_mode value")

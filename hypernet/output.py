@@ -6,6 +6,8 @@ import os
 import shutil
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from hypernet.config import TrainingConfig
 from hypernet.errors import UserError
 from hypernet.files import WEIGHTS_NAME, save_folder
@@ -14,6 +16,7 @@ from hypernet.replacing import is_unfinished, remove, remove_unfinished, replaci
 from hypernet.table import Table
 from hypernet.webui import save_webui
 
+LOCK = "run.lock"
 LOSS_COLUMNS = ["step", "epoch", "epoch_step", "loss", "learn_rate"]  # the WebUI's
 GUARD_COLUMNS = ["step", "event", "learning_rate_factor"]
 
@@ -60,7 +63,7 @@ class OutputFolder:
         existing = next(path for path in (self.root, *self.root.resolve().parents) if path.exists())
         if not os.access(existing, os.W_OK):
             raise UserError(f"--output_dir {self.root}: {existing} cannot be written to")
-        if not self.root.exists() or all(is_unfinished(path) for path in self.root.iterdir()):
+        if not self.root.exists() or all(is_unfinished(path) or path.name == LOCK for path in self.root.iterdir()):
             return []
         if not self.is_begun():
             raise UserError(f"--output_dir {self.root}: it is not empty and holds no run; name a new folder")
@@ -86,6 +89,22 @@ class OutputFolder:
         """Whether the folder holds a run, this one or another."""
         return self._run_file.is_file()
 
+    def lock(self):
+        """Keep other runs out of the folder until this process ends.
+
+        Raises:
+            UserError: if another one is at work in it.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock = FileLock(self.root / LOCK, timeout=0, is_singleton=True)  # it is let go with this object
+            self._lock.acquire()
+        except Timeout:
+            problem = "another process is training in it at this moment; wait for it, or name another folder"
+            raise UserError(f"--output_dir {self.root}: {problem}") from None
+        except (NotImplementedError, OSError):
+            pass  # a file system without locks
+
     def create(self, overwrite: bool):
         """Make the folder, after deleting the earlier run in it if `overwrite`, and sign it with this run's options."""
         if overwrite:
@@ -99,16 +118,16 @@ class OutputFolder:
             folder.mkdir(parents=True, exist_ok=True)
             remove_unfinished(folder)
 
-    def read_held_out(self) -> list[str]:
-        """The sha256 of the images that this run has held out so far."""
+    def read_held_out(self) -> dict[str, str]:
+        """The images that this run has held out so far: sha256 -> name."""
         try:
             return json.loads(self.held_out.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            return []
+            return {}
 
-    def write_held_out(self, sha256: list[str]):
+    def write_held_out(self, names: dict[str, str]):
         with replacing(self.held_out) as temporary:
-            temporary.write_text(json.dumps(sorted(set(sha256)), indent=1), encoding="utf-8")
+            temporary.write_text(json.dumps(names, indent=1), encoding="utf-8")
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:06d}"
@@ -137,7 +156,7 @@ class OutputFolder:
                     return state, notes
                 notes.append(f"{state} is not used: {problem}")
             if states:
-                problem = f"none of its training states is whole ({notes[0]})"
+                problem = f"none of its {len(states)} training states is whole ({notes[0]})"
                 hint = "--resume_from_checkpoint none begins again and keeps them under another name"
                 raise UserError(f"--output_dir {self.root}: {problem}; {hint}")
             return None, notes
@@ -150,22 +169,26 @@ class OutputFolder:
         problem = f"{self.checkpoints} has no such training state; it has {found}"
         raise UserError(f"--resume_from_checkpoint {wanted}: {problem}")
 
-    def go_back_to(self, step: int):
-        """Forget what lies after `step`: the loss rows are dropped, later states are kept under another name."""
+    def go_back_to(self, step: int) -> list[str]:
+        """Forget what lies after `step`: the rows are dropped, later states are kept under another name, which is told."""
         for table in self._tables:
             table.go_back_to(step)
         later = [state for state in self.states() if _step(state) > step]
+        lines = []
         for state in later:
-            aside = state.with_name(f"abandoned-{state.name}")
-            remove(aside)
+            name = f"{'damaged' if damage(state) else 'abandoned'}-{state.name}"
+            others = len(list(self.checkpoints.glob(f"{name}*")))
+            aside = state.with_name(f"{name}-{others + 1}" if others else name)
             state.rename(aside)
+            lines.append(f"{state.name} is now {aside.name}")
         if later or step == 0:
             remove(self.wandb_id)  # W&B takes no rows of steps that a run has passed
+        return lines
 
     def prune(self, limit: int | None):
         """Delete all but the newest states; of abandoned ones, too, as many are kept."""
         if limit:
-            abandoned = sorted(self.checkpoints.glob("abandoned-step-*"), key=lambda path: path.name)
+            abandoned = sorted(self.checkpoints.glob("abandoned-step-*"), key=lambda path: path.stat().st_mtime)
             for path in [*self.states()[:-limit], *abandoned[:-limit]]:
                 shutil.rmtree(path)
 

@@ -42,9 +42,9 @@ def start_trackers(accelerator, trackers: list[str], config: TrainingConfig, out
     run = {}
     if "wandb" in trackers and accelerator.is_main_process:
         if not output.wandb_id.is_file():
-            output.wandb_id.write_text(secrets.token_hex(4), encoding="utf-8")
-        run = {"name": label, "dir": str(output.root), "mode": wandb_mode()}
-        run |= {"id": output.wandb_id.read_text(encoding="utf-8").strip()}
+            output.wandb_id.write_text(f"{secrets.token_hex(4)}\n{label}\n", encoding="utf-8")
+        number, name = output.wandb_id.read_text(encoding="utf-8").split("\n")[:2]  # a resumed run keeps its name
+        run = {"name": config.run_name or name, "dir": str(output.root), "mode": wandb_mode(), "id": number}
         run |= {} if run["mode"] == "offline" else {"resume": "allow"}  # offline, W&B joins them when they are sent
     described = {**vars(config), **environment(accelerator), "data_fingerprint": fingerprint}
     plain = {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in described.items()}

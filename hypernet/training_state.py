@@ -103,6 +103,11 @@ class TrainingState:
         self._written_step = self._good["step"]
 
     @property
+    def good_step(self) -> int:
+        """The step of the state to go back to."""
+        return self._good["step"]
+
+    @property
     def remembers(self) -> bool:
         """Whether there is a state to go back to."""
         return self._good is not None

@@ -30,6 +30,7 @@ class Watch:
         self.effect: Effect | None = None
         self.grad_norms, self.images, self.seconds = [], 0, 0.0
         self.shown: dict[str, str] = {}  # beside the progress bar
+        self._warned = False
         self._plotted = time.monotonic()
 
     def begin(self, model, effect: Effect, step: int, changed: list[str]):
@@ -98,7 +99,8 @@ class Watch:
         if scaler is not None:
             norms = norms[norms.isfinite()]  # a step that overflows is left out, and that is usual
         values = {"loss": loss, "learning_rate": rate, "epoch": epoch, "grad_norm": norms.mean().item()}
-        values |= self.effect.measure(self.state.hypernetwork)
+        effects = self.effect.measure(self.state.hypernetwork)
+        values |= effects
         values["images_per_second"] = self.images * self.accelerator.num_processes / max(self.seconds, 1e-9)
         values["peak_memory_gib"] = peak_memory(self.accelerator.device)
         if scaler is not None:
@@ -106,14 +108,13 @@ class Watch:
         self.grad_norms, self.images, self.seconds = [], 0, 0.0
         self.shown = {"loss": f"{loss:.4f}", "lr": f"{rate:.1e}"}
         self.accelerator.log(values, step=step)
-        self._write(self.output.losses, [step, epoch, epoch_step, f"{loss:.7f}", rate])
+        self._write(self.output.losses, [step, epoch, epoch_step, f"{loss:.7f}", f"{rate:.10g}"])
         self.output.metrics.columns = ["step", *values]
         self._write(self.output.metrics, [step, *(f"{value:.7g}" for value in values.values())])
         if values.get("loss_scale", 1) < LEAST_LOSS_SCALE:
             return f"the loss scale has fallen to {values['loss_scale']:.1g}: every step overflows"
-        judged = [name for name in values if name == "loss" or name.startswith("effect")]
-        judged += ["grad_norm"] if scaler is None else []
-        return self.guard.judge_values({name: values[name] for name in judged})
+        judged = ["loss", *effects] + (["grad_norm"] if scaler is None else [])
+        return self.guard.judge_values({name: values[name] for name in judged}) or self._judge_effect(step, effects)
 
     def evaluate(self, step: int) -> str | None:
         """Measure the loss on held-out images, and keep the state if it is the best so far."""
@@ -123,10 +124,21 @@ class Watch:
         self.accelerator.log(values, step=step)
         self.output.val_losses.columns = ["step", *values]
         self._write(self.output.val_losses, [step, *(f"{value:.7f}" for value in values.values())])
-        reason = self.guard.judge_loss(step, values["val_loss"])
+        reason = self._judge_effect(step, self.effect.measure(self.state.hypernetwork))  # or fog might be the best
+        reason = reason or self.guard.judge_loss(step, values["val_loss"])
         if self.guard.best_step == step:
             self.state.save_best(step)
         return reason
+
+    def _judge_effect(self, step: int, effects: dict[str, float]) -> str | None:
+        """What the guard says of the effect; without held-out images, or with the guard off, it is only told, once."""
+        reason = self.guard.judge_effect(effects)
+        if reason is None or (self.held_out is not None and self.guard.watches_loss):
+            return reason
+        if not self._warned:
+            say(self.accelerator, f"step {step}: {reason}; it is dead or dying: stop, and lower --learning_rate")
+            self._warned = True
+        return None
 
     def find_dead(self) -> str | None:
         """Look at the weights and the losses since the last logging, before they are saved."""
@@ -143,11 +155,11 @@ class Watch:
         best = self.guard.best_step
         if not goes_on:
             self.guard.last_loss = self.guard.best_loss
-        to = "the last saved state (or the start)" if best is None else f"the best state, of step {best}"
+        to = f"{'the last saved' if best is None else 'the best'} state, of step {self.state.good_step}"
         what = f"goes back to {to}"
         what += f", at {self.guard.rate_factor:g} times the learning rate" if goes_on else " and ends there"
         say(self.accelerator, f"step {step}: {reason}; the run {what}")
-        self._write(self.output.guard_log, [step, f"{reason}; {what}", self.guard.rate_factor])
+        self._write(self.output.guard_log, [step, f"{reason}; {what}", f"{self.guard.rate_factor:g}"])
         self.accelerator.log(
             {"guard/returns": self.guard.returns, "guard/rate_factor": self.guard.rate_factor}, step=step
         )
@@ -165,7 +177,7 @@ class Watch:
             best = f"best, {self.guard.best_loss:.4g} at step {self.guard.best_step}"
             what = f"val_loss {self.guard.last_loss:.4g} is worse than its {best}; the run ends with that state"
             say(self.accelerator, f"step {step}: {what}")
-            self._write(self.output.guard_log, [step, what, self.guard.rate_factor])
+            self._write(self.output.guard_log, [step, what, f"{self.guard.rate_factor:g}"])
             self.guard.last_loss = self.guard.best_loss
 
     def plot(self, now: bool = False):
@@ -182,8 +194,8 @@ class Watch:
         """One or two lines on the held-out loss."""
         if self.held_out is None:
             return ""
-        best = f"best {self.guard.best_loss:.4g} at step {self.guard.best_step}: {self.output.best}"
-        line = f"  held-out loss   {self.base:.4g} without it, {self.guard.last_loss:.4g} with it; {best}"
+        best = f"the best, {self.guard.best_loss:.4g} at step {self.guard.best_step}, is {self.output.best}"
+        line = f"  held-out loss   {self.base:.4g} without it, {self.guard.last_loss:.4g} with what is exported; {best}"
         if self.guard.best_loss >= self.base:
             line += "\n  it was never better than the model without it: try another --learning_rate, with --overwrite"
         return line

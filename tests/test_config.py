@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from conftest import REPO
 
-from hypernet.command_line import options_table, parse_config
+from hypernet.command_line import options_table, parse_config, run_label
 from hypernet.errors import UserError
 
 NEEDED = ["--pretrained_model_name_or_path", "model", "--train_data_dir", "images"]
@@ -101,3 +101,16 @@ def test_unknown_key_in_yaml(tmp_path):
 
 def test_readme_lists_every_option():
     assert options_table() in Path(REPO / "README.md").read_text(encoding="utf-8")
+
+
+def test_runs_are_called_after_what_differs(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text(
+        "pretrained_model_name_or_path: m\ntrain_data_dir: d\nname: ink\nactivation: relu\nlearning_rate: 1e-4\n"
+    )
+    flags = ["--config", str(file), "--activation=mish", "--learning-rate", "1e-3", "--no_guard", "--output_dir=o/b"]
+    flags += ["--adam_beta2=0.99", "--train_batch_size=1", "--validation_prompt", "a cat"]
+    label = run_label(parse_config(flags), flags)
+    assert label == "ink, activation=mish, learning_rate=1e-3, guard=False, adam_beta2=0.99"  # not what has its default
+    assert run_label(parse_config([*flags, "--run_name=first"]), flags) == "first"
+    assert run_label(parse_config(["--config", str(file)]), ["--config", str(file)]) == "ink"

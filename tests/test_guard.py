@@ -73,3 +73,10 @@ def test_its_memory_goes_through_a_file():
     again.load_state_dict(json.loads(json.dumps(guard.state_dict())))
     assert again == Guard(False, guard.rate_factor, 1, 1.0, 0, 0, 2.0, "")
     assert Guard(**json.loads(json.dumps(Guard().state_dict()))).best_loss == math.inf
+
+
+def test_what_drowns_all_else_has_died_whatever_the_loss_says():
+    guard = Guard()
+    assert guard.judge_effect({"effect/320": 20.0, "effect/768": 0.01}) is None
+    assert guard.judge_effect({"effect/320": 0.1, "effect/768": 1.2e4}).startswith("effect/768 is 1.2e+04: it drowns")
+    assert guard.judge_effect({"effect/320": math.nan}) is not None

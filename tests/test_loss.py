@@ -1,9 +1,10 @@
 """Targets against the formulas written out with the cumulative alphas."""
 
+import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from hypernet.loss import diffusion_loss, diffusion_target
+from hypernet.loss import diffusion_loss, diffusion_target, offset_noise, snr_weights
 
 
 def test_targets():
@@ -19,6 +20,37 @@ def test_targets():
     loss = diffusion_loss(latents.half(), velocity, torch.full((3, 1, 1, 1), 1 / 3))
     assert loss.dtype == torch.float32
     assert torch.allclose(loss, (latents.half().float() - velocity).square().mean())
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_min_snr_weights_the_loss_of_the_clean_image(prediction_type):
+    """In terms of the predicted clean image every weighted loss is min(SNR, gamma) times its error (Min-SNR's definition)."""
+    scheduler = DDPMScheduler(beta_schedule="scaled_linear", prediction_type=prediction_type)
+    table = snr_weights(scheduler, 5.0)
+    clean, noise, wrong = torch.randn(3, 1000, 1, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    timesteps = torch.arange(1000)
+    alphas = scheduler.alphas_cumprod.double().view(-1, 1, 1, 1)
+    signal, sigma = alphas.sqrt(), (1 - alphas).sqrt()
+    noisy = signal * clean + sigma * noise
+    target = diffusion_target(scheduler, clean, noise, timesteps)
+    prediction = target + 0.1 * wrong
+    if prediction_type == "epsilon":
+        guessed = (noisy - sigma * prediction) / signal
+    else:
+        guessed = signal * noisy - sigma * prediction
+    snr = (alphas / (1 - alphas)).clamp(max=5.0)
+    expected = (snr * (guessed - clean) ** 2).flatten()
+    weighted = table * ((prediction - target) ** 2).flatten()
+    assert torch.allclose(weighted, expected, rtol=1e-3)
+
+
+def test_offset_noise_shifts_each_channel():
+    noise = torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(0))
+    shift = offset_noise(noise, 0.1, torch.Generator().manual_seed(1)) - noise
+    assert torch.allclose(shift, shift[:, :1, :1].expand_as(shift), atol=1e-6)
+    assert torch.allclose(
+        shift[:, 0, 0], 0.1 * torch.randn(4, 1, 1, generator=torch.Generator().manual_seed(1)).flatten(), atol=1e-6
+    )
 
 
 def test_weights_of_images_and_cells():

@@ -48,7 +48,7 @@ def test_without_a_scheduler_the_schedule_holds():
         (["--lr_scheduler=piecewise_constant"], "--lr_scheduler piecewise_constant: choose one of"),
         (
             ["--lr_scheduler=cosine", "--learning_rate=1e-3:20, 1e-4"],
-            "--lr_scheduler cosine: it starts from one rate; leave it out, or write a single number",
+            "--lr_scheduler cosine: it starts from one rate, and --learning_rate is 1e-3:20, 1e-4; write a single",
         ),
         (["--lr_warmup_steps=5"], "--lr_warmup_steps 5: it belongs to --lr_scheduler "),
         (
@@ -57,7 +57,8 @@ def test_without_a_scheduler_the_schedule_holds():
         ),
         (["--lr_power=2"], "--lr_power 2.0: it belongs to --lr_scheduler polynomial"),
         (["--lr_scheduler=polynomial", "--learning_rate=1e-9"], "--lr_scheduler polynomial: lr_end"),
-        (["--num_train_epochs=3"], "--max_train_steps 50: choose it or --num_train_epochs"),
+        (["--learning_rate=0"], "--learning_rate 0: with a rate of 0 nothing is learnt"),
+        (["--lr_scheduler=linear", "--lr_warmup_steps=50"], "--lr_warmup_steps 50: the rate would grow beyond"),
     ],
 )
 def test_mistakes_get_one_line(flags, message):

@@ -123,7 +123,9 @@ def test_resumed_equals_uninterrupted(models_dir, mixed_dir, tmp_path):
 
     (tmp_path / "parts" / "x.pt").unlink()  # as if the run had been killed between the state and this file
     back = [*flags, "--max_train_steps=6", "--resume_from_checkpoint=step-000006"]
-    assert "0 steps in" in train_here(models_dir, images_dir, tmp_path / "parts", *back)
+    said = train_here(models_dir, images_dir, tmp_path / "parts", *back)
+    assert "0 steps in" in said and "step-000007 is now abandoned-step-000007" in said
+    assert "This run has made its 6 steps; to go on, raise --max_train_steps" in said
     assert sorted(path.name for path in states.iterdir()) == ["abandoned-step-000007", "step-000006"]
     again, state = hypernet.load(tmp_path / "parts" / "x.pt"), hypernet.load(states / "step-000006")
     assert again.config.step == 6
