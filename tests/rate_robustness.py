@@ -72,7 +72,7 @@ def measure(options, output: Path) -> float:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("flags", nargs="*", help="more options of the training, after --")
     arguments = parser.parse_args()
     work, worse = Path(tempfile.mkdtemp()), {False: 0, True: 0}
