@@ -9,6 +9,7 @@ from transformers.hf_argparser import HfArg
 
 from hypernet.captions import read_templates
 from hypernet.option_checks import check_options
+from hypernet.optimizers import find_class
 from hypernet.schedule import Schedule, parse_schedule
 
 STRUCTURE_OPTIONS = ("widths", "layer_structure", "activation", "weight_init", "layer_norm", "layer_norm_init")
@@ -128,6 +129,7 @@ class TrainingConfig:
     def __post_init__(self):
         self.name = self.name or Path(self.output_dir).resolve().name
         self.train_data_dir, self.dataset_name = self.train_data_dir or None, self.dataset_name or None
+        self.optimizer = find_class(self.optimizer).__name__  # "adamw" and "AdamW" are the same
         check_options(self)
 
     @property

@@ -5,7 +5,6 @@ from pathlib import Path
 from hypernet.captions import check_word_regex
 from hypernet.errors import UserError
 from hypernet.network import check_structure
-from hypernet.optimizers import find_class
 from hypernet.pictures import check_color
 from hypernet.rates import LR_SCHEDULERS, learning_rate_function
 from hypernet.sizes import aspect_buckets
@@ -88,7 +87,6 @@ def _check_loop(config):
         raise UserError("--snr_gamma 0.0: it would take all weight from the loss; 5 is usual")
     for option in ("learning_rate", "max_grad_norm", "max_grad_value"):
         _check(option, lambda option=option: config.schedule_of(option))
-    config.optimizer = find_class(config.optimizer).__name__  # written as it is called
     if not any(value for value, _ in config.schedule.pieces):
         raise UserError(f"--learning_rate {config.learning_rate}: with a rate of 0 nothing is learnt")
     of = {"lr_num_cycles": ("cosine_with_restarts",), "lr_power": ("polynomial",)}

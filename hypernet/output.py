@@ -1,6 +1,7 @@
 """The output folder of a run: whose it is, its checkpoints, its tables."""
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -110,9 +111,8 @@ class OutputFolder:
         if overwrite:
             for path in self._written:
                 remove(path)
-        with replacing(
-            self._run_file
-        ) as temporary:  # before any other file: without it the folder is taken for another's
+        # before any other file: without it the folder is taken for another's
+        with replacing(self._run_file) as temporary:
             temporary.write_text(json.dumps(self.options, indent=2) + "\n", encoding="utf-8")
         for folder in (self.root, self.checkpoints, self.previews):
             folder.mkdir(parents=True, exist_ok=True)
@@ -177,8 +177,8 @@ class OutputFolder:
         lines = []
         for state in later:
             name = f"{'damaged' if damage(state) else 'abandoned'}-{state.name}"
-            others = len(list(self.checkpoints.glob(f"{name}*")))
-            aside = state.with_name(f"{name}-{others + 1}" if others else name)
+            names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+            aside = next(path for path in map(state.with_name, names) if not path.exists())
             state.rename(aside)
             lines.append(f"{state.name} is now {aside.name}")
         if later or step == 0:

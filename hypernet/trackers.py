@@ -1,6 +1,7 @@
 """What a run tells W&B and TensorBoard: what it is, how it goes, what it draws."""
 
 import importlib.metadata
+import re
 import secrets
 import subprocess
 import sys
@@ -95,7 +96,7 @@ def log_artifact(accelerator, config: TrainingConfig, output: OutputFolder):
         if tracker.name == "wandb":
             import wandb
 
-            artifact = wandb.Artifact(config.name.replace(" ", "_"), type="hypernetwork")
+            artifact = wandb.Artifact(re.sub(r"[^A-Za-z0-9._-]", "_", config.name), type="hypernetwork")
             for path in output.to_use():
                 artifact.add_file(str(path))
             tracker.run.log_artifact(artifact)

@@ -61,6 +61,7 @@ class Watch:
             if dead:
                 fp16 = self.config.mixed_precision == "fp16"
                 hint = "another --mixed_precision (bf16, no)" if fp16 else "another model"
+                hint = "another --init_from" if self.config.init_from else hint
                 raise UserError(f"before the first step {dead}: what the model computes is of no use; try {hint}")
         if not self.state.remembers:
             self.state.remember(step)
@@ -153,8 +154,7 @@ class Watch:
         self.state.go_back()
         self.grad_norms = []
         best = self.guard.best_step
-        if not goes_on:
-            self.guard.last_loss = self.guard.best_loss
+        self.guard.last_loss = self.guard.best_loss  # of the weights that are there now
         to = f"{'the last saved' if best is None else 'the best'} state, of step {self.state.good_step}"
         what = f"goes back to {to}"
         what += f", at {self.guard.rate_factor:g} times the learning rate" if goes_on else " and ends there"

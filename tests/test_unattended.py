@@ -18,7 +18,9 @@ from test_train import LAUNCH_TWO, command
 
 import hypernet
 from hypernet import guard
+from hypernet.command_line import parse_config
 from hypernet.errors import UserError
+from hypernet.output import OutputFolder
 
 QUICK = ["--learning_rate=1e-3", "--train_batch_size=3", "--logging_steps=2", "--name=x"]
 
@@ -156,6 +158,19 @@ def test_a_full_disk_costs_one_save(models_dir, images_dir, tmp_path, answer):
     assert hypernet.load(tmp_path / "run").config.step == 2
     assert "step 2\n" in train_here(models_dir, images_dir, tmp_path / "run", *flags, "6")
     assert hypernet.load(tmp_path / "run" / "x.pt").config.step == 6
+
+
+def test_states_that_are_set_aside_never_replace_one_another(tmp_path):
+    output = OutputFolder(
+        parse_config(["--pretrained_model_name_or_path=m", "--train_data_dir=d", f"--output_dir={tmp_path}"])
+    )
+    for aside in ("damaged-step-000007", "damaged-step-000007-2", "damaged-step-000007"):
+        output.checkpoint(7).mkdir(parents=True)
+        (output.checkpoint(7) / "file").write_text("x")
+        assert output.go_back_to(5) == [f"step-000007 is now {aside}"]
+        if aside.endswith("-2"):
+            shutil.rmtree(output.checkpoints / "damaged-step-000007")  # as pruning may do
+    assert len(list(output.checkpoints.iterdir())) == 2
 
 
 def test_a_changed_rate_holds_at_once_and_is_told(models_dir, images_dir, tmp_path):
