@@ -22,10 +22,12 @@ from accelerate.utils import set_seed
 from tqdm.auto import tqdm
 
 import hypernet
+from hypernet.base_model import check_resolution, choose_widths, recognise
 from hypernet.cache import check_cache_folder
 from hypernet.card import check_hub_login, push_to_hub, write_card
 from hypernet.clipping import clip_gradients
 from hypernet.command_line import parse_config, run_label
+from hypernet.conditions import cast
 from hypernet.config import TrainingConfig
 from hypernet.dataset import EpochBatches, build_loader, describe_data, encode_dataset
 from hypernet.effect import measure_first_image
@@ -37,16 +39,7 @@ from hypernet.inspection import find_pictures
 from hypernet.interruption import Interruption
 from hypernet.launch import build_accelerator, check_shared, choose_precision, others_watched
 from hypernet.loss import diffusion_loss, diffusion_target, snr_weights
-from hypernet.models import (
-    check_resolution,
-    choose_widths,
-    encode_prompts,
-    load_models,
-    model_name,
-    vae_precision,
-    weight_dtype,
-    weights_hash,
-)
+from hypernet.models import load_models, vae_precision, weight_dtype
 from hypernet.optimizers import build_optimizer, check_optimizer
 from hypernet.output import OutputFolder
 from hypernet.preview import Previewer
@@ -56,6 +49,7 @@ from hypernet.seeds import derive_seed
 from hypernet.sources import open_source
 from hypernet.trackers import choose_trackers, log_artifact, log_previews, start_trackers, wandb_sync_line
 from hypernet.training_state import TrainingState
+from hypernet.vaes import vae_notes
 from hypernet.watch import Watch
 from hypernet.weight_average import WeightAverage
 
@@ -65,8 +59,8 @@ def main(arguments=None):
     config = parse_config(arguments)
     choose_precision(config)
     initial = open_initial(config)
-    widths = choose_widths(config)
-    multiple = check_resolution(config)
+    base = recognise(config.model_source)
+    widths, multiple = choose_widths(config, base), check_resolution(config, base)
     output = OutputFolder(config)
     changes = output.check(config.overwrite)
     saved, ignored = output.find_state("none" if config.overwrite else config.resume_from_checkpoint)
@@ -95,9 +89,8 @@ def main(arguments=None):
 
     # Models
     accelerator.print(f"Loading {config.pretrained_model_name_or_path}")
-    dtype = weight_dtype(accelerator.mixed_precision)
-    path, device = config.pretrained_model_name_or_path, accelerator.device
-    models = load_models(path, config.revision, config.variant, dtype, device)
+    dtype, device = weight_dtype(accelerator.mixed_precision), accelerator.device
+    models = load_models(base, dtype, device)
     unet, scheduler = models.unet, models.scheduler
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
@@ -110,6 +103,7 @@ def main(arguments=None):
             held_dataset = encode_held_out(models, held_source, held_pictures, config, precision)
     if config.holds_out:
         held_out = HeldOutLoss(held_dataset, models, accelerator, config.train_batch_size)
+    accelerator.print(*(f"{line}\n" for line in vae_notes(base, dataset.latents)), sep="", end="")
 
     # Previews; the first ones show the model without the hypernetwork
     if accelerator.is_main_process:
@@ -123,19 +117,18 @@ def main(arguments=None):
         accelerator.print("Drawing previews without the hypernetwork")
         previewer = Previewer(models, config, accelerator)
         previewer.without = previewer.draw()
-    if dataset.embeds is not None:
-        models.text_encoder.to("cpu")
+    if dataset.is_cached:
+        for encoder in models.text_encoders:
+            encoder.to("cpu")
     if previewer is None:
         models.vae.to("cpu")
 
     # Hypernetwork and optimizer
     set_seed(config.seed)
     hypernetwork = initial.hypernetwork.train() if initial else hypernet.Hypernetwork(widths, **config.structure())
-    hypernetwork.register_to_config(
-        name=config.name,
-        base_model_name=model_name(config.pretrained_model_name_or_path),
-        base_model_hash=weights_hash(unet, torch.float16),
-    )
+    hypernetwork.register_to_config(name=config.name, base_model_name=base.source.name, base_model_hash=models.hash)
+    if config.lora:
+        hypernetwork.register_to_config(optional_info=f"LoRAs underneath: {', '.join(config.lora)}")
     on_unet = hypernet.HypernetworkUNet(unet, hypernetwork)
     optimizer = build_optimizer(config, hypernetwork.parameters(), device)
     model, optimizer = accelerator.prepare(on_unet, optimizer)
@@ -189,9 +182,8 @@ def main(arguments=None):
                 with accelerator.accumulate(model):
                     latents, noise, timesteps = batch["latents"], batch["noise"], batch["timesteps"]
                     noisy = scheduler.add_noise(latents, noise, timesteps)
-                    if dataset.embeds is None:
-                        batch["prompt_embeds"] = encode_prompts(models, batch["prompts"])
-                    prediction = model(noisy.to(dtype), timesteps, batch["prompt_embeds"].to(dtype))
+                    given = cast(dataset.conditions(batch), device, dtype)
+                    prediction = model(noisy.to(dtype), timesteps, **given)
                     target, weights = diffusion_target(scheduler, latents, noise, timesteps), batch["weights"]
                     if snr_table is not None:
                         weights = weights * snr_table[timesteps].view(-1, 1, 1, 1)

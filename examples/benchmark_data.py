@@ -29,11 +29,13 @@ from draw import caption, draw, random_scene
 from PIL import Image
 
 import hypernet
+from hypernet.base_model import recognise
 from hypernet.command_line import parse_config
 from hypernet.dataset import EpochBatches, build_loader, encode_dataset
 from hypernet.inspection import find_pictures
 from hypernet.loss import diffusion_loss, diffusion_target
-from hypernet.models import image_multiple, load_models
+from hypernet.model_source import ModelSource
+from hypernet.models import load_models
 from hypernet.sources import open_source
 
 FEW, STARTS, STEPS = 200, 3, 150
@@ -65,7 +67,7 @@ def prepare(models, folder, cache, *more):
     """(config, dataset, pictures) as the training has them before its first step."""
     config = parse_config(options(folder, cache, *more))
     source = open_source(config)
-    pictures, _ = find_pictures(source, config, image_multiple(str(MODEL)))
+    pictures, _ = find_pictures(source, config, models.base.image_multiple)
     dataset = encode_dataset(models, source, pictures, config, torch.float32)
     return config, dataset, pictures
 
@@ -77,7 +79,7 @@ def count_encodes(models, work: Path) -> dict:
     """{kind of start: (images that the VAE encodes, prompts that the text encoder encodes)}."""
     folder, cache, counts = work / "pictures", work / "cache", [0, 0]
     shutil.copytree(PICTURES, folder)
-    layer = next(module for name, module in models.text_encoder.named_modules() if name.endswith("layers.0"))
+    layer = next(module for name, module in models.text_encoders[0].named_modules() if name.endswith("layers.0"))
 
     def count(which):
         return lambda module, args: counts.__setitem__(which, counts[which] + len(args[0]))
@@ -133,7 +135,8 @@ class Stepper:
         batch = next(self.stream)
         waited = time.perf_counter() - started
         latents, noise, timesteps = batch["latents"], batch["noise"], batch["timesteps"]
-        prediction = self.model(self.scheduler.add_noise(latents, noise, timesteps), timesteps, batch["prompt_embeds"])
+        noisy = self.scheduler.add_noise(latents, noise, timesteps)
+        prediction = self.model(noisy, timesteps, **batch["conditions"])
         target = diffusion_target(self.scheduler, latents, noise, timesteps)
         diffusion_loss(prediction, target, batch["weights"]).backward()
         self.optimizer.step()
@@ -213,7 +216,7 @@ def main():
         if not arguments.json:
             show({name: value})
 
-    accelerator, models = Accelerator(), load_models(str(MODEL))
+    accelerator, models = Accelerator(), load_models(recognise(ModelSource(str(MODEL))))
     with tempfile.TemporaryDirectory() as work:
         work = Path(work)
         note("encodes (images, prompts)", count_encodes(models, work))

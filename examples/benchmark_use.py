@@ -24,9 +24,10 @@ from diffusers.utils import logging as diffusers_logging
 
 import hypernet
 from hypernet.contexts import gather_contexts
-from hypernet.drawing import ModelSource, load_pipeline
+from hypernet.drawing import load_for_drawing
 from hypernet.drawing_options import training_options
 from hypernet.errors import UserError
+from hypernet.model_source import ModelSource
 from hypernet.sheet import labelled_sheet
 from hypernet.to_lora import save_lora, to_lora
 
@@ -89,7 +90,7 @@ def compare_loras(args):
     """What LoRAs keep of the hypernetwork, in numbers and in a sheet of pictures."""
     options = training_options(args.hypernetwork)
     prompts, hypernetwork = options["validation_prompt"], hypernet.load(args.hypernetwork)
-    pipe = load_pipeline(ModelSource(options["pretrained_model_name_or_path"]))
+    pipe = load_for_drawing(ModelSource.of(options)).pipeline
     pipe.set_progress_bar_config(disable=True)
     diffusers_logging.set_verbosity_error()  # that the LoRA has nothing for the text encoder is as it should be
     call = {"num_inference_steps": 20, "guidance_scale": options["validation_guidance_scale"]}

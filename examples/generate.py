@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from hypernet.script import ScriptParser, run_script
 
 import hypernet
-from hypernet.drawing import Painter, PictureSettings, load_pipeline
+from hypernet.drawing import Painter, PictureSettings, load_for_drawing
 from hypernet.drawing_options import add_drawing_options, choose_model, make_picture, parse_count, read_stack
 from hypernet.errors import UserError
 from hypernet.infotext import free_path, save_png
@@ -64,7 +64,7 @@ def main(arguments=None):
         picture = dataclasses.replace(picture, guidance_scale=guidance)
     pictures = [dataclasses.replace(picture, seed=seed + i) for i in range(args.num_images)]
 
-    painter = Painter(load_pipeline(source), source, loaded)
+    painter = Painter(load_for_drawing(source), loaded)
     for index, image in painter.draw_all(pictures, args.batch_size):
         text = painter.infotext(pictures[index], image)
         path = free_path(args.output_dir / file_name(pictures[index]), text)

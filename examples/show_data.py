@@ -25,30 +25,26 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image, ImageDraw
 from tqdm.auto import tqdm
 
+from hypernet.base_model import check_resolution, choose_widths, recognise
 from hypernet.cache import check_cache_folder
 from hypernet.command_line import parse_config
 from hypernet.dataset import EpochBatches, TrainingImages, describe_data, encode_dataset
 from hypernet.errors import UserError
 from hypernet.fonts import load_font
 from hypernet.inspection import Picture, find_pictures
-from hypernet.models import (
-    StableDiffusion,
-    check_resolution,
-    choose_widths,
-    load_models,
-    vae_precision,
-    weight_dtype,
-)
+from hypernet.models import StableDiffusion, load_models, vae_precision, weight_dtype
 from hypernet.pictures import on_background, read_picture
+from hypernet.prompt_embeds import cut_prompts
 from hypernet.replacing import check_writable
 from hypernet.sizes import kept_share
 from hypernet.sources import Source, open_source
+from hypernet.vaes import STD_RANGE, vae_notes
 
 CELL, COLUMNS, FONT = 240, 6, 13  # pixels: a picture's longer side, and the height of a letter
 LETTERS = 36  # of a line below a picture
 ENLARGED = 1.5  # more than that shows
 KEPT = 0.6  # less than that of a picture left after cropping is worth a look
-STD_RANGE, FLAT = (0.4, 2.0), 0.25  # deviation of an image's scaled latents, in all and within their channels
+FLAT = 0.25  # deviation of an image's scaled latents within their channels
 
 
 @dataclasses.dataclass
@@ -97,8 +93,9 @@ def check_sheet(sheet: Path, config):
 
 def open_data(config) -> Data:
     """Check, look, tell, load and encode, in the order of the training."""
-    choose_widths(config)
-    multiple = check_resolution(config)
+    base = recognise(config.model_source)
+    choose_widths(config, base)
+    multiple = check_resolution(config, base)
     check_cache_folder(config.cache_dir)
     source = open_source(config)
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
@@ -107,8 +104,9 @@ def open_data(config) -> Data:
     batches = EpochBatches(pictures, config.train_batch_size, config.seed)
     print(describe_data(source, pictures, problems, batches, config))
     print(f"Loading {config.pretrained_model_name_or_path}")
-    models = load_models(config.pretrained_model_name_or_path, config.revision, config.variant, dtype, device)
+    models = load_models(base, dtype, device)
     dataset = encode_dataset(models, source, pictures, config, vae_precision(dtype, device))
+    print(*(f"{line}\n" for line in vae_notes(base, dataset.latents)), sep="", end="")
     return Data(source, pictures, dataset, models)
 
 
@@ -133,8 +131,8 @@ def find_suspicious(data: Data, config, threshold=0.02) -> dict[int, list[str]]:
             remark(index, f"{picture.width}x{picture.height}: only {kept:.0%} of it is kept")
         if "" in data.dataset.prompts.undropped(index):
             remark(index, "an empty prompt")
-    for index, tokens in long_prompts(data):
-        remark(index, f"a prompt of {tokens} tokens; what is over {data.models.tokenizer.model_max_length} is cut")
+    for index, cut, tokens in long_prompts(data):
+        remark(index, f"a prompt of {tokens} tokens; --max_token_chunks cuts the last {cut}")
     for index in range(len(data.pictures)):
         latents = data.dataset.latents.draw(index, 0, 0, torch.Generator().manual_seed(0))
         if not STD_RANGE[0] <= latents.std() <= STD_RANGE[1]:
@@ -164,12 +162,11 @@ def same_pictures(data: Data, threshold):
 
 
 def long_prompts(data: Data):
-    """(index, tokens) of pictures that can get a prompt that is cut."""
-    tokenizer = data.models.tokenizer
-    for index in range(len(data.pictures)):
-        tokens = max(len(tokenizer(prompt).input_ids) for prompt in data.dataset.prompts.undropped(index))
-        if tokens > tokenizer.model_max_length:
-            yield index, tokens
+    """(index, tokens that are cut off, all its tokens) of pictures that can get a prompt that is cut."""
+    for index in range(len(data.pictures) if data.models.source.max_token_chunks else 0):
+        cut = cut_prompts(data.models, data.dataset.prompts.undropped(index))
+        if cut:
+            yield index, *max(each[1:] for each in cut)
 
 
 # --- Sheets
@@ -206,7 +203,7 @@ def draw_sheet(data: Data, indices, epoch: int, remarks: dict[int, list[str]]) -
 
 def draw_cell(data: Data, index, epoch, remarks):
     """(picture in the size of a cell, its label, the text below it, wrapped)."""
-    latents, *_, prompt = data.dataset.draw(epoch, index)
+    latents, *_, prompt, _ = data.dataset.draw(epoch, index)
     image = decode(data, latents)
     sides = [max(1, round(side * CELL / max(image.size))) for side in image.size]
     name, size = data.label(index), f"  {image.width}x{image.height}"

@@ -26,11 +26,12 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from hypernet.axes import KINDS, Axis, parse_axis
-from hypernet.drawing import ModelSource, Painter, PictureSettings, load_pipeline, weights_sha256
+from hypernet.drawing import Painter, PictureSettings, load_for_drawing, weights_sha256
 from hypernet.drawing_options import add_drawing_options, choose_model, make_picture, read_stack
 from hypernet.errors import UserError
 from hypernet.infotext import free_path, parse_infotext, read_png_infotext, save_png, write_infotext
-from hypernet.prompt_tags import split_prompt, tag_name, trained_config
+from hypernet.model_source import ModelSource
+from hypernet.prompt_tags import LORA_TAG, split_prompt, tag_name, trained_config
 from hypernet.replacing import check_writable
 from hypernet.sheet import labelled_sheet
 from hypernet.wandb_runs import sync_line, wandb_mode
@@ -107,7 +108,7 @@ def cell_key(picture: PictureSettings, model: str) -> str:
 
 def draw_missing(missing: dict[Path, PictureSettings], source: ModelSource, batch_size: int):
     """Draw cells into their files, those of one hypernetwork together; each is on disk as soon as it is done."""
-    painter = Painter(load_pipeline(source), source)
+    painter = Painter(load_for_drawing(source))
     painter.pipe.set_progress_bar_config(disable=True)
     paths, pictures = list(missing), list(missing.values())
     with tqdm(total=len(paths), desc="Drawing") as bar:
@@ -125,7 +126,7 @@ def shared_settings(args, paths) -> str:
     """What the axes leave as it is: the prompt with its hypernetworks, and how it was sampled."""
     prompt, _, fields = parse_infotext(read_png_infotext(paths[0][0]))
     kinds = args.x.kind, args.y.kind
-    text, tags = split_prompt(prompt)
+    text, tags = split_prompt(LORA_TAG.sub("", prompt))
     strength = "" if "strength" in kinds else "{:g}"
     shown = [] if "prompt" in kinds else [text.strip()]
     shown += [] if "checkpoint" in kinds else [f"{name} {strength.format(value)}".strip() for name, value in tags]

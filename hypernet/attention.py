@@ -237,6 +237,9 @@ class HypernetworkUNet(nn.Module):
         self.hypernetwork = hypernetwork
         attach(unet, hypernetwork)
 
-    def forward(self, noisy_latents, timesteps, encoder_hidden_states) -> torch.Tensor:
-        """The UNet's prediction, (B, channels, height, width) like `noisy_latents`."""
-        return self.unet(noisy_latents, timesteps, encoder_hidden_states=encoder_hidden_states).sample
+    def forward(self, noisy_latents, timesteps, encoder_hidden_states, **conditions) -> torch.Tensor:
+        """The UNet's prediction, (B, channels, height, width) like `noisy_latents`.
+
+        `conditions` are its other arguments by diffusers' names: a mask of the text, what SDXL takes.
+        """
+        return self.unet(noisy_latents, timesteps, encoder_hidden_states, **conditions).sample

@@ -12,7 +12,7 @@ from transformers import HfArgumentParser
 from hypernet.config import PATH_OPTIONS, TrainingConfig
 from hypernet.errors import UserError
 
-SEVERAL = ("validation_prompt", "optimizer_args")  # options of several values
+SEVERAL = ("validation_prompt", "optimizer_args", "lora")  # options of several values, which may be repeated
 LISTS = (*SEVERAL, "widths", "layer_structure", "dropout_structure", "resolution")
 # What a run's name tells of its options beside those that make it another run, and what it does not
 TOLD = {"learning_rate", "lr_scheduler", "lr_warmup_steps", "lr_num_cycles", "lr_power", "guard"}
@@ -22,6 +22,10 @@ CONFIG_HELP = "YAML file with any of these options; flags given beside it win."
 
 
 class _Parser(HfArgumentParser):
+    def add_argument(self, *names, **options):
+        several = names[0].lstrip("-") in SEVERAL
+        return super().add_argument(*names, **options, **({"action": "extend"} if several else {}))
+
     def error(self, message):  # argparse prints its whole usage first
         message = re.sub(r"--(\w+)/--[\w-]+", r"--\1", message)  # it names each option in two spellings
         raise UserError(message.removeprefix("argument "))
@@ -42,7 +46,8 @@ def parse_config(arguments=None) -> TrainingConfig:
     if rest:
         raise UserError(_unknown(rest[0].partition("=")[0].lstrip("-"), "--{}"))
     if given.config:
-        given = parser.parse_args(_flags_from_yaml(given.config) + arguments)
+        stated = {name for name in SEVERAL if getattr(given, name) is not None}
+        given = parser.parse_args(_flags_from_yaml(given.config, stated) + arguments)
     options = vars(given)
     options.pop("config")
     return TrainingConfig(**options)
@@ -63,8 +68,11 @@ def run_label(config: TrainingConfig, arguments=None) -> str:
     return ", ".join([config.name, *(f"{key}={value}" for key, value in told.items())])[:120]
 
 
-def _flags_from_yaml(path):
-    """A YAML file's entries as command-line flags, so that both are converted by the same rules (5e-6 is a number)."""
+def _flags_from_yaml(path, without):
+    """A YAML file's entries as command-line flags, so that both are converted by the same rules (5e-6 is a number).
+
+    Those of the options `without`, whose values on the command line would be added to them, are left out.
+    """
     if not Path(path).is_file():
         raise UserError(f"--config {path}: there is no such file")
     try:
@@ -77,7 +85,7 @@ def _flags_from_yaml(path):
     for key, value in entries.items():
         if key not in fields:
             raise UserError(f"--config {path}: " + _unknown(str(key), "{}"))
-        if value is None:
+        if value is None or key in without:
             continue
         if isinstance(value, list) and key not in LISTS:
             raise UserError(f"--config {path}: {key}: [...] is a list in YAML; put the value in quotes")

@@ -8,12 +8,16 @@ from pathlib import Path
 from transformers.hf_argparser import HfArg
 
 from hypernet.captions import read_templates
+from hypernet.model_source import NAMES as MODEL_OPTIONS
+from hypernet.model_source import ModelSource
+from hypernet.loras import absolute_lora
 from hypernet.option_checks import check_options
 from hypernet.optimizers import find_class
 from hypernet.schedule import Schedule, parse_schedule
 
 STRUCTURE_OPTIONS = ("widths", "layer_structure", "activation", "weight_init", "layer_norm", "layer_norm_init")
 PATH_OPTIONS = ("pretrained_model_name_or_path", "train_data_dir", "validation_data_dir", "dataset_name", "init_from")
+PATH_OPTIONS += ("model_config", "original_config", "pretrained_vae_model_name_or_path")
 STRUCTURE_OPTIONS += ("activate_output", "dropout_structure")
 # What a run may change when it is resumed
 CHANGEABLE = {"output_dir", "overwrite", "cache_dir", "resume_from_checkpoint", "max_train_steps", "num_train_epochs"}
@@ -35,9 +39,20 @@ class TrainingConfig:
     """
 
     # Model
-    pretrained_model_name_or_path: str | None = HfArg(default=None, help="Stable Diffusion to train on: a diffusers folder or Hub id.")
+    pretrained_model_name_or_path: str | None = HfArg(default=None, help="Stable Diffusion 1.x, 2.x or SDXL to train on: a diffusers folder, a Hub id, or a single .safetensors or .ckpt file.")
     revision: str | None = HfArg(default=None, help="Branch, tag or commit of the Hub id.")
     variant: str | None = HfArg(default=None, help='Variant of its weight files, such as "fp16".')
+    model_config: str | None = HfArg(default=None, help="Of a single file: a diffusers folder or Hub id of the same kind, whose configs and tokenizers it is read with; default: its kind's on the Hub.")
+    original_config: str | None = HfArg(default=None, help="Of a single file: the YAML that it was trained with, in CompVis' or Stability's form.")
+    pretrained_vae_model_name_or_path: str | None = HfArg(default=None, help="Another VAE than the model's own: a folder, a Hub id or a file.")
+    lora: list[str] | None = HfArg(default=None, help="LoRAs that are folded into the model before the training, each PATH or PATH:SCALE; several may follow, and the option may be repeated.")
+    prediction_type: str | None = HfArg(default=None, help="What the model predicts, where its config does not say it right: epsilon, v_prediction, sample.")
+    rescale_betas_zero_snr: bool = HfArg(default=False, help="Train and preview with a noise schedule whose last timestep is noise alone, for models that were trained so (v_prediction or sample).")
+    # Text
+    clip_skip: int | None = HfArg(default=None, help="Which layer of the text encoder is read, with the WebUI's meaning: 1 is its output, 2 the last but one, ...; default: 1. Of SDXL it means the first encoder, as the WebUI's own setting for SDXL has it, and the default is 2.")
+    max_token_chunks: int | None = HfArg(default=None, help="Cut prompts after so many chunks of 75 tokens; default: as many as they need.")
+    prompt_emphasis: bool = HfArg(default=False, help="Read the WebUI's prompt syntax: (word) and (word:1.3) weigh more, [word] less, BREAK starts a new chunk. Either way \\( and \\) are plain brackets.")
+    force_zeros_for_empty_prompt: bool | None = HfArg(default=None, help="Of SDXL: an empty prompt is zeros, as guidance has it; default: as the model's config says.")
     # Data
     train_data_dir: str | None = HfArg(default=None, help="Folder of images, sub-folders too; the caption of an image is NAME.txt beside it, else its entry in metadata.jsonl or metadata.csv, else its file name.")
     dataset_name: str | None = HfArg(default=None, help="Instead of a folder: a data set of the Hub, or one that datasets has saved here.")
@@ -133,6 +148,11 @@ class TrainingConfig:
         check_options(self)
 
     @property
+    def model_source(self) -> ModelSource:
+        """Which model is trained on, and how prompts are read."""
+        return ModelSource.of({name: getattr(self, name) for name in MODEL_OPTIONS})
+
+    @property
     def schedule(self) -> Schedule:
         return self.schedule_of("learning_rate")
 
@@ -199,6 +219,8 @@ class TrainingConfig:
         for key in PATH_OPTIONS:
             if options[key] and Path(options[key]).exists():
                 options[key] = str(Path(options[key]).resolve())
+        if self.lora:
+            options["lora"] = [absolute_lora(lora) for lora in self.lora]
         return options
 
     def run_identity(self) -> set[str]:

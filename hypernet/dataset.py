@@ -8,11 +8,13 @@ from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 
 from hypernet.captions import Prompts
+from hypernet.conditions import conditions
+from hypernet.errors import is_first
 from hypernet.inspection import Picture
 from hypernet.latents import Latents, encode_pictures
 from hypernet.loss import draw_noise_and_timestep, offset_noise
 from hypernet.models import StableDiffusion
-from hypernet.prompt_embeds import encode_all_prompts
+from hypernet.prompt_embeds import CachedEmbeds, PromptEmbeds, cut_prompts, open_embeds
 from hypernet.seeds import derive_seed
 from hypernet.sizes import size_table
 from hypernet.sources import Source
@@ -103,9 +105,9 @@ class TrainingImages(torch.utils.data.Dataset):
     previews disturb nothing) nor on which process asks.
     """
 
-    def __init__(self, latents: Latents, prompts: Prompts, embeds, num_train_timesteps: int, config):
-        self.latents, self.prompts, self.embeds = latents, prompts, embeds
-        self.num_train_timesteps, self.seed = num_train_timesteps, config.seed
+    def __init__(self, latents: Latents, prompts: Prompts, embeds: PromptEmbeds, models: StableDiffusion, config):
+        self.latents, self.prompts, self.embeds, self.is_xl = latents, prompts, embeds, models.is_xl
+        self.num_train_timesteps, self.seed = models.scheduler.config.num_train_timesteps, config.seed
         self.alpha_weight, self.noise_offset = config.alpha_weight, config.noise_offset
 
     def __len__(self):
@@ -115,25 +117,41 @@ class TrainingImages(torch.utils.data.Dataset):
         """The tensors of a batch, float32 but for the timesteps.
 
         latents and noise (B, channels, height, width); timesteps (B,); weights (B, 1, height or 1, width or 1) as
-        `diffusion_loss` takes them; prompts; prompt_embeds (B, tokens, width), unless they have to be encoded at each step.
+        `diffusion_loss` takes them; prompts; time_ids (B, 6), SDXL's; and `conditions`, if the prompts are cached.
         """
         rows = [self.draw(batch.epoch, index) for index in batch.indices]
-        latents, noise, timesteps, weights, prompts = zip(*rows)
+        latents, noise, timesteps, weights, prompts, time_ids = zip(*rows)
         drawn = {
             "latents": torch.stack(latents),
             "noise": torch.stack(noise),
             "timesteps": torch.stack(timesteps),
             "weights": torch.stack(weights) * torch.tensor(batch.shares).view(-1, 1, 1, 1),
             "prompts": list(prompts),
+            "time_ids": torch.stack(time_ids) if self.is_xl else None,
             "epoch": batch.epoch,
             "epoch_step": batch.epoch_step,
         }
-        if self.embeds is not None:
-            drawn["prompt_embeds"] = torch.stack([self.embeds[prompt] for prompt in prompts])
-        return drawn
+        return {**drawn, "conditions": self.conditions(drawn)} if self.is_cached else drawn
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether no text encoder is needed any more."""
+        return isinstance(self.embeds, CachedEmbeds)
+
+    def conditions(self, batch: dict) -> dict:
+        """What the UNet takes beside latents and timesteps: as it came with the batch, or encoded now."""
+        if "conditions" in batch:
+            return batch["conditions"]
+        return conditions(self.embeds(batch["prompts"]), batch["time_ids"])
+
+    def plain_conditions(self, index: int, count: int) -> dict:
+        """Those of `count` times an image, not mirrored, with the prompt that it always gets."""
+        embeds = self.embeds([self.prompts.draw(0, index)])
+        sizes = self.latents.crops[index][0][0].time_ids() if self.is_xl else None
+        return conditions(embeds * count, None if sizes is None else sizes.expand(count, -1))
 
     def draw(self, epoch: int, index: int):
-        """(latents, noise, timestep, loss weights, prompt) of an image in an epoch."""
+        """(latents, noise, timestep, loss weights, prompt, SDXL's sizes) of an image in an epoch."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "item", epoch, self.latents.ids[index]))
         _, crops, flips = self.latents.rows.shape
         crop = int(torch.randint(crops, (), generator=generator)) if crops > 1 else 0
@@ -142,7 +160,8 @@ class TrainingImages(torch.utils.data.Dataset):
         noise, timestep = draw_noise_and_timestep(latents.shape, self.num_train_timesteps, generator)
         if self.noise_offset:
             noise = offset_noise(noise, self.noise_offset, generator)
-        return latents, noise, timestep, self.weights(index, crop, flip), self.prompts.draw(epoch, index)
+        sizes = self.latents.crops[index][crop][flip].time_ids() if self.is_xl else None
+        return latents, noise, timestep, self.weights(index, crop, flip), self.prompts.draw(epoch, index), sizes
 
     def weights(self, index: int, crop=0, flip=0) -> torch.Tensor:
         """How much each cell of a crop counts, (1, height or 1, width or 1)."""
@@ -173,7 +192,17 @@ def encode_dataset(
         caption_dropout=config.caption_dropout,
         variants=config.caption_variants,
     )
-    every = prompts.every_prompt()
-    embeds = None if every is None else encode_all_prompts(models, every, config.cache_dir)
-    timesteps = models.scheduler.config.num_train_timesteps
-    return TrainingImages(latents, prompts, embeds, timesteps, config)
+    if config.max_token_chunks and is_first():
+        tell_cut_prompts(models, prompts, [source.name(picture.row) for picture in pictures])
+    embeds = open_embeds(models, prompts.every_prompt(), config.cache_dir)
+    return TrainingImages(latents, prompts, embeds, models, config)
+
+
+def tell_cut_prompts(models: StableDiffusion, prompts: Prompts, names: list[str]):
+    """Print a line if --max_token_chunks cuts prompts, with the one that loses most."""
+    images = {prompt: index for index in range(len(names)) for prompt in prompts.undropped(index)}
+    cut = cut_prompts(models, list(images))
+    if cut:
+        prompt, lost, tokens = max(cut, key=lambda each: each[1])
+        most = f"{names[images[prompt]]} loses {lost} of {tokens} tokens"
+        print(f"note: --max_token_chunks {models.source.max_token_chunks} cuts {len(cut)} prompts; {most}")

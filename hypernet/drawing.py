@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import itertools
 import math
 import warnings
@@ -11,19 +10,21 @@ from pathlib import Path
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline
-from huggingface_hub import hf_hub_download
 from PIL import Image
-from safetensors import SafetensorError
 
 import hypernet
+from hypernet.base_model import recognise
+from hypernet.conditions import masked, pipeline_arguments
 from hypernet.errors import UserError
 from hypernet.files import find_weights
 from hypernet.hashes import file_sha256
 from hypernet.infotext import write_infotext
-from hypernet.models import model_name, weights_hash
-from hypernet.prompt_tags import tag_name, write_tag
+from hypernet.loras import split_lora
+from hypernet.model_source import ModelSource
+from hypernet.models import StableDiffusion, load_models
+from hypernet.prompt_tags import tag_name, write_lora_tag, write_tag
 from hypernet.samplers import build_scheduler, find_sampler, webui_name
+from hypernet.text import encode_prompts
 
 MULTIPLE = 8  # of a picture's sides
 warnings.filterwarnings("ignore", message="Should have t[ab]")  # torchsde, on the last digit of a float
@@ -69,68 +70,18 @@ class PictureSettings:
     @property
     def shared(self) -> tuple:
         """What must be the same in all pictures of a batch."""
-        with_negative = bool(self.negative_prompt)  # SDXL treats none at all otherwise than an empty one
-        return self.hypernetworks, self.sampler, self.size, self.steps, self.guidance_scale, with_negative
+        return self.hypernetworks, self.sampler, self.size, self.steps, self.guidance_scale
 
 
-@dataclasses.dataclass(frozen=True)
-class ModelSource:
-    """Where a model comes from: a diffusers folder or a Hub id.
-
-    Raises:
-        UserError: if there can be none there.
-    """
-
-    path: str
-    revision: str | None = None
-    variant: str | None = None
-
-    def __post_init__(self):
-        folder, problem = Path(self.path), None
-        if folder.is_file():
-            problem = "it is a file; name a diffusers folder or a Hub id"
-        elif folder.exists() and not (folder / "model_index.json").is_file():
-            problem = "there is no model_index.json in it, so it is no diffusers folder"
-        elif not folder.exists() and (len(folder.parts) != 2 or self.path[0] in "./~"):
-            problem = "there is no such folder"
-        if problem:
-            raise UserError(f"--model {self.path}: {problem}")
-
-    def identity(self) -> str:
-        """Changes with the model: a commit of the Hub, or a folder's configs and its weight files' sizes and times."""
-        folder = Path(self.path)
-        if not folder.exists():
-            try:
-                index = hf_hub_download(self.path, "model_index.json", revision=self.revision)
-            except OSError as error:
-                raise UserError(f"--model {self.path}: it cannot be found ({_one_line(error)})") from None
-            return f"{self.path} {Path(index).parent.name} {self.variant}"
-        digest = hashlib.sha256()
-        for file in sorted(folder.rglob("*.*")):
-            if file.is_file():
-                status = file.stat()
-                content = file.read_bytes() if file.suffix == ".json" else f"{status.st_size} {status.st_mtime_ns}"
-                digest.update(repr((file.relative_to(folder).as_posix(), content)).encode())
-        return f"{model_name(self.path)} {digest.hexdigest()} {self.variant}"
-
-
-def load_pipeline(source: ModelSource) -> DiffusionPipeline:
-    """Any Stable Diffusion, SDXL too: float16 on a GPU, float32 on a CPU, without the safety checker.
+def load_for_drawing(source: ModelSource) -> StableDiffusion:
+    """Any Stable Diffusion, SDXL too: float16 on a GPU, float32 on a CPU.
 
     Raises:
         UserError: if it cannot be loaded.
     """
-    dtype = torch.float16 if torch.cuda.is_available() else torch.float32
-    where = {"revision": source.revision, "variant": source.variant}
-    try:
-        parts = DiffusionPipeline.load_config(source.path, revision=source.revision)
-        unchecked = {"safety_checker": None, "requires_safety_checker": False} if "safety_checker" in parts else {}
-        pipe = DiffusionPipeline.from_pretrained(source.path, dtype=dtype, **where, **unchecked)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"--model {source.path}: it cannot be loaded ({_one_line(error)})") from None
-    if not hasattr(pipe, "unet"):
-        raise UserError(f"--model {source.path}: it is a {type(pipe).__name__} and has no UNet for hypernetworks")
-    return pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+    has_gpu = torch.cuda.is_available()
+    dtype = torch.float16 if has_gpu else torch.float32
+    return load_models(recognise(source), dtype, "cuda" if has_gpu else "cpu", dtype)
 
 
 @functools.cache
@@ -140,14 +91,14 @@ def weights_sha256(hypernetwork: str) -> str:
 
 
 class Painter:
-    """One pipeline that draws whatever is asked for; each hypernetwork is loaded once, and let go after its last use.
+    """One model that draws whatever is asked for; each hypernetwork is loaded once, and let go after its last use.
 
     `loaded` are hypernetworks that are open already, by path.
     """
 
-    def __init__(self, pipe: DiffusionPipeline, source: ModelSource, loaded: dict | None = None):
-        self.pipe, self.source, self.loaded = pipe, source, dict(loaded or {})
-        self.schedulers = {None: pipe.scheduler}
+    def __init__(self, models: StableDiffusion, loaded: dict | None = None):
+        self.models, self.pipe, self.loaded = models, models.pipeline, dict(loaded or {})
+        self.schedulers = {None: self.pipe.scheduler}
 
     def draw_all(self, pictures: list[PictureSettings], batch_size: int = 1) -> Iterator[tuple[int, Image.Image]]:
         """(index, picture) of all of them, those with the same hypernetworks one after the other.
@@ -173,7 +124,10 @@ class Painter:
             self.loaded = {path: module for path, module in self.loaded.items() if path in ahead}
 
     def draw(self, batch: list[PictureSettings]) -> list[Image.Image]:
-        """Pictures that share what `PictureSettings.shared` names, in one forward pass; each has its own noise."""
+        """Pictures that share what `PictureSettings.shared` names, in one forward pass; each has its own noise.
+
+        An empty prompt, or negative prompt, is what guidance compares with: for most SDXL models that is no text at all.
+        """
         first, pipe = batch[0], self.pipe
         pipe.scheduler = self._scheduler(first.sampler, [picture.seed for picture in batch])
         width, height = first.size or (None, None)
@@ -185,15 +139,18 @@ class Painter:
                     hypernet.attach(pipe.unet, self.loaded[path], strength)
                 except ValueError as error:
                     raise UserError(f"{path}: {error}") from None
-            return pipe(
-                [picture.prompt for picture in batch],
-                negative_prompt=[picture.negative_prompt for picture in batch] if first.negative_prompt else None,
-                generator=[torch.Generator().manual_seed(picture.seed) for picture in batch],
-                num_inference_steps=first.steps,
-                guidance_scale=first.guidance_scale,
-                width=width,
-                height=height,
-            ).images
+            positive = encode_prompts(self.models, [picture.prompt for picture in batch])
+            negative = encode_prompts(self.models, [picture.negative_prompt for picture in batch])
+            given, mask = pipeline_arguments(positive, negative, pipe.unet.dtype)
+            with masked(pipe.unet, mask):
+                return pipe(
+                    **given,
+                    generator=[torch.Generator().manual_seed(picture.seed) for picture in batch],
+                    num_inference_steps=first.steps,
+                    guidance_scale=first.guidance_scale,
+                    width=width,
+                    height=height,
+                ).images
         finally:
             hypernet.detach(pipe.unet)
 
@@ -205,15 +162,11 @@ class Painter:
             scheduler.noise_sampler_seed = seeds
         return scheduler
 
-    @functools.cached_property
-    def model_hash(self) -> str:
-        """As the trainer notes it in a hypernetwork; the WebUI's is one of a file that is not here."""
-        return weights_hash(self.pipe.unet, torch.float16)
-
     def infotext(self, picture: PictureSettings, image: Image.Image, **more) -> str:
         """The WebUI's text about a picture that was drawn here; all hypernetworks stand as tags behind the prompt."""
         sampler, schedule_type = webui_name(self._scheduler(picture.sampler, [picture.seed]))
-        stack = picture.hypernetworks
+        stack, source = picture.hypernetworks, self.models.source
+        brackets = set("()[]") & set(picture.prompt + picture.negative_prompt)  # which weigh in the WebUI unless told
         hashes = {tag_name(path): weights_sha256(path)[:10] for path, _ in stack}
         fields = {
             "Steps": picture.steps,
@@ -222,14 +175,19 @@ class Painter:
             "CFG scale": f"{picture.guidance_scale:g}",
             "Seed": picture.seed,
             "Size": f"{image.width}x{image.height}",
-            "Model hash": self.model_hash,
-            "Model": model_name(self.source.path),
+            "Model hash": self.models.hash,
+            "Model": source.name,
+            "VAE": Path(source.pretrained_vae_model_name_or_path or "").name or None,
+            "Clip skip": source.clip_skip,
+            "Emphasis": "None" if brackets and not source.prompt_emphasis else None,
             "Hypernet hashes": ", ".join(f"{name}: {value}" for name, value in hashes.items()) or None,
             "RNG": "CPU",
             **more,
             "Version": f"diffusers {diffusers.__version__}",
         }
-        prompt = " ".join([picture.prompt.rstrip(), *(write_tag(path, strength) for path, strength in stack)])
+        tags = [write_lora_tag(*split_lora(lora)) for lora in source.lora]
+        tags += [write_tag(path, strength) for path, strength in stack]
+        prompt = " ".join([picture.prompt.rstrip(), *tags])
         return write_infotext(prompt, picture.negative_prompt, fields)
 
 

@@ -1,14 +1,34 @@
 """The options that the drawing scripts share, and what follows from them."""
 
 import argparse
+import dataclasses
 import json
 import re
 from pathlib import Path
 
-from hypernet.drawing import ModelSource, PictureSettings
+from hypernet.config import TrainingConfig
+from hypernet.drawing import PictureSettings
 from hypernet.errors import UserError
 from hypernet.files import find_weights
+from hypernet.model_source import NAMES, ModelSource
 from hypernet.prompt_tags import find_hypernetwork, split_prompt
+
+READING = ("clip_skip", "max_token_chunks", "prompt_emphasis")  # how prompts are read, on whatever model
+
+
+def add_model_options(parser):
+    """Which model, and how prompts are read; whatever is left out is as in the training, if that is known."""
+    add, meaning = parser.add_argument, {field.name: field for field in dataclasses.fields(TrainingConfig)}
+    add("--model", help="folder, file or Hub id; default: the one that the hypernetwork's run names")
+    for name in NAMES[1:]:
+        kinds = {
+            int: {"type": int},
+            bool: {"action": argparse.BooleanOptionalAction},
+            list: {"nargs": "*", "action": "extend"},
+        }
+        kind = next((kind for kind in kinds if kind.__name__ in str(meaning[name].type)), None)
+        told = meaning[name].metadata["help"].split("; default:")[0].rstrip(".").replace("%", "%%")
+        add(f"--{name}", help=f"{told}; default: as in the training", **kinds.get(kind, {}))
 
 
 def add_drawing_options(parser):
@@ -19,7 +39,7 @@ def add_drawing_options(parser):
     add("--hypernetwork", nargs="+", help="trained folders, checkpoints, .pt files or Hub ids; stacked in this order")
     add("--strength", type=float, nargs="+", help="one for all, or one for each; 0 is the plain model; default: 1")
     add("--hypernetwork_dir", default="output", help="where tags look, sub-folders too; default: %(default)s")
-    add("--model", help="folder or Hub id; default: the one that the hypernetwork's run names")
+    add_model_options(parser)
     add("--sampler", help='by its name in the WebUI or in diffusers, such as "Euler a"; default: the model\'s own')
     add("--seed", type=int, help="of the noise; default: 0")
     add("--size", type=parse_size, help="WIDTHxHEIGHT, or a side, in pixels; default: the model's own")
@@ -91,26 +111,44 @@ def choose_model(args, pictures: list[PictureSettings]) -> tuple[ModelSource, fl
         find_weights(path)
     runs = [options for options in map(training_options, paths) if options]
     guidance = runs[0].get("validation_guidance_scale", 7.5) if runs else 7.5
-    problem = "a folder or Hub id of the Stable Diffusion to draw with (only trained folders know their own)"
-    return find_model(args.model, runs, problem), guidance
+    problem = "a folder, a file or a Hub id of the Stable Diffusion to draw with (only trained folders know their own)"
+    return find_model(args, runs, problem), guidance
 
 
-def find_model(model: str | None, runs: list[dict], problem: str) -> ModelSource:
-    """The model that --model names, or else the one that all the runs were told.
+def find_model(args, runs: list[dict], problem: str) -> ModelSource:
+    """The model that the options name, or else the one that all the runs were told, with what belongs to it.
+
+    Of another model than the runs' only how prompts are read is taken from them.
 
     Args:
+        args: the options, of which any may be missing.
         runs: what `training_options` says of each; nothing for a run that is not known.
         problem: what to say where nothing names a model.
 
     Raises:
-        UserError: if nothing names a model, the runs name several, or there is none where they say.
+        UserError: if nothing names a model, the runs differ, or there is none where they say.
     """
-    if model:
-        return ModelSource(model)
-    keys = ("pretrained_model_name_or_path", "revision", "variant")
-    sources = list(dict.fromkeys(tuple(options.get(key) for key in keys) for options in runs))
-    if not sources or not sources[0][0]:
+    runs = [run for run in runs if run.get(NAMES[0])]
+    other = args.model and any(_place(run[NAMES[0]]) != _place(args.model) for run in runs)
+    chosen = {}
+    for name in NAMES:
+        given = getattr(args, "model" if name == NAMES[0] else name, None)
+        from_runs = [] if other and name not in READING else [_as_option(run.get(name)) for run in runs]
+        several = list(dict.fromkeys(from_runs))
+        if given is None and len(several) > 1:
+            problem = f"they were trained with {several[0]} and {several[1]}; choose one"
+            raise UserError(f"--{'model' if name == NAMES[0] else name} is missing: {problem}")
+        chosen[name] = given if given is not None else from_runs[0] if from_runs else None
+    if not chosen[NAMES[0]]:
         raise UserError(f"--model is missing: {problem}")
-    if len(sources) > 1:
-        raise UserError(f"--model is missing: they were trained on {sources[0][0]} and {sources[1][0]}; choose one")
-    return ModelSource(*sources[0])
+    source = ModelSource.of(chosen, option="--model")
+    source.check()
+    return source
+
+
+def _place(path: str) -> str:
+    return str(Path(path).resolve()) if Path(path).exists() else path
+
+
+def _as_option(value):
+    return tuple(value) if isinstance(value, list) else value

@@ -3,8 +3,8 @@
 import torch
 
 from hypernet.attention import attention_layers, set_strength
+from hypernet.conditions import cast
 from hypernet.dataset import Batch
-from hypernet.models import encode_prompts
 from hypernet.network import Hypernetwork
 
 PER_LAYER = 16  # contexts, evenly spread over the tokens
@@ -15,11 +15,11 @@ class Effect:
 
     Args:
         unet: with a hypernetwork attached.
-        latents, timesteps, text: of one image, as the UNet takes them.
+        latents, timesteps, given: of one image, as the UNet takes them.
     """
 
     @torch.no_grad()
-    def __init__(self, unet, latents, timesteps, text):
+    def __init__(self, unet, latents, timesteps, given: dict):
         found, hooks = {}, []
 
         def keep(module, args):
@@ -31,7 +31,7 @@ class Effect:
             hooks.append(layer.to_k.register_forward_pre_hook(keep))
         set_strength(unet, 0.0)
         try:
-            unet(latents, timesteps, encoder_hidden_states=text)
+            unet(latents, timesteps, **given)
         finally:
             set_strength(unet, 1.0)
             for hook in hooks:
@@ -56,6 +56,5 @@ def measure_first_image(models, dataset, dtype: torch.dtype, device: torch.devic
     drawn = dataset.__getitems__(Batch(0, 0, [0], [1.0]))
     timesteps = drawn["timesteps"].to(device)
     noisy = models.scheduler.add_noise(drawn["latents"].to(device), drawn["noise"].to(device), timesteps)
-    text = drawn.get("prompt_embeds")
-    text = encode_prompts(models, drawn["prompts"]) if text is None else text
-    return Effect(models.unet, noisy.to(dtype), timesteps, text.to(device, dtype))
+    given = cast(dataset.conditions(drawn), device, dtype)
+    return Effect(models.unet, noisy.to(dtype), timesteps, given)

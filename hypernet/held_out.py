@@ -10,11 +10,12 @@ import torch
 from accelerate import Accelerator
 
 from hypernet.attention import set_strength
+from hypernet.conditions import cast, first
 from hypernet.dataset import TrainingImages, encode_dataset
 from hypernet.errors import UserError
 from hypernet.inspection import Picture, find_pictures
 from hypernet.loss import diffusion_loss, diffusion_target
-from hypernet.models import StableDiffusion, encode_prompts
+from hypernet.models import StableDiffusion
 from hypernet.seeds import derive_seed
 from hypernet.sources import Source, open_folder
 
@@ -123,15 +124,13 @@ class HeldOutLoss:
         generators = [torch.Generator().manual_seed(derive_seed("held out", image, i)) for i in range(TIMESTEPS)]
         latents = dataset.latents.draw(index, 0, 0, generators[0])  # (channels, height, width)
         noise = torch.stack([torch.randn(latents.shape, generator=generator) for generator in generators])
-        prompt = dataset.prompts.draw(0, index)
-        embeds = encode_prompts(self.models, [prompt]) if dataset.embeds is None else dataset.embeds[prompt][None]
+        given = cast(dataset.plain_conditions(index, TIMESTEPS), device, unet.dtype)
         weights, losses = dataset.weights(index)[None].to(device), []
         for part, timesteps in zip(noise.split(self.batch_size), self.timesteps.split(self.batch_size)):
             part, timesteps = part.to(device), timesteps.to(device)
             clean = latents.to(device).expand_as(part)
             noisy = scheduler.add_noise(clean, part, timesteps).to(unet.dtype)
-            text = embeds.to(device, unet.dtype).expand(len(part), -1, -1)
-            predictions = unet(noisy, timesteps, encoder_hidden_states=text).sample
+            predictions = unet(noisy, timesteps, **first(given, len(part))).sample
             targets = diffusion_target(scheduler, clean, part, timesteps)
             losses += [diffusion_loss(p[None], t[None], weights) for p, t in zip(predictions, targets)]
         return torch.stack(losses)

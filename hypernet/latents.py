@@ -10,6 +10,7 @@ import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from hypernet.cache import CACHE_VERSION, FLOATS, RowCache, cache_folder
+from hypernet.conditions import time_ids
 from hypernet.errors import UserError
 from hypernet.inspection import Picture, in_threads
 from hypernet.models import StableDiffusion, encode_images, vae_factor, vae_hash
@@ -33,6 +34,14 @@ class Crop:
         box = ",".join(f"{side:.3f}" for side in self.box)
         behind = alpha_background if self.picture.has_alpha else ""
         return f"{self.picture.sha256}/{self.picture.size}/{box}/{'flipped' if self.flipped else ''}/{behind}"
+
+    def time_ids(self) -> torch.Tensor:
+        """SDXL's sizes: of the picture, of what was cut off at its top and left once it was scaled, of the crop."""
+        picture, (left, top, right, bottom) = self.picture, self.box
+        width, height = picture.size
+        cut_left = picture.width - right if self.flipped else left
+        corner = round(top * height / (bottom - top)), round(cut_left * width / (right - left))
+        return time_ids((picture.height, picture.width), corner, (height, width))
 
 
 def crops_of(picture: Picture, config) -> list[list[Crop]]:
@@ -64,8 +73,8 @@ class Latents:
     What is stored is the distribution, so that changing the sampling encodes nothing.
     """
 
-    def __init__(self, cache: RowCache, rows: np.ndarray, pictures, models: StableDiffusion, config):
-        self.cache, self.rows = cache, rows  # rows: (images, crops, orientations)
+    def __init__(self, cache: RowCache, rows: np.ndarray, crops, pictures, models: StableDiffusion, config):
+        self.cache, self.rows, self.crops = cache, rows, crops  # rows and crops: (images, crops, orientations)
         self.ids = number_copies([picture.sha256 for picture in pictures])
         self.grids = [tuple(side // vae_factor(models.vae) for side in picture.size[::-1]) for picture in pictures]
         self.scaling_factor = models.vae.config.scaling_factor
@@ -126,7 +135,7 @@ def encode_pictures(models: StableDiffusion, source: Source, pictures: list[Pict
 
     cache.fill(dict(zip(keys, every)), encode, "Encoding images", "crops")
     rows = cache.positions(keys).reshape(len(pictures), len(crops[0]), -1)
-    return Latents(cache, rows, pictures, models, config)
+    return Latents(cache, rows, crops, pictures, models, config)
 
 
 def _load(source, config, models, key, crop):

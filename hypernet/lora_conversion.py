@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from hypernet.contexts import gather_contexts, normal_contexts
-from hypernet.drawing import load_pipeline
+from hypernet.drawing import load_for_drawing
 from hypernet.drawing_options import find_model, training_options
 from hypernet.errors import UserError
 from hypernet.files import load
@@ -35,8 +35,8 @@ def write_lora(args):
     hypernetwork = load(args.source)
     if not prompts and not is_linear(hypernetwork):
         raise UserError("--prompts is missing: what is not linear is fitted on what it gets while pictures are drawn")
-    model = find_model(args.model, [trained], "the hypernetwork's file does not say where the model lies")
-    pipe = load_pipeline(model)
+    model = find_model(args, [trained], "the hypernetwork's file does not say where the model lies")
+    pipe = load_for_drawing(model).pipeline
     pipe.set_progress_bar_config(disable=True)
     try:
         contexts = find_contexts(pipe, hypernetwork, prompts, strength, args.steps or 20)

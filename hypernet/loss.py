@@ -12,10 +12,10 @@ def draw_noise_and_timestep(shape, num_train_timesteps: int, generator: torch.Ge
 
 
 def diffusion_target(scheduler, latents, noise, timesteps):
-    """What the model should predict: the noise, or for v-prediction models the velocity (Salimans & Ho 2022)."""
+    """What the model should predict: the noise, the velocity (Salimans & Ho 2022), or the image itself."""
     if scheduler.config.prediction_type == "v_prediction":
         return scheduler.get_velocity(latents, noise, timesteps)
-    return noise
+    return latents if scheduler.config.prediction_type == "sample" else noise
 
 
 def offset_noise(noise, strength: float, generator: torch.Generator):
@@ -29,11 +29,12 @@ def offset_noise(noise, strength: float, generator: torch.Generator):
 def snr_weights(scheduler, gamma: float):
     """The weight of each timestep's loss, (timesteps,), for its signal-to-noise ratio (Hang et al. 2023, Min-SNR).
 
-    min(SNR, gamma) / SNR where the noise is predicted, min(SNR, gamma) / (SNR + 1) for the velocity.
+    min(SNR, gamma) where the image is predicted; the same loss in terms of the noise is that over SNR, and in terms of the
+    velocity over SNR + 1.
     """
     snr = compute_snr(scheduler, torch.arange(scheduler.config.num_train_timesteps))
-    is_velocity = scheduler.config.prediction_type == "v_prediction"
-    return snr.clamp(max=gamma) / (snr + 1 if is_velocity else snr)
+    per = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}
+    return snr.clamp(max=gamma) / per[scheduler.config.prediction_type]
 
 
 def diffusion_loss(prediction, target, weights):

@@ -1,149 +1,165 @@
-"""The frozen Stable Diffusion: check it, load it, cast it; encode prompts and images."""
+"""The frozen Stable Diffusion: load it, cast it, encode images, tell its weights from others."""
 
+import contextlib
 import dataclasses
 import hashlib
-from pathlib import Path
+from functools import cached_property
 
-import diffusers
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
 
-from hypernet.errors import UserError
-
-PREDICTION_TYPES = ("epsilon", "v_prediction")
-TRAINABLE = "Stable Diffusion 1.x and 2.x can be trained"
+from hypernet.base_model import BaseModel
+from hypernet.hashes import file_sha256
+from hypernet.loras import fold_in
+from hypernet.model_source import ModelSource
+from hypernet.samplers import choose_sampler
+from hypernet.single_file import encoders_without_configs
+from hypernet.vaes import load_vae
 
 
 @dataclasses.dataclass
 class StableDiffusion:
-    """The parts of a Stable Diffusion 1.x or 2.x, frozen. VAE and text encoder are float32, the UNet as it was cast."""
+    """A pipeline whose parts are frozen, with what its configs say of how it was trained.
 
-    tokenizer: CLIPTokenizer
-    text_encoder: CLIPTextModel
-    vae: AutoencoderKL
-    unet: UNet2DConditionModel
-    scheduler: DDPMScheduler
+    VAE and text encoders are float32 where it is loaded for training, the UNet as it was cast.
+    """
+
+    pipeline: DiffusionPipeline
+    base: BaseModel
+    scheduler: DDPMScheduler  # of the training; the pipeline's own is for drawing
+
+    @property
+    def source(self) -> ModelSource:
+        return self.base.source
+
+    @property
+    def unet(self) -> UNet2DConditionModel:
+        return self.pipeline.unet
+
+    @property
+    def vae(self) -> AutoencoderKL:
+        return self.pipeline.vae
+
+    @property
+    def is_xl(self) -> bool:
+        return self.base.is_xl
+
+    @property
+    def clip_skip(self) -> int:
+        return self.base.clip_skip
+
+    @property
+    def zeros_for_empty(self) -> bool:
+        return self.base.zeros_for_empty
+
+    @property
+    def text_encoders(self) -> list:
+        pipe = self.pipeline
+        return [pipe.text_encoder, pipe.text_encoder_2] if self.is_xl else [pipe.text_encoder]
+
+    @property
+    def tokenizers(self) -> list:
+        pipe = self.pipeline
+        return [pipe.tokenizer, pipe.tokenizer_2] if self.is_xl else [pipe.tokenizer]
+
+    @cached_property
+    def hash(self) -> str:
+        """Ten hex digits by which a hypernetwork remembers the model: of a file as the WebUI has them, the beginning of its
+        sha256; of a folder, a hash of the UNet's weights in float16. LoRAs folded in do not change it."""
+        if self.source.is_file:
+            return file_sha256(self.source.path)[:10]
+        return weights_hash(self.unet, torch.float16)
 
 
-def _error(path, problem):
-    return UserError(f"--pretrained_model_name_or_path {path}: {problem}")
+def load_models(base: BaseModel, unet_dtype=torch.float32, device="cpu", dtype=torch.float32) -> StableDiffusion:
+    """Load the parts frozen and in evaluation mode on `device`, the LoRAs of the source folded in.
 
-
-def image_multiple(path, revision=None) -> int:
-    """Images need sides that are multiples of this: the VAE's factor, from its config alone."""
-    config = _load_config(AutoencoderKL, "vae", path, revision)
-    return _factor(config)
-
-
-def context_widths(path, revision=None) -> list[int]:
-    """Check that `path` is a model that can be trained on, from its configs alone; its UNet's context widths.
-
-    The widths are the input widths of the attention layers' to_k: for SD 1.x 320, 640, 768, 1280.
+    Args:
+        unet_dtype: of the UNet; `dtype` is that of VAE and text encoders (whose turn is short).
 
     Raises:
-        UserError: if there is no such model, or it is of another kind.
+        UserError: if the weights cannot be loaded.
     """
-    config = _load_config(UNet2DConditionModel, "unet", path, revision)
-    if config.get("_class_name") != "UNet2DConditionModel":
-        raise _error(path, f"its UNet is a {config.get('_class_name')}; {TRAINABLE}")
-    if config.get("addition_embed_type") or config.get("in_channels", 4) != 4:
-        kind = "an SDXL" if config.get("addition_embed_type") else "an inpainting, depth or pix2pix"
-        raise _error(path, f"it is {kind} model; {TRAINABLE}")
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(config)
-    layers = {name.removesuffix(".processor") for name in unet.attn_processors}
-    return sorted({unet.get_submodule(f"{layer}.to_k").in_features for layer in layers})
-
-
-def _load_config(model_class, subfolder, path, revision):
-    folder = Path(path)
-    if folder.is_file():
-        raise _error(path, "it is a file; name a diffusers folder or a Hub id")
-    if not folder.exists() and (len(folder.parts) != 2 or path[0] in "./~"):
-        raise _error(path, "there is no such folder")
-    if folder.exists() and not (folder / "model_index.json").is_file():
-        raise _error(path, "there is no model_index.json in it, so it is no diffusers folder")
     try:
-        return model_class.load_config(path, subfolder=subfolder, revision=revision)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise _error(path, f"there is no such model, neither here nor on the Hub ({reason})") from None
-
-
-def choose_widths(config) -> list[int]:
-    """The context widths to train: all that the model's UNet has, or those asked for among them."""
-    available = context_widths(config.pretrained_model_name_or_path, config.revision)
-    missing = sorted(set(config.widths_numbers or []) - set(available))
-    if missing:
-        shown = ",".join(map(str, available))
-        problem = f"the UNet has no attention layer of width {missing[0]}; it has {shown}"
-        raise UserError(f"--widths {config.widths}: {problem}")
-    widths = config.widths_numbers or available
-    for multiple in config.layer_structure_numbers:
-        if int(multiple * widths[0]) < 1:
-            problem = f"{multiple:g} times width {widths[0]} is nothing"
-            raise UserError(f"--layer_structure {config.layer_structure}: {problem}")
-    return widths
-
-
-def model_name(path: str) -> str:
-    """The base model as the hypernetwork remembers it: a Hub id, or the folder's name."""
-    return Path(path).resolve().name if Path(path).exists() else path
-
-
-def check_resolution(config) -> int:
-    """What the sides of images must be multiples of; raises UserError if those asked for are not."""
-    multiple = image_multiple(config.pretrained_model_name_or_path, config.revision)
-    if any(side % multiple for side in config.size):
-        raise UserError(f"--resolution {config.resolution}: it must be a multiple of {multiple} for this model")
-    return multiple
-
-
-def load_models(path, revision=None, variant=None, unet_dtype=torch.float32, device="cpu") -> StableDiffusion:
-    """Load the parts frozen and in evaluation mode on `device`; VAE and text encoder in float32 (their turn is short).
-
-    Raises:
-        UserError: if the weights cannot be loaded, or the model predicts what cannot be trained.
-    """
-    where = {"pretrained_model_name_or_path": path, "revision": revision}
-    weights = {**where, "variant": variant}
-    verbosity = diffusers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()  # a complaint about .bin files, say, is not the user's to act on here
-    try:
-        models = StableDiffusion(
-            tokenizer=CLIPTokenizer.from_pretrained(**where, subfolder="tokenizer"),
-            text_encoder=CLIPTextModel.from_pretrained(**weights, subfolder="text_encoder", dtype=torch.float32),
-            vae=AutoencoderKL.from_pretrained(**weights, subfolder="vae", dtype=torch.float32),
-            unet=UNet2DConditionModel.from_pretrained(**weights, subfolder="unet", dtype=unet_dtype),
-            scheduler=DDPMScheduler.from_pretrained(**where, subfolder="scheduler"),
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise _error(path, " ".join(str(error).split())) from None
-    finally:
-        diffusers_logging.set_verbosity(verbosity)
-    if models.scheduler.config.prediction_type not in PREDICTION_TYPES:
-        predicted = models.scheduler.config.prediction_type
-        raise _error(path, f"it predicts {predicted}; {' and '.join(PREDICTION_TYPES)} can be trained")
-    for module in (models.text_encoder, models.vae, models.unet):
-        module.requires_grad_(False).eval().to(device)
+        with _quiet():
+            pipeline = _load_pipeline(base, unet_dtype, dtype)
+        for module in filter(None, pipeline.components.values()):
+            if isinstance(module, torch.nn.Module):
+                module.requires_grad_(False).eval().to(device)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        reason = "tensors are missing in it" if "meta tensor" in reason else reason
+        raise base.source.error(f"it cannot be loaded: {reason}") from None
+    changes = {"prediction_type": base.prediction_type, "rescale_betas_zero_snr": base.zero_snr}
+    with _quiet():
+        scheduler = DDPMScheduler.from_config(pipeline.scheduler.config, **changes)
+        pipeline.scheduler = choose_sampler(pipeline.scheduler, base.prediction_type, base.zero_snr)
+    models = StableDiffusion(pipeline, base, scheduler)
+    for tokenizer, encoder in zip(models.tokenizers, models.text_encoders):
+        if len(tokenizer) < encoder.config.vocab_size:  # transformers makes one of two tokens where there are no files
+            raise base.source.error(f"its tokenizer is missing or damaged; it has {len(tokenizer)} tokens")
+    if base.source.lora:
+        _ = models.hash  # before they change the weights
+        with _quiet():
+            fold_in(pipeline, base.source.lora)
     return models
 
 
-def load_sampler(path, revision=None):
-    """The scheduler that the model's own pipeline samples with."""
-    config = DiffusionPipeline.load_config(path, revision=revision)
-    scheduler_class = getattr(diffusers, config["scheduler"][1])
-    return scheduler_class.from_pretrained(path, subfolder="scheduler", revision=revision)
+def _load_pipeline(base, unet_dtype, dtype):
+    source, single = base.source, base.single
+    pipeline_class = StableDiffusionXLPipeline if base.is_xl else StableDiffusionPipeline
+    configs = single.configs if single else source.path
+    parts = {"feature_extractor": None, "image_encoder": None, **_plain(base.is_xl)}
+    if source.pretrained_vae_model_name_or_path:
+        parts["vae"] = load_vae(source, configs, single and single.original, dtype)
+    if single is None:
+        precisions = {"unet": unet_dtype, "default": dtype}
+        where = {"revision": source.revision, "variant": source.variant}
+        return pipeline_class.from_pretrained(source.path, dtype=precisions, **where, **parts)
+    where = {"original_config": single.original} if single.original else {"config": configs, "subfolder": "unet"}
+    parts["unet"] = UNet2DConditionModel.from_single_file(source.path, dtype=unet_dtype, **where)
+    if configs is None:
+        parts |= encoders_without_configs(single, dtype)
+    where = {"config": configs, "original_config": source.original_config}
+    return pipeline_class.from_single_file(source.path, dtype=dtype, **where, **parts)
 
 
-@torch.no_grad()
-def encode_prompts(models: StableDiffusion, prompts: list[str]) -> torch.Tensor:
-    """The text encoder's last hidden state, (B, tokens, text width), of prompts cut to the tokenizer's length."""
-    tokens = models.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    return models.text_encoder(tokens.to(models.text_encoder.device)).last_hidden_state
+def _plain(is_xl) -> dict:
+    """A pipeline's arguments for pictures as the model makes them."""
+    return {"add_watermarker": False} if is_xl else {"safety_checker": None, "requires_safety_checker": False}
+
+
+def without_text_encoders(models: StableDiffusion) -> DiffusionPipeline:
+    """A pipeline of the same UNet, VAE and sampler, for prompts that are embeddings already."""
+    kept = {"unet": models.unet, "vae": models.vae, "scheduler": models.pipeline.scheduler}
+    return type(models.pipeline)(**{**dict.fromkeys(models.pipeline.components), **kept, **_plain(models.is_xl)})
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Without the libraries' remarks: a complaint about .bin files, say, is not the user's to act on here."""
+    verbosities = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
+    bars = diffusers_logging.is_progress_bar_enabled()
+    diffusers_logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(verbosities[0])
+        transformers_logging.set_verbosity(verbosities[1])
+        if bars:
+            diffusers_logging.enable_progress_bar()
 
 
 @torch.no_grad()
@@ -171,11 +187,7 @@ def vae_precision(unet_dtype: torch.dtype, device: torch.device) -> torch.dtype:
 
 def vae_factor(vae: AutoencoderKL) -> int:
     """Pixels per side of a latent cell."""
-    return _factor(vae.config)
-
-
-def _factor(config):
-    return 2 ** (len(config["block_out_channels"]) - 1)  # as diffusers' pipelines have it
+    return 2 ** (len(vae.config["block_out_channels"]) - 1)  # as diffusers' pipelines have it
 
 
 def weights_hash(module: torch.nn.Module, dtype: torch.dtype | None = None) -> str:
@@ -189,20 +201,14 @@ def weights_hash(module: torch.nn.Module, dtype: torch.dtype | None = None) -> s
 
 def vae_hash(vae: AutoencoderKL) -> str:
     """Ten hex digits that change with whatever shapes its unscaled moments: config and weights."""
-    return _hash_of(_shaping(vae.config, "scaling_factor"), weights_hash(vae))
+    return hash_of(shaping(vae.config, "scaling_factor"), weights_hash(vae))
 
 
-def text_encoder_hash(models: StableDiffusion) -> str:
-    """Ten hex digits that change with whatever shapes an embedding: tokenizer, text encoder's config and weights."""
-    vocabulary, length = sorted(models.tokenizer.get_vocab().items()), models.tokenizer.model_max_length
-    config = _shaping(models.text_encoder.config.to_dict(), "transformers_version", "dtype")
-    return _hash_of(vocabulary, length, config, weights_hash(models.text_encoder))
-
-
-def _shaping(config, *others):
+def shaping(config, *others):
     """The entries of a config but for its origin, and others that shape no output."""
     return {key: value for key, value in sorted(config.items()) if key[0] != "_" and key not in others}
 
 
-def _hash_of(*parts):
+def hash_of(*parts) -> str:
+    """Ten hex digits of what `repr` shows."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:10]

@@ -24,6 +24,7 @@ def check_options(config):
         UserError: for a value that cannot work, or one that would do nothing beside the others.
     """
     _require(config, "pretrained_model_name_or_path", "the model, such as stable-diffusion-v1-5/stable-diffusion-v1-5")
+    _ = config.model_source  # it checks itself
     _check_data(config)
     _check_hypernetwork(config)
     _check_loop(config)

@@ -5,13 +5,14 @@ import textwrap
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from diffusers import StableDiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
+from hypernet.conditions import masked, pipeline_arguments
 from hypernet.fonts import load_font
-from hypernet.models import StableDiffusion, encode_prompts, load_sampler
+from hypernet.models import StableDiffusion, without_text_encoders
 from hypernet.sheet import MOST_LINES, Layout, lay_out
+from hypernet.text import encode_prompts
 
 
 class Previewer:
@@ -26,16 +27,9 @@ class Previewer:
         self.vae.enable_slicing()  # one image at a time, for small cards
         self.embeds = encode_prompts(models, [*config.validation_prompt, ""])
         self.without = None  # the pictures without a hypernetwork
-        self.pipeline = StableDiffusionPipeline(
-            vae=models.vae,
-            text_encoder=None,
-            tokenizer=None,
-            unet=models.unet,
-            scheduler=load_sampler(config.pretrained_model_name_or_path, config.revision),  # as its pipeline would
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
+        self.pipeline = without_text_encoders(
+            models
+        )  # they may leave the device, and a pipeline takes theirs for its own
         self.pipeline.set_progress_bar_config(disable=True)
 
     @torch.no_grad()
@@ -61,16 +55,17 @@ class Previewer:
     def _draw_prompt(self, embeds):
         config, unet = self.config, self.pipeline.unet
         count, (width, height) = config.num_validation_images, config.size
-        latents = self.pipeline(
-            prompt_embeds=embeds.to(unet.dtype).expand(count, -1, -1),
-            negative_prompt_embeds=self.embeds[-1].to(unet.dtype).expand(count, -1, -1),
-            num_inference_steps=config.validation_inference_steps,
-            guidance_scale=config.validation_guidance_scale,
-            height=height,
-            width=width,
-            generator=[torch.Generator().manual_seed(config.seed + i) for i in range(count)],
-            output_type="latent",
-        ).images
+        given, mask = pipeline_arguments([embeds] * count, [self.embeds[-1]] * count, unet.dtype)
+        with masked(unet, mask):
+            latents = self.pipeline(
+                **given,
+                num_inference_steps=config.validation_inference_steps,
+                guidance_scale=config.validation_guidance_scale,
+                height=height,
+                width=width,
+                generator=[torch.Generator().manual_seed(config.seed + i) for i in range(count)],
+                output_type="latent",
+            ).images
         pixels = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
         return VaeImageProcessor().postprocess(pixels.float().cpu(), output_type="pil")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from hypernet.errors import UserError
 from hypernet.files import WEIGHTS_NAME
 
+LORA_TAG = re.compile(r"\s*<lora:[^>]*>")  # written into pictures, never read: LoRAs go under the model, by --lora
 TAG = re.compile(r"<(\w+):([^>]+)>")  # the WebUI's extra networks; any other < is text
 
 
@@ -32,6 +33,8 @@ def split_prompt(prompt: str) -> tuple[str, list[tuple[str, float]]]:
 
 def _read_tag(match) -> tuple[str, float]:
     kind, (name, *values) = match[1], match[2].split(":")
+    if kind == "lora":
+        raise UserError(f"{match[0]}: a LoRA goes under the whole picture; name its file with --lora PATH:SCALE")
     if kind != "hypernet":
         raise UserError(f"{match[0]}: only <hypernet:name:strength> is known here, nothing of the kind {kind}")
     try:
@@ -48,17 +51,31 @@ def write_tag(path, strength: float) -> str:
     return f"<hypernet:{tag_name(path)}:{strength:g}>"
 
 
+def write_lora_tag(path, scale: float) -> str:
+    """The tag that puts this LoRA under a picture in the WebUI."""
+    return f"<lora:{Path(path).stem}:{scale:g}>"
+
+
 def tag_name(path) -> str:
     """What prompts call it: the stem of a file, the name that a trained folder gives it, NAME-STEP of a checkpoint.
 
-    (NAME-STEP is how the WebUI calls its own checkpoints.) What lies on the Hub has the name of its repository.
+    (NAME-STEP is how the WebUI calls its own checkpoints.) A run's best state is NAME-best. What lies on the Hub has the
+    name of its repository.
     """
     path = Path(path)
     config = trained_config(path)
     if config is None:
-        return path.stem if path.suffix.lower() in (".pt", ".safetensors") else path.name
+        name = path.stem if path.suffix.lower() in (".pt", ".safetensors") else path.name
+        return f"{name}-best" if _is_best(path.parent) else name
     name = config.get("name", path.name)
+    if _is_best(path):
+        return f"{name}-best"
     return f"{name}-{config.get('step', 0)}" if path.parent.name == "checkpoints" else name
+
+
+def _is_best(folder: Path) -> bool:
+    """Whether it holds the best state of the run in the folder above."""
+    return folder.name == "best" and (folder.parent / "run.json").is_file()
 
 
 def trained_config(folder: Path) -> dict | None:
@@ -122,7 +139,8 @@ def _scan(folder: Path) -> list[tuple[Path, list[tuple[str, ...]]]]:
         for file in sorted(map(Path, files)):
             weights = file.suffix.lower() == ".safetensors" and file.name != WEIGHTS_NAME
             if file.suffix.lower() == ".pt" or weights and (trained or _stands_alone(place / file)):
-                known.append((place / file, [(*above, file.stem)]))
+                best = [(*above[:-1], tag_name(place / file))] if _is_best(place) else []
+                known.append((place / file, best or [(*above, file.stem)]))
     return known
 
 

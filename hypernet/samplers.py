@@ -1,9 +1,12 @@
 """Samplers by the WebUI's names or diffusers' own."""
 
+import contextlib
 import difflib
 import importlib.util
+import inspect
 
 import diffusers
+import torch
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils import logging as diffusers_logging
 
@@ -43,6 +46,8 @@ SCHEDULE_TYPES = {
     "Uniform": {"timestep_spacing": "linspace"},
 }
 _SIGMAS = dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"), False)
+ZERO_SNR = "rescale_betas_zero_snr"
+ENDS_IN_NOISE = {ZERO_SNR: True, "timestep_spacing": "trailing"}
 _WITHOUT_TYPES = ("DDIM", "PLMS", "UniPC", "LCM")
 _WITHOUT_SIGMAS = ("Euler a", *_WITHOUT_TYPES)  # their class has no such option
 _CLASSES = sorted({*KarrasDiffusionSchedulers.__members__, "LCMScheduler", "TCDScheduler"} - {"EDMEulerScheduler"})
@@ -104,12 +109,62 @@ def find_sampler(name: str):
 
 
 def build_scheduler(name: str, config):
-    """The scheduler of this name for the model that `config`, another scheduler's, belongs to."""
+    """The scheduler of this name for the model that `config`, another scheduler's, belongs to.
+
+    Raises:
+        UserError: if there is none, or it cannot draw with this model.
+    """
     scheduler_class, options = find_sampler(name)
-    verbosity = diffusers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()  # or it tells which of the other one's options mean nothing to it
+    if config.get(ZERO_SNR):
+        options = {**options, **ENDS_IN_NOISE}
+    with _unsaid():
+        scheduler = scheduler_class.from_config(config, **options)
+        can_draw = _can_draw(scheduler, config.get("prediction_type"), config.get(ZERO_SNR))
+    if not can_draw:
+        needs = "ends in noise alone" if config.get(ZERO_SNR) else f"predicts {config.get('prediction_type')}"
+        raise UserError(f"--sampler {name}: it cannot draw with this model, which {needs}; DDIM can")
+    return scheduler
+
+
+def choose_sampler(scheduler, prediction_type: str, zero_snr: bool):
+    """The model's own sampler, set to what the model predicts; DDIM where that one cannot draw so.
+
+    Args:
+        zero_snr: whether the last timestep is noise alone; the steps then begin there, as Lin et al. 2023 ("Common Diffusion
+            Noise Schedules and Sample Steps are Flawed") have it.
+    """
+    changes = {"prediction_type": prediction_type, **(ENDS_IN_NOISE if zero_snr else {})}
+    if all(scheduler.config.get(key) == value for key, value in changes.items()):
+        return scheduler
+    with _unsaid():
+        changed = type(scheduler).from_config(scheduler.config, **changes)
+        if _can_draw(changed, prediction_type, zero_snr):
+            return changed
+        return diffusers.DDIMScheduler.from_config(scheduler.config, clip_sample=False, **changes)
+
+
+def _can_draw(scheduler, prediction_type, zero_snr) -> bool:
+    """Whether it knows such a schedule, and takes a step with what is predicted."""
+    if zero_snr and ZERO_SNR not in inspect.signature(type(scheduler).__init__).parameters:
+        return False
+    if prediction_type != "sample":
+        return True
+    trial = type(scheduler).from_config(scheduler.config)
+    trial.set_timesteps(3)
     try:
-        return scheduler_class.from_config(config, **options)
+        trial.step(torch.zeros(1, 4, 2, 2), trial.timesteps[0], torch.zeros(1, 4, 2, 2))
+    except (NotImplementedError, ValueError):
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _unsaid():
+    """Without diffusers' remarks on which of another scheduler's options mean nothing to this one."""
+    verbosity = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
+    try:
+        yield
     finally:
         diffusers_logging.set_verbosity(verbosity)
 

@@ -14,12 +14,21 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from build_model import build_tokenizer
 from draw import caption, draw, random_scene
+from hypernet.base_model import recognise
+from hypernet.model_source import ModelSource
+from hypernet.models import load_models
 
 REPO = Path(__file__).resolve().parent.parent
 TINY_WIDTHS = [12, 16, 32]  # the text's, and the two of self-attention
@@ -40,28 +49,53 @@ def tiny_unet(seed=0, **changes):
     return UNet2DConditionModel(**{**config, **changes}).eval().requires_grad_(False)
 
 
-def tiny_pipeline(prediction_type="epsilon"):
-    unet, tokenizer = tiny_unet(), build_tokenizer()
-    vae = AutoencoderKL(
-        block_out_channels=(4, 8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        norm_num_groups=2,
-        sample_size=64,
-        scaling_factor=0.7,
+def tiny_pipeline(prediction_type="epsilon", **unet_changes):
+    tokenizer = build_tokenizer()
+    scheduler = tiny_scheduler(prediction_type)
+    return StableDiffusionPipeline(
+        vae=tiny_vae(),
+        text_encoder=CLIPTextModel(tiny_text_config(tokenizer)).eval(),
+        tokenizer=tokenizer,
+        unet=tiny_unet(**unet_changes),
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
-    text_config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=12,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=tokenizer.model_max_length,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+
+
+def tiny_xl_pipeline(prediction_type="epsilon", **changes):
+    """Two text encoders, whose tokenizers pad differently, and a UNet of SDXL's kind: widths 16, 32, 36."""
+    tokenizers = build_tokenizer(), build_tokenizer()
+    tokenizers[1].pad_token = "!"
+    first = tiny_text_config(tokenizers[0])
+    second = tiny_text_config(tokenizers[1], hidden_size=24, projection_dim=24, hidden_act="gelu")
+    unet = tiny_unet(
+        block_out_channels=(8, 16, 32),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 1, 2),
+        attention_head_dim=(1, 2, 4),
+        use_linear_projection=True,
+        cross_attention_dim=36,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=24 + 6 * 8,
     )
-    scheduler = DDIMScheduler(
+    return StableDiffusionXLPipeline(
+        vae=tiny_vae(),
+        text_encoder=CLIPTextModel(first).eval(),
+        text_encoder_2=CLIPTextModelWithProjection(second).eval(),
+        tokenizer=tokenizers[0],
+        tokenizer_2=tokenizers[1],
+        unet=unet,
+        scheduler=tiny_scheduler(prediction_type),
+        **{"add_watermarker": False, **changes},
+    )
+
+
+def tiny_scheduler(prediction_type):
+    return DDIMScheduler(
         beta_schedule="scaled_linear",
         beta_start=0.00085,
         beta_end=0.012,
@@ -70,24 +104,48 @@ def tiny_pipeline(prediction_type="epsilon"):
         steps_offset=1,
         prediction_type=prediction_type,
     )
-    return StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=CLIPTextModel(text_config),
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+
+
+def tiny_vae(**changes):
+    config = {
+        "block_out_channels": (4, 8, 8, 8),
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "norm_num_groups": 2,
+        "sample_size": 64,
+        "scaling_factor": 0.7,
+    }
+    return AutoencoderKL(**{**config, **changes})
+
+
+def tiny_text_config(tokenizer, **changes):
+    config = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 12,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": tokenizer.model_max_length,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return CLIPTextConfig(**{**config, **changes})
+
+
+def open_models(path, unet_dtype=torch.float32, **options):
+    """A model as the training loads it."""
+    return load_models(recognise(ModelSource(str(path), **options)), unet_dtype)
 
 
 @pytest.fixture(scope="session")
 def models_dir(tmp_path_factory):
-    """Folder with the tiny models `epsilon` and `v_prediction`."""
+    """Folder with the tiny models `epsilon`, `v_prediction`, `sd2` and `xl`."""
     folder = tmp_path_factory.mktemp("models")
     for prediction_type in ("epsilon", "v_prediction"):
         tiny_pipeline(prediction_type).save_pretrained(folder / prediction_type)
+    tiny_pipeline("v_prediction", use_linear_projection=True, attention_head_dim=(1, 2)).save_pretrained(folder / "sd2")
+    tiny_xl_pipeline().save_pretrained(folder / "xl")
     return folder
 
 

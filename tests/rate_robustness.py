@@ -57,11 +57,12 @@ def measure(options, output: Path) -> float:
     from hypernet.command_line import parse_config
     from hypernet.held_out import HeldOutLoss, encode_held_out, hold_out
     from hypernet.inspection import find_pictures
+    from hypernet.base_model import recognise
     from hypernet.models import load_models
     from hypernet.sources import open_source
 
     config = parse_config(options)
-    source, models = open_source(config), load_models(config.pretrained_model_name_or_path)
+    source, models = open_source(config), load_models(recognise(config.model_source))
     with contextlib.redirect_stderr(io.StringIO()):
         pictures, _ = find_pictures(source, config, 8)
         _, held, _ = hold_out(source, None, pictures, config, 8)

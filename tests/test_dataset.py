@@ -8,6 +8,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from conftest import open_models
 from PIL import Image, ImageOps
 
 from draw import draw, random_scene
@@ -17,7 +18,7 @@ from hypernet.dataset import Batch, EpochBatches, encode_dataset
 from hypernet.errors import UserError
 from hypernet.inspection import Picture, find_pictures
 from hypernet.latents import PIXELS_AT_ONCE
-from hypernet.models import encode_images, load_models
+from hypernet.models import encode_images
 from hypernet.pictures import alpha_weights
 from hypernet.seeds import derive_seed
 from hypernet.sources import open_source
@@ -25,7 +26,7 @@ from hypernet.sources import open_source
 
 @pytest.fixture(scope="module")
 def models(models_dir):
-    return load_models(str(models_dir / "epsilon"))
+    return open_models(models_dir / "epsilon")
 
 
 def configure(folder, cache_dir, **options):
@@ -64,9 +65,11 @@ def test_items_equal_what_the_models_say(models, images_dir, tmp_path):
         (prompt,) = item["prompts"]
         assert prompt in ((images_dir / "4.txt").read_text(), "art by me")
         seen.add(prompt)
-        tokens = models.tokenizer([prompt], padding="max_length", max_length=32, truncation=True, return_tensors="pt")
+        tokens = models.tokenizers[0](
+            [prompt], padding="max_length", max_length=32, truncation=True, return_tensors="pt"
+        )
         with torch.no_grad():
-            embeds = models.text_encoder(tokens.input_ids)[0]
+            embeds = models.text_encoders[0](tokens.input_ids)[0]
         assert (item["prompt_embeds"] - embeds).abs().max() < 1e-5
         generator = torch.Generator().manual_seed(derive_seed(3, "item", epoch, pictures[4].sha256))
         assert torch.equal(item["noise"][0], torch.randn(4, 8, 8, generator=generator))
@@ -163,7 +166,7 @@ def counted(models):
     def count(name):
         return lambda module, args: counts.__setitem__(name, counts[name] + len(args[0]))
 
-    text_layer = next(module for name, module in models.text_encoder.named_modules() if name.endswith("layers.0"))
+    text_layer = next(module for name, module in models.text_encoders[0].named_modules() if name.endswith("layers.0"))
     hooks = [
         models.vae.encoder.register_forward_pre_hook(count("images")),
         text_layer.register_forward_pre_hook(count("prompts")),
@@ -234,7 +237,7 @@ def test_a_second_start_encodes_nothing_and_a_change_what_depends_on_it(models, 
         weight[0, 0, 0, 0] += 1e-6
         assert start() == (11, 0)
         weight[0, 0, 0, 0] = before
-    weight = models.text_encoder.get_input_embeddings().weight
+    weight = models.text_encoders[0].get_input_embeddings().weight
     with torch.no_grad():
         before = weight[0, 0].item()
         weight[0, 0] += 1e-6
@@ -293,7 +296,7 @@ def test_images_go_through_the_vae_in_batches(models, images_dir, tmp_path):
 
 
 def test_a_vae_that_overflows_is_run_in_float32(models_dir, images_dir, tmp_path, capsys):
-    models = load_models(str(models_dir / "epsilon"))
+    models = open_models(models_dir / "epsilon")
     with torch.no_grad():
         models.vae.encoder.conv_in.weight *= 1e6
     assert not encode_images(models, torch.ones(1, 3, 64, 64), torch.float16).isfinite().all()

@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, TINY_WIDTHS, run, tiny_pipeline, tiny_unet, unexpected
-from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+from conftest import REPO, TINY_WIDTHS, open_models, run, unexpected
+from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionPipeline
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 import hypernet
 from examples import generate, xy_plot
-from hypernet.drawing import ModelSource, Painter, PictureSettings, weights_sha256
+from hypernet.drawing import Painter, PictureSettings, weights_sha256
+from hypernet.model_source import ModelSource
 from hypernet.errors import UserError
 from hypernet.fonts import load_font
 from hypernet.infotext import parse_infotext, read_png_infotext
@@ -253,33 +253,15 @@ def test_one_line_on_the_console(tmp_path):
 
 
 def test_steps_that_a_sampler_cannot_take(models_dir):
-    pipe = tiny_pipeline()
-    painter = Painter(pipe, ModelSource(str(models_dir / "epsilon")))
+    painter = Painter(open_models(models_dir / "epsilon"))
     with pytest.raises(UserError, match="steps 60: LCM cannot take so many"):
         list(painter.draw_all([PictureSettings("a", steps=2), PictureSettings("a", steps=60, sampler="LCM")]))
 
 
-def tiny_sdxl():
-    """The tiny model with SDXL's second text encoder and size embeddings."""
-    parts, small = tiny_pipeline().components, {"hidden_size": 20, "projection_dim": 20}
-    config = CLIPTextConfig(**{**parts["text_encoder"].config.to_dict(), **small})
-    unet = tiny_unet(
-        addition_embed_type="text_time",
-        addition_time_embed_dim=4,
-        projection_class_embeddings_input_dim=20 + 6 * 4,
-        cross_attention_dim=32,
-    )
-    return StableDiffusionXLPipeline(
-        **{key: parts[key] for key in ("vae", "text_encoder", "tokenizer", "scheduler")},
-        tokenizer_2=parts["tokenizer"],
-        text_encoder_2=CLIPTextModelWithProjection(config).eval(),
-        unet=unet,
-    )
-
-
-@pytest.mark.parametrize("build", [tiny_pipeline, tiny_sdxl])
-def test_pictures_do_not_depend_on_their_batch(build, models_dir, networks):
-    pipe = build()
+@pytest.mark.parametrize("model", ["epsilon", "xl"])
+def test_pictures_do_not_depend_on_their_batch(model, models_dir, networks):
+    painter = Painter(open_models(models_dir / model))
+    pipe = painter.pipe
     pipe.set_progress_bar_config(disable=True)
     stack = ((str(networks / "ink"), 1.0), (str(networks / "other.pt"), -0.5))
     pictures = [
@@ -288,7 +270,6 @@ def test_pictures_do_not_depend_on_their_batch(build, models_dir, networks):
         for sampler in (None, "DPM++ 2M SDE Karras")
         for hypernetworks in (stack, (), stack[:1])
     ]
-    painter = Painter(pipe, ModelSource(str(models_dir / "epsilon")))
     alone, together = (dict(painter.draw_all(pictures, batch_size)) for batch_size in (1, 3))
     assert sorted(alone) == sorted(together) == list(range(len(pictures)))
     assert max(difference(alone[i], together[i]) for i in alone) <= 1

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from conftest import TINY_WIDTHS
+from conftest import TINY_WIDTHS, open_models
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from PIL import Image
 from test_attention import with_hooks
@@ -20,7 +20,6 @@ from hypernet.effect import PER_LAYER, Effect
 from hypernet.errors import UserError
 from hypernet.held_out import HeldOutLoss, encode_held_out, hold_out, open_held_out
 from hypernet.inspection import find_pictures
-from hypernet.models import load_models
 from hypernet.seeds import derive_seed
 from hypernet.sources import open_source
 
@@ -94,7 +93,7 @@ def test_the_loss_equals_a_plain_recomputation(models_dir, images_dir, tmp_path,
     flags = ["--validation_split=0.3", "--random_flip", "--latent_sampling=random", "--caption_dropout=0.9", "--seed=4"]
     config, source, pictures = opened(models_dir, images_dir, tmp_path, *flags, model=model)
     held_source, held, _ = hold_out(source, open_held_out(config), pictures, config, 8)
-    models = load_models(str(models_dir / model))
+    models = open_models(models_dir / model)
     hypernetwork = hypernet.Hypernetwork(TINY_WIDTHS, weight_init="kaiming_normal", activation="mish").train()
     on_unet = hypernet.HypernetworkUNet(models.unet, hypernetwork)
     dataset = encode_held_out(models, held_source, held, config, torch.float32)
@@ -138,7 +137,7 @@ def plain_losses(pipe, files, hypernetwork):
 
 
 def test_the_effect_is_the_share_that_is_added(models_dir):
-    models = load_models(str(models_dir / "epsilon"))
+    models = open_models(models_dir / "epsilon")
     hypernetwork = hypernet.Hypernetwork([12, 32], weight_init="kaiming_normal", dropout_structure=[0, 0.5, 0]).train()
     contexts, hooks = {}, []
     for name, layer in models.unet.named_modules():

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from conftest import open_models
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 import hypernet
 from hypernet import Hypernetwork
 from hypernet.config import TrainingConfig
-from hypernet.models import load_models
 from hypernet.plot import _ticks, plot_losses
 from hypernet.preview import Previewer, labelled_grid
 
@@ -18,7 +18,7 @@ from hypernet.preview import Previewer, labelled_grid
 def test_previews_equal_the_pipeline(models_dir):
     path, prompts = str(models_dir / "v_prediction"), ["a red star", "a cat"]
     hypernetwork = Hypernetwork([12, 16, 32], weight_init="kaiming_normal", activation="relu")
-    models = load_models(path)
+    models = open_models(path)
     hypernet.attach(models.unet, hypernetwork)
     state = torch.get_rng_state()
     config = TrainingConfig(

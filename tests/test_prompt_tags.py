@@ -39,6 +39,10 @@ def folder(tmp_path_factory):
         network.save_pretrained(folder / run)
         hypernet.save_webui(network, folder / run / f"{name}.pt")
         network.save_pretrained(folder / run / "checkpoints" / "step-000020")
+        (folder / run / "run.json").write_text("{}")
+    best = hypernet.Hypernetwork(widths=(12,), name="neon", step=10)
+    hypernet.save(best, folder / "first" / "best")
+    hypernet.save_webui(best, folder / "first" / "best" / "neon.pt")
     hypernet.save(network, folder / "alone" / "sole.safetensors")
     hypernet.save(network, folder / "alone" / "both.safetensors")
     hypernet.save(network, folder / "alone" / "both.pt")
@@ -58,6 +62,8 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize(
     "name, place",
     [
+        ("neon-best", "first/best"),
+        ("first/best", "first/best"),
         ("first", "first"),
         ("neon", "first"),  # the trained folder, by its own name; its neon.pt is the same hypernetwork
         ("ink", "ink"),
@@ -77,7 +83,7 @@ def test_find(folder, name, place):
     "name, message",
     [
         ("neom", "did you mean neon?"),
-        ("neon-2", "did you mean neon-20 or neon?"),
+        ("neon-2", "did you mean neon-20 or neon or neon-best?"),
         ("style", "webui/style.pt or"),
         ("step-000020", "write more of the path"),
         ("lora", "there is no such hypernetwork"),

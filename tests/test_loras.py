@@ -1,0 +1,131 @@
+"""LoRAs underneath: folded in as diffusers applies them; with hypernetworks in any order; trained over and drawn with."""
+
+import json
+
+import pytest
+import torch
+from conftest import open_models, tiny_pipeline, tiny_xl_pipeline, train_here
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+
+import hypernet
+from hypernet.drawing import Painter, PictureSettings
+from hypernet.drawing_options import find_model
+from hypernet.errors import UserError
+from hypernet.loras import absolute_lora, split_lora
+from hypernet.text import encode_prompts, text_hash
+
+
+def save_lora(pipe, path, seed):
+    """A random LoRA of UNet and first text encoder, as a training script of diffusers saves one."""
+    torch.manual_seed(seed)
+    config = LoraConfig(r=2, lora_alpha=2, init_lora_weights=False, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
+    pipe.unet.add_adapter(config)
+    text = LoraConfig(r=2, lora_alpha=2, init_lora_weights=False, target_modules=["q_proj", "v_proj"])
+    pipe.text_encoder.add_adapter(text)
+    layers = [
+        convert_state_dict_to_diffusers(get_peft_model_state_dict(part)) for part in (pipe.unet, pipe.text_encoder)
+    ]
+    type(pipe).save_lora_weights(
+        path.parent, unet_lora_layers=layers[0], text_encoder_lora_layers=layers[1], weight_name=path.name
+    )
+
+
+@pytest.fixture(scope="module")
+def loras(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("loras")
+    save_lora(tiny_pipeline(), folder / "ink.safetensors", seed=1)
+    save_lora(tiny_pipeline(), folder / "pen.safetensors", seed=2)
+    save_lora(tiny_xl_pipeline(), folder / "xl.safetensors", seed=3)
+    return folder
+
+
+def outputs(pipe, added=None):
+    """What the UNet and the first text encoder say of the same inputs."""
+    generator = torch.Generator().manual_seed(0)
+    width = pipe.unet.config.cross_attention_dim
+    latents, text = torch.randn(1, 4, 8, 8, generator=generator), torch.randn(1, 7, width, generator=generator)
+    with torch.no_grad():
+        said = pipe.unet(latents, torch.tensor([9]), text, added_cond_kwargs=added).sample
+        return said, pipe.text_encoder(torch.tensor([[1, 2, 3]]))[0]
+
+
+@pytest.mark.parametrize("model, pipeline", [("epsilon", StableDiffusionPipeline), ("xl", StableDiffusionXLPipeline)])
+def test_folded_in_as_peft_applies_them(models_dir, loras, model, pipeline):
+    files = (
+        [(loras / "xl.safetensors", 0.5)]
+        if model == "xl"
+        else [(loras / "ink.safetensors", 0.5), (loras / "pen.safetensors", -1.0)]
+    )
+    added = {"text_embeds": torch.ones(1, 24), "time_ids": torch.ones(1, 6)} if model == "xl" else None
+    pipe = pipeline.from_pretrained(models_dir / model, dtype=torch.float32)
+    plain = outputs(pipe, added)
+    for number, (file, _) in enumerate(files):
+        pipe.load_lora_weights(file.parent, weight_name=file.name, adapter_name=str(number))
+    pipe.set_adapters([str(number) for number in range(len(files))], [scale for _, scale in files])
+    models = open_models(models_dir / model, lora=tuple(f"{file}:{scale}" for file, scale in files))
+    for ours, theirs, before in zip(outputs(models.pipeline, added), outputs(pipe, added), plain):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+        assert (ours - before).abs().max() > 0.01
+    without = open_models(models_dir / model)
+    assert models.hash == without.hash and text_hash(models) != text_hash(without)
+    assert models.unet.state_dict().keys() == without.unet.state_dict().keys()
+
+
+@pytest.mark.parametrize("lora_first", [True, False])
+def test_with_a_hypernetwork_in_any_order(models_dir, loras, lora_first):
+    pipe = StableDiffusionPipeline.from_pretrained(models_dir / "epsilon", dtype=torch.float32)
+    plain = outputs(pipe)
+    hypernetwork = hypernet.Hypernetwork([12, 16, 32], weight_init="xavier_normal")
+    both = open_models(models_dir / "epsilon", lora=(str(loras / "ink.safetensors"),)).pipeline
+    hypernet.attach(both.unet, hypernetwork, 0.7)
+    steps = [
+        lambda: pipe.load_lora_weights(loras, weight_name="ink.safetensors"),
+        lambda: hypernet.attach(pipe.unet, hypernetwork, 0.7),
+    ]
+    for step in steps if lora_first else reversed(steps):
+        step()
+    for ours, theirs in zip(outputs(pipe), outputs(both)):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    steps = [pipe.unload_lora_weights, lambda: hypernet.detach(pipe.unet)]
+    for step in steps if lora_first else reversed(steps):
+        step()
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(outputs(pipe), plain))
+
+
+def test_a_training_over_a_lora(models_dir, images_dir, loras, tmp_path):
+    """The run records it, its previews have it, and so has what is drawn with the result."""
+    lora = f"{loras / 'ink.safetensors'}:0.5"
+    flags = ["--max_train_steps=1", "--name=x", "--clip_skip=2", f"--lora={lora}"]
+    train_here(models_dir, images_dir, tmp_path / "run", *flags)
+    options = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert options["lora"] == [lora]
+    assert hypernet.load(tmp_path / "run" / "x.pt").config.optional_info == f"LoRAs underneath: {lora}"
+
+    class Args:
+        model = None
+
+    source = find_model(Args, [options], "")
+    assert source.lora == (lora,) and source.clip_skip == 2
+    Args.model = str(models_dir / "v_prediction")  # of another model only how prompts are read is taken over
+    other = find_model(Args, [options], "")
+    assert other.lora == () and other.clip_skip == 2
+    painter = Painter(open_models(models_dir / "epsilon", lora=source.lora, clip_skip=2))
+    picture = PictureSettings("a (cat)", steps=1, size=(64, 64))
+    text = painter.infotext(picture, painter.draw([picture])[0])
+    assert text.startswith("a (cat) <lora:ink:0.5>") and "Clip skip: 2" in text and "Emphasis: None" in text
+
+
+def test_what_is_no_lora_for_this_model(models_dir, loras, tmp_path):
+    with pytest.raises(UserError, match="--lora .*xl.safetensors: it (does not fit this model|has nothing for this)"):
+        open_models(models_dir / "epsilon", lora=(str(loras / "xl.safetensors"),))
+    assert split_lora("C:\\ink.safetensors") == ("C:\\ink.safetensors", 1.0)
+    assert split_lora("ink.safetensors:-0.5") == ("ink.safetensors", -0.5)
+    assert absolute_lora("somebody/ink:0.5") == "somebody/ink:0.5"
+    embeds = [
+        encode_prompts(open_models(models_dir / "epsilon", lora=each), ["a"])[0].tokens
+        for each in ((), (str(loras / "ink.safetensors"),))
+    ]
+    assert not torch.equal(*embeds)
