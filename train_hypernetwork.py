@@ -37,6 +37,7 @@ from hypernet.held_out import HeldOutLoss, describe_held_out, encode_held_out, h
 from hypernet.initial import open_initial
 from hypernet.inspection import find_pictures
 from hypernet.interruption import Interruption
+from hypernet.loras import lora_names
 from hypernet.launch import build_accelerator, check_shared, choose_precision, others_watched
 from hypernet.loss import diffusion_loss, diffusion_target, snr_weights
 from hypernet.models import load_models, vae_precision, weight_dtype
@@ -88,7 +89,7 @@ def main(arguments=None):
         accelerator.print(describe_held_out(held_source, held_pictures))
 
     # Models
-    accelerator.print(f"Loading {config.pretrained_model_name_or_path}")
+    accelerator.print(f"Loading {base.describe()}")
     dtype, device = weight_dtype(accelerator.mixed_precision), accelerator.device
     models = load_models(base, dtype, device)
     unet, scheduler = models.unet, models.scheduler
@@ -128,7 +129,7 @@ def main(arguments=None):
     hypernetwork = initial.hypernetwork.train() if initial else hypernet.Hypernetwork(widths, **config.structure())
     hypernetwork.register_to_config(name=config.name, base_model_name=base.source.name, base_model_hash=models.hash)
     if config.lora:
-        hypernetwork.register_to_config(optional_info=f"LoRAs underneath: {', '.join(config.lora)}")
+        hypernetwork.register_to_config(optional_info=f"LoRAs underneath: {lora_names(config.lora)}")
     on_unet = hypernet.HypernetworkUNet(unet, hypernetwork)
     optimizer = build_optimizer(config, hypernetwork.parameters(), device)
     model, optimizer = accelerator.prepare(on_unet, optimizer)
@@ -225,7 +226,7 @@ def main(arguments=None):
             hypernet.attach(unet, hypernet.load(output.webui_file).to(unet.device))
             preview(accelerator, previewer, output, config, state, done, "with", output.before_after.name)
         if accelerator.is_main_process:
-            finish(accelerator, output, config, watch, time.monotonic() - started, done - first_step)
+            finish(accelerator, output, config, base, watch, time.monotonic() - started, done - first_step)
     del model  # what is distributed has to go before the group of processes, or both wait for ever
     accelerator.free_memory()
     accelerator.end_training()
@@ -242,7 +243,7 @@ def preview(accelerator, previewer, output: OutputFolder, config: TrainingConfig
         log_previews(accelerator, pictures, config.validation_prompt, step)
 
 
-def finish(accelerator, output: OutputFolder, config: TrainingConfig, watch: Watch, seconds, steps):
+def finish(accelerator, output: OutputFolder, config: TrainingConfig, base, watch: Watch, seconds, steps):
     """Card and push; then tell where everything is and what to do next."""
     hypernetwork = watch.state.hypernetwork
     lines = [
@@ -258,9 +259,9 @@ def finish(accelerator, output: OutputFolder, config: TrainingConfig, watch: Wat
     if config.log_artifact:
         log_artifact(accelerator, config, output)
     if config.push_to_hub:
-        lines.append(push_to_hub(output, config, hypernetwork))
+        lines.append(push_to_hub(output, config, base, hypernetwork))
     else:
-        write_card(output, config, hypernetwork, str(output.root))
+        write_card(output, config, base, hypernetwork, str(output.root))
     prompt = (config.validation_prompt or ["a painting"])[0]
     lines.append("Look at the pictures first. Then draw your own:")
     quoted = shlex.join(["--hypernetwork", str(output.root), "--prompt", prompt])

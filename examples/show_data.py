@@ -103,7 +103,7 @@ def open_data(config) -> Data:
     pictures, problems = find_pictures(source, config, multiple)
     batches = EpochBatches(pictures, config.train_batch_size, config.seed)
     print(describe_data(source, pictures, problems, batches, config))
-    print(f"Loading {config.pretrained_model_name_or_path}")
+    print(f"Loading {base.describe()}")
     models = load_models(base, dtype, device)
     dataset = encode_dataset(models, source, pictures, config, vae_precision(dtype, device))
     print(*(f"{line}\n" for line in vae_notes(base, dataset.latents)), sep="", end="")

@@ -41,6 +41,18 @@ class BaseModel:
         layers = {name.removesuffix(".processor") for name in unet.attn_processors}
         return sorted({unet.get_submodule(f"{layer}.to_k").in_features for layer in layers})
 
+    def describe(self) -> str:
+        """What was recognised and what goes with it, in a line."""
+        width, source = self.unet.get("cross_attention_dim", 1280), self.source
+        kinds = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x"}
+        kind = "SDXL" if self.is_xl else kinds.get(width, f"a Stable Diffusion with text {width} wide")
+        zero_snr = ", a schedule that ends in noise alone" if self.zero_snr else ""
+        vae, loras = source.pretrained_vae_model_name_or_path, source.lora
+        parts = [f"{source.path}: {kind}, predicts {self.prediction_type}{zero_snr}"]
+        parts += [f"VAE {vae}"] if vae else []
+        parts += [f"LoRAs underneath {', '.join(loras)}"] if loras else []
+        return "; ".join(parts)
+
     @property
     def image_multiple(self) -> int:
         """Images need sides that are multiples of this, the VAE's factor."""

@@ -3,8 +3,10 @@
 import dataclasses
 from pathlib import Path
 
+from hypernet.base_model import BaseModel
 from hypernet.config import TrainingConfig
 from hypernet.errors import UserError
+from hypernet.loras import lora_names
 from hypernet.output import OutputFolder
 from hypernet.readers import comfyui_reads
 
@@ -18,8 +20,8 @@ tags: [stable-diffusion, hypernetwork, text-to-image]
 ---
 # {name}
 
-A hypernetwork for Stable Diffusion, trained for {step} steps on {base}: layer structure {layer_structure}, activation
-{activation}, context widths {widths}.
+A hypernetwork for {kind}, trained for {step} steps on {base}: layer structure {layer_structure}, activation
+{activation}, context widths {widths}.{loras}
 
 {preview}
 ## Use it
@@ -29,9 +31,9 @@ the prompt. {comfyui} In diffusers:
 
 ```python
 import hypernet, torch
-from diffusers import StableDiffusionPipeline
+from diffusers import {pipeline}
 
-pipe = StableDiffusionPipeline.from_pretrained("{base}", dtype=torch.{dtype}){to_gpu}
+pipe = {pipeline}.{load}("{base}", dtype=torch.{dtype}){to_gpu}
 hypernet.attach(pipe.unet, hypernet.load("{source}"), strength=1.0)
 pipe("{prompt}").images[0]
 ```
@@ -46,7 +48,7 @@ pipe("{prompt}").images[0]
 """
 
 
-def write_card(output: OutputFolder, config: TrainingConfig, hypernetwork, source: str):
+def write_card(output: OutputFolder, config: TrainingConfig, base_model: BaseModel, hypernetwork, source: str):
     """README.md: what it is, what it looks like, how to load it from `source`, how it was trained."""
     trained = hypernetwork.config
     base = config.pretrained_model_name_or_path
@@ -54,6 +56,7 @@ def write_card(output: OutputFolder, config: TrainingConfig, hypernetwork, sourc
     private = {"output_dir", "overwrite", "cache_dir", "train_data_dir", "push_to_hub", "hub_model_id"}
     private |= {"validation_data_dir", "init_from"}
     private |= set() if is_hub_id else {"pretrained_model_name_or_path"}
+    private |= {"model_config", "original_config", "lora"}
     default = {field.name: field.default for field in dataclasses.fields(config)}
     options = {key: value for key, value in vars(config).items() if key not in private and value != default[key]}
     card = CARD.format(
@@ -61,6 +64,10 @@ def write_card(output: OutputFolder, config: TrainingConfig, hypernetwork, sourc
         name=config.name,
         step=trained.step,
         base=base if is_hub_id or not config.push_to_hub else Path(base).name,
+        kind="SDXL" if base_model.is_xl else "Stable Diffusion",
+        pipeline="StableDiffusionXLPipeline" if base_model.is_xl else "StableDiffusionPipeline",
+        load="from_single_file" if base_model.single else "from_pretrained",
+        loras=f" Under it lay LoRAs, which belong to it: {lora_names(config.lora)}." if config.lora else "",
         dtype="float16" if is_hub_id else "float32",
         to_gpu='.to("cuda")' if is_hub_id else "",
         layer_structure=",".join(f"{multiple:g}" for multiple in trained.layer_structure),
@@ -90,7 +97,7 @@ def check_hub_login(config: TrainingConfig):
             raise UserError("--push_to_hub: you are not logged in to the Hub; run `hf auth login`, or set HF_TOKEN")
 
 
-def push_to_hub(output: OutputFolder, config: TrainingConfig, hypernetwork) -> str:
+def push_to_hub(output: OutputFolder, config: TrainingConfig, base_model: BaseModel, hypernetwork) -> str:
     """Write the card for the Hub and upload what is to be used (not the training states and logs).
 
     Returns the line to tell: the page's address, or why it failed; a run that is done is not lost to a bad connection.
@@ -98,11 +105,11 @@ def push_to_hub(output: OutputFolder, config: TrainingConfig, hypernetwork) -> s
     from huggingface_hub import HfApi
 
     api, name = HfApi(), config.hub_model_id or config.name
-    write_card(output, config, hypernetwork, name)  # so that there is one even if the Hub cannot be reached
+    write_card(output, config, base_model, hypernetwork, name)  # so that there is one even if the Hub cannot be reached
     ignored = ["checkpoints/*", "logs/*", "wandb/*", "run.json"]
     try:
         repo_id = api.create_repo(name, exist_ok=True).repo_id
-        write_card(output, config, hypernetwork, repo_id)
+        write_card(output, config, base_model, hypernetwork, repo_id)
         commit = "Upload hypernetwork"
         api.upload_folder(repo_id=repo_id, folder_path=output.root, ignore_patterns=ignored, commit_message=commit)
     except Exception as error:  # whatever it is: the run is done, and only the upload is not

@@ -33,6 +33,11 @@ def absolute_lora(text: str) -> str:
     return f"{Path(path).resolve()}:{scale:g}" if Path(path).exists() else text
 
 
+def lora_names(loras) -> str:
+    """What they are called, with their scales, wherever they lie: "ink.safetensors:0.8, lineart.safetensors:1"."""
+    return ", ".join(f"{Path(path).name}:{scale:g}" for path, scale in map(split_lora, loras))
+
+
 def check_loras(loras):
     """Raises: UserError for one that does not exist or is something else; a Hub id is looked at when it is loaded."""
     for text in loras:

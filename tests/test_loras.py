@@ -102,7 +102,10 @@ def test_a_training_over_a_lora(models_dir, images_dir, loras, tmp_path):
     train_here(models_dir, images_dir, tmp_path / "run", *flags)
     options = json.loads((tmp_path / "run" / "run.json").read_text())
     assert options["lora"] == [lora]
-    assert hypernet.load(tmp_path / "run" / "x.pt").config.optional_info == f"LoRAs underneath: {lora}"
+    assert hypernet.load(tmp_path / "run" / "x.pt").config.optional_info == "LoRAs underneath: ink.safetensors:0.5"
+    assert (
+        "Under it lay LoRAs, which belong to it: ink.safetensors:0.5." in (tmp_path / "run" / "README.md").read_text()
+    )
 
     class Args:
         model = None
