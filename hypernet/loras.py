@@ -49,7 +49,7 @@ def check_loras(loras):
             except (OSError, SafetensorError):
                 kind = "no .safetensors"
             problem = f"it is {kind or 'something else'}, and no LoRA" if kind != "a LoRA" else None
-        elif not path.exists() and len(path.parts) != 2:
+        elif not path.exists() and (len(path.parts) != 2 or path.suffix == ".safetensors"):
             problem = "there is no such file"
         if problem:
             raise UserError(f"--lora {text}: {problem}")

@@ -46,9 +46,6 @@ class ModelSource:
                 raise UserError(f"--{option} {value}: it must be 1 or more")
         for lora in self.lora:
             split_lora(lora)
-        for option in () if self.is_file else ("original_config", "model_config"):
-            if getattr(self, option) and Path(self.path).exists():
-                raise UserError(f"--{option}: it belongs to a model in a single file, and {self.path} is a folder")
 
     @classmethod
     def of(cls, options: dict, **changes) -> "ModelSource":
@@ -85,6 +82,12 @@ class ModelSource:
             files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES[:2])
             hint = f"; if you mean the model {files[0].name}, name the file" if files else ""
             raise self.error(f"there is no model_index.json in it, so it is no diffusers folder{hint}")
+        for option in ("revision", "variant") if self.is_file else ("original_config", "model_config"):
+            if getattr(self, option):
+                where = "on the Hub or in a folder" if self.is_file else "in a single file"
+                raise UserError(f"--{option} {getattr(self, option)}: it belongs to a model {where}")
+        if self.revision and path.exists():
+            raise UserError(f"--revision {self.revision}: it belongs to a model on the Hub, and {self.path} is here")
         if self.original_config and not Path(self.original_config).is_file():
             raise UserError(f"--original_config {self.original_config}: there is no such file")
 

@@ -54,7 +54,8 @@ def read_prompt(models: StableDiffusion, tokenizer, prompt: str):
     else:
         stretches = [(unescape(prompt), 1.0)]
     tokens = [(None, 1.0) if text is BREAK else (_tokenize(tokenizer, text), weight) for text, weight in stretches]
-    chunks = make_chunks(tokens, tokenizer.get_vocab().get(COMMA), tokenizer.model_max_length - 2)
+    comma = tokenizer.convert_tokens_to_ids(COMMA)
+    chunks = make_chunks(tokens, comma if comma != tokenizer.unk_token_id else None, tokenizer.model_max_length - 2)
     most = models.source.max_token_chunks
     count = sum(map(len, chunks))
     return chunks[:most], sum(map(len, chunks[most:])) if most else 0, count

@@ -44,14 +44,17 @@ def test_show_data(models_dir, mixed_dir, tmp_path):
     Image.open(folder / "1.png").crop((0, 0, 30, 30)).save(folder / "tiny.png")
     flags = ["--pretrained_model_name_or_path", models_dir / "epsilon", "--train_data_dir", folder]
     flags += ["--cache_dir", tmp_path / "cache", "--resolution=64", "--output_dir", tmp_path / "none"]
-    done = run(REPO / "examples" / "show_data.py", "--sheet", sheet, *flags)
+    done = run(REPO / "examples" / "show_data.py", "--sheet", sheet, *flags, "--max_token_chunks=1")
     assert done.returncode == 0, done.stderr
+    cut = r"note: --max_token_chunks 1 cuts 1 prompts; .*again.bmp loses (\d+) of (\d+) tokens"
+    lost, tokens = re.search(cut, done.stdout).groups()
+    assert 30 <= int(lost) < int(tokens)
     assert "images used: 8, skipped: 1" in done.stdout and "empty.png: it is empty" in done.stdout
     remarks = {
         line.partition(": ")[0].rpartition("/")[2]: line for line in done.stdout.splitlines() if "look at /" in line
     }
     assert "the same picture as 0.png" in remarks["again.bmp"]
-    assert "tokens; what is over 32 is cut" in remarks["again.bmp"]
+    assert f"a prompt of {tokens} tokens; --max_token_chunks cuts the last {lost}" in remarks["again.bmp"]
     assert "only 30x30, enlarged 2.1 times" in remarks["tiny.png"]
     assert "64x128: only 50% of it is kept" in remarks["2.png"]
     shown, warned = np.asarray(Image.open(sheet)), Image.open(sheet.with_name("data_warnings.png"))
