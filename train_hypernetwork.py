@@ -37,7 +37,7 @@ from hypernet.held_out import HeldOutLoss, describe_held_out, encode_held_out, h
 from hypernet.initial import open_initial
 from hypernet.inspection import find_pictures
 from hypernet.interruption import Interruption
-from hypernet.loras import lora_names
+from hypernet.loras import note_loras
 from hypernet.launch import build_accelerator, check_shared, choose_precision, others_watched
 from hypernet.loss import diffusion_loss, diffusion_target, snr_weights
 from hypernet.models import load_models, vae_precision, weight_dtype
@@ -128,8 +128,7 @@ def main(arguments=None):
     set_seed(config.seed)
     hypernetwork = initial.hypernetwork.train() if initial else hypernet.Hypernetwork(widths, **config.structure())
     hypernetwork.register_to_config(name=config.name, base_model_name=base.source.name, base_model_hash=models.hash)
-    if config.lora:
-        hypernetwork.register_to_config(optional_info=f"LoRAs underneath: {lora_names(config.lora)}")
+    note_loras(hypernetwork, config.lora)
     on_unet = hypernet.HypernetworkUNet(unet, hypernetwork)
     optimizer = build_optimizer(config, hypernetwork.parameters(), device)
     model, optimizer = accelerator.prepare(on_unet, optimizer)

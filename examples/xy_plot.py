@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 from hypernet.axes import KINDS, Axis, parse_axis
 from hypernet.drawing import Painter, PictureSettings, load_for_drawing, weights_sha256
 from hypernet.drawing_options import add_drawing_options, choose_model, make_picture, read_stack
+from hypernet.emphasis import unescape
 from hypernet.errors import UserError
 from hypernet.infotext import free_path, parse_infotext, read_png_infotext, save_png, write_infotext
 from hypernet.model_source import ModelSource
@@ -126,7 +127,7 @@ def shared_settings(args, paths) -> str:
     """What the axes leave as it is: the prompt with its hypernetworks, and how it was sampled."""
     prompt, _, fields = parse_infotext(read_png_infotext(paths[0][0]))
     kinds = args.x.kind, args.y.kind
-    text, tags = split_prompt(LORA_TAG.sub("", prompt))
+    text, tags = split_prompt(unescape(LORA_TAG.sub("", prompt)))
     strength = "" if "strength" in kinds else "{:g}"
     shown = [] if "prompt" in kinds else [text.strip()]
     shown += [] if "checkpoint" in kinds else [f"{name} {strength.format(value)}".strip() for name, value in tags]

@@ -9,7 +9,7 @@ from transformers import PretrainedConfig
 
 from hypernet.errors import UserError
 from hypernet.loras import check_loras
-from hypernet.model_source import PREDICTION_TYPES, ModelSource
+from hypernet.model_source import PREDICTION_TYPES, UNREACHED, ModelSource
 from hypernet.single_file import SingleFile, open_single_file
 from hypernet.vaes import read_vae_config
 
@@ -29,6 +29,7 @@ class BaseModel:
     vae: dict
     own_vae: dict  # that of the model, where another one is taken
     prediction_type: str
+    config_says: str  # of that, where an option says it, too
     zero_snr: bool  # whether the last timestep is noise alone
     clip_skip: int  # as the text encoder is read where no option says it
     zeros_for_empty: bool  # whether an empty prompt is zeros
@@ -48,7 +49,8 @@ class BaseModel:
         kind = "SDXL" if self.is_xl else kinds.get(width, f"a Stable Diffusion with text {width} wide")
         zero_snr = ", a schedule that ends in noise alone" if self.zero_snr else ""
         vae, loras = source.pretrained_vae_model_name_or_path, source.lora
-        parts = [f"{source.path}: {kind}, predicts {self.prediction_type}{zero_snr}"]
+        others = f" (its config says {self.config_says})" if self.config_says != self.prediction_type else ""
+        parts = [f"{source.path}: {kind}, predicts {self.prediction_type}{others}{zero_snr}"]
         parts += [f"VAE {vae}"] if vae else []
         parts += [f"LoRAs underneath {', '.join(loras)}"] if loras else []
         return "; ".join(parts)
@@ -66,7 +68,6 @@ def recognise(source: ModelSource) -> BaseModel:
         UserError: if there is no such model, it is of another kind, or an option does not go with it.
     """
     source.check()
-    check_loras(source.lora)
     single = open_single_file(source) if source.is_file else None
     if single and single.configs is None:
         index, scheduler = _plain_index(single.kind), {"prediction_type": "epsilon"}
@@ -79,10 +80,12 @@ def recognise(source: ModelSource) -> BaseModel:
         option = "original_config" if single.unet else "model_config"
         problem = f"it is of another kind: its text is {unet.get('cross_attention_dim')} wide, that of {source.path} {single.text_width}"
         raise UserError(f"--{option} {getattr(source, option) or single.configs}: {problem}")
+    check_loras(source.lora, unet.get("cross_attention_dim", 1280))
     own_vae = single and single.vae or _read(source, single, AutoencoderKL, "vae")
     vae = read_vae_config(source, own_vae)
     is_xl = unet.get("addition_embed_type") == "text_time"
     _check_kind(source, index, unet, own_vae, is_xl)
+    own, predicted = _choose_prediction(source, single, scheduler)
     zeros = source.force_zeros_for_empty_prompt
     if zeros is not None and not is_xl:
         raise UserError("--force_zeros_for_empty_prompt: it belongs to SDXL")
@@ -93,16 +96,14 @@ def recognise(source: ModelSource) -> BaseModel:
         unet=unet,
         vae=vae,
         own_vae=own_vae,
-        prediction_type=_choose_prediction(source, single, scheduler),
-        zero_snr=bool(
-            source.rescale_betas_zero_snr or single and single.zero_snr or scheduler.get("rescale_betas_zero_snr")
-        ),
+        prediction_type=predicted,
+        config_says=own,
+        zero_snr=_choose_zero_snr(source, single, scheduler),
         clip_skip=_check_clip_skip(source, single) or (2 if is_xl else 1),
         zeros_for_empty=is_xl and index.get("force_zeros_for_empty_prompt", True) if zeros is None else zeros,
     )
     if base.zero_snr and base.prediction_type == "epsilon":
-        problem = "where the last timestep is noise alone, predicting the noise teaches nothing"
-        raise UserError(f"--rescale_betas_zero_snr: {problem}; it belongs to --prediction_type v_prediction or sample")
+        _refuse_noise_alone(source)
     return base
 
 
@@ -113,7 +114,8 @@ def choose_widths(config, base: BaseModel) -> list[int]:
     if missing:
         shown = ",".join(map(str, available))
         problem = f"the UNet has no attention layer of width {missing[0]}; it has {shown}"
-        raise UserError(f"--widths {config.widths}: {problem}")
+        option = f"--init_from {config.init_from}" if config.init_from else f"--widths {config.widths}"
+        raise UserError(f"{option}: {problem}")
     widths = config.widths_numbers or available
     for multiple in config.layer_structure_numbers:
         if int(multiple * widths[0]) < 1:
@@ -138,6 +140,8 @@ def _read(source, single, model_class, subfolder=None) -> dict:
         return model_class.load_config(path, revision=None if single else source.revision, **where)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
+        if not Path(path).exists():
+            raise source.error(f"it is not here, and {UNREACHED}") from None
         if Path(path).exists():
             raise source.error(
                 f"its {subfolder or 'model_index.json'} has no config that can be read ({reason})"
@@ -167,8 +171,9 @@ def _check_index(source, index):
     for part in ("text_encoder", "text_encoder_2"):
         if part in index and _part(index, part) not in TEXT_ENCODERS:
             raise source.error(f"its {part} is {_part(index, part) or 'missing'}, not CLIP's; {TRAINABLE}")
-    if "EDM" in (_part(index, "scheduler") or ""):
-        raise source.error(f"its schedule is EDM's, by which it was trained in another way; {TRAINABLE}")
+    for kind in ("EDM", "FlowMatch"):
+        if kind in (_part(index, "scheduler") or ""):
+            raise source.error(f"its schedule is {kind}'s, by which it was trained in another way; {TRAINABLE}")
 
 
 def _part(index, name) -> str | None:
@@ -193,20 +198,39 @@ def _check_kind(source, index, unet, own_vae, is_xl):
         raise source.error(f"its UNet is an SDXL's, but there is no second text encoder; {TRAINABLE}")
 
 
-def _choose_prediction(source, single, scheduler) -> str:
+def _choose_prediction(source, single, scheduler) -> tuple[str, str]:
+    """What the model predicts by its file and configs, and by the option, if it is given."""
     own = single and single.prediction_type or scheduler.get("prediction_type", "epsilon")
     predicted = source.prediction_type or own
     if predicted not in PREDICTION_TYPES:
         raise source.error(f"it predicts {predicted}; {', '.join(PREDICTION_TYPES)} can be trained")
-    return predicted
+    return own, predicted
+
+
+def _choose_zero_snr(source, single, scheduler) -> bool:
+    if source.rescale_betas_zero_snr is not None:
+        return source.rescale_betas_zero_snr
+    return bool(single and single.zero_snr or scheduler.get("rescale_betas_zero_snr"))
+
+
+def _refuse_noise_alone(source):
+    problem = "where the last timestep is noise alone, predicting the noise teaches nothing"
+    if source.rescale_betas_zero_snr:
+        hint = "it belongs to --prediction_type v_prediction or sample"
+        raise UserError(f"--rescale_betas_zero_snr: {problem}; {hint}")
+    hint = "add --rescale_betas_zero_snr false, or --prediction_type v_prediction"
+    raise source.error(f"its schedule ends in noise alone, and it predicts the noise; {problem}; {hint}")
 
 
 def _check_clip_skip(source, single) -> int | None:
     """--clip_skip, if it is given. Raises: UserError for more than the text encoder has layers."""
     path = single.configs if single else source.path
-    if source.clip_skip is not None and path is not None:
-        revision = None if single else source.revision
-        encoder = PretrainedConfig.get_config_dict(path, subfolder="text_encoder", revision=revision)[0]
+    if source.clip_skip is not None:
+        where = {"subfolder": "text_encoder", "revision": None if single else source.revision}
+        try:
+            encoder = PretrainedConfig.get_config_dict(path, **where)[0] if path else {}
+        except (OSError, ValueError) as error:
+            raise source.error(f"its text_encoder's config cannot be read ({str(error).splitlines()[0]})") from None
         layers = encoder.get("num_hidden_layers", 12)
         if source.clip_skip > layers:
             raise UserError(f"--clip_skip {source.clip_skip}: the text encoder has {layers} layers")

@@ -6,9 +6,9 @@ from pathlib import Path
 from hypernet.base_model import BaseModel
 from hypernet.config import TrainingConfig
 from hypernet.errors import UserError
-from hypernet.loras import lora_names
 from hypernet.output import OutputFolder
 from hypernet.readers import comfyui_reads
+from hypernet.recipe import diffusers_recipe, remarks
 
 COMFYUI = {
     True: "In ComfyUI: the same file into `models/hypernetworks/`, and the node HypernetworkLoader.",
@@ -21,21 +21,16 @@ tags: [stable-diffusion, hypernetwork, text-to-image]
 # {name}
 
 A hypernetwork for {kind}, trained for {step} steps on {base}: layer structure {layer_structure}, activation
-{activation}, context widths {widths}.{loras}
+{activation}, context widths {widths}.
 
 {preview}
 ## Use it
 
 In the AUTOMATIC1111 WebUI: put [`{name}.pt`]({name}.pt) into `models/hypernetworks/` and write `<hypernet:{name}:1>` in
-the prompt. {comfyui} In diffusers:
+the prompt. {comfyui}{remarks} In diffusers:
 
 ```python
-import hypernet, torch
-from diffusers import {pipeline}
-
-pipe = {pipeline}.{load}("{base}", dtype=torch.{dtype}){to_gpu}
-hypernet.attach(pipe.unet, hypernet.load("{source}"), strength=1.0)
-pipe("{prompt}").images[0]
+{recipe}
 ```
 
 ## How it was trained
@@ -56,27 +51,27 @@ def write_card(output: OutputFolder, config: TrainingConfig, base_model: BaseMod
     private = {"output_dir", "overwrite", "cache_dir", "train_data_dir", "push_to_hub", "hub_model_id"}
     private |= {"validation_data_dir", "init_from"}
     private |= set() if is_hub_id else {"pretrained_model_name_or_path"}
-    private |= {"model_config", "original_config", "lora"}
+    private |= {"model_config", "original_config", "pretrained_vae_model_name_or_path", "lora"}  # the recipe has them
+    prompt = (config.validation_prompt or ["a painting"])[0].replace('"', "'")
+
+    def shown(path):  # others learn no more of this machine than names
+        return Path(path).name if config.push_to_hub and Path(path).exists() else path
+
     default = {field.name: field.default for field in dataclasses.fields(config)}
     options = {key: value for key, value in vars(config).items() if key not in private and value != default[key]}
     card = CARD.format(
         base_model=f"base_model: {base}\n" if is_hub_id else "",
         name=config.name,
         step=trained.step,
-        base=base if is_hub_id or not config.push_to_hub else Path(base).name,
+        base=shown(base),
         kind="SDXL" if base_model.is_xl else "Stable Diffusion",
-        pipeline="StableDiffusionXLPipeline" if base_model.is_xl else "StableDiffusionPipeline",
-        load="from_single_file" if base_model.single else "from_pretrained",
-        loras=f" Under it lay LoRAs, which belong to it: {lora_names(config.lora)}." if config.lora else "",
-        dtype="float16" if is_hub_id else "float32",
-        to_gpu='.to("cuda")' if is_hub_id else "",
+        recipe=diffusers_recipe(base_model, source, prompt, shown),
+        remarks=f" {said}" if (said := remarks(base_model, source, prompt)) else "",
         layer_structure=",".join(f"{multiple:g}" for multiple in trained.layer_structure),
         activation=trained.activation,
         widths=", ".join(map(str, trained.widths)),
         comfyui=COMFYUI[comfyui_reads(hypernetwork)],
         preview="![without and with it](previews/before_after.png)\n" if output.before_after.exists() else "",
-        prompt=(config.validation_prompt or ["a painting"])[0].replace('"', "'"),
-        source=source,
         options="\n".join(f"| {key} | {str(value).replace('|', ' ')} |" for key, value in options.items()),
     )
     output.card.write_text(card, encoding="utf-8")

@@ -11,6 +11,7 @@ from transformers import HfArgumentParser
 
 from hypernet.config import PATH_OPTIONS, TrainingConfig
 from hypernet.errors import UserError
+from hypernet.loras import lora_names
 
 SEVERAL = ("validation_prompt", "optimizer_args", "lora")  # options of several values, which may be repeated
 LISTS = (*SEVERAL, "widths", "layer_structure", "dropout_structure", "resolution")
@@ -23,8 +24,11 @@ CONFIG_HELP = "YAML file with any of these options; flags given beside it win."
 
 class _Parser(HfArgumentParser):
     def add_argument(self, *names, **options):
-        several = names[0].lstrip("-") in SEVERAL
-        return super().add_argument(*names, **options, **({"action": "extend"} if several else {}))
+        if names[0].lstrip("-") in SEVERAL:
+            options |= {"action": "extend"}
+        if names[0] == "--lora":  # without a value it takes out what a --config says
+            options |= {"nargs": "*"}
+        return super().add_argument(*names, **options)
 
     def error(self, message):  # argparse prints its whole usage first
         message = re.sub(r"--(\w+)/--[\w-]+", r"--\1", message)  # it names each option in two spellings
@@ -65,6 +69,7 @@ def run_label(config: TrainingConfig, arguments=None) -> str:
     given = [flag.removeprefix("no_") if flag == "no_guard" else flag for flag in flags]
     told = config.changed(name for name in dict.fromkeys(given) if name in config.run_identity() | TOLD)
     told = {key: value for key, value in told.items() if key not in UNTOLD}
+    told |= {"lora": lora_names(config.lora)} if "lora" in told else {}
     return ", ".join([config.name, *(f"{key}={value}" for key, value in told.items())])[:120]
 
 
@@ -98,7 +103,8 @@ def _flags_from_yaml(path, without):
 
 def _unknown(word, form):
     names = [field.name for field in dataclasses.fields(TrainingConfig)] + ["config"]
-    nearest = difflib.get_close_matches(word.replace("-", "_"), names, 1, 0.5)
+    short = {"vae": "pretrained_vae_model_name_or_path", "model": "pretrained_model_name_or_path"}
+    nearest = [short[word]] if word in short else difflib.get_close_matches(word.replace("-", "_"), names, 1, 0.5)
     hint = f"did you mean {form.format(nearest[0])}?" if nearest else "README.md lists all options"
     return f"unknown option {form.format(word)}; {hint}"
 

@@ -28,6 +28,8 @@ CHANGEABLE |= {"validation_prompt", "validation_steps", "num_validation_images",
 CHANGEABLE |= {"validation_inference_steps", "validation_loss_steps"}
 CHANGEABLE |= {"report_to", "tracker_project_name", "run_name", "log_artifact", "push_to_hub", "hub_model_id"}
 
+YES_OR_NO = {"nargs": "?", "const": True}  # of an option that may also be left open
+
 
 # fmt: off
 @dataclasses.dataclass
@@ -47,12 +49,12 @@ class TrainingConfig:
     pretrained_vae_model_name_or_path: str | None = HfArg(default=None, help="Another VAE than the model's own: a folder, a Hub id or a file.")
     lora: list[str] | None = HfArg(default=None, help="LoRAs that are folded into the model before the training, each PATH or PATH:SCALE; several may follow, and the option may be repeated.")
     prediction_type: str | None = HfArg(default=None, help="What the model predicts, where its config does not say it right: epsilon, v_prediction, sample.")
-    rescale_betas_zero_snr: bool = HfArg(default=False, help="Train and preview with a noise schedule whose last timestep is noise alone, for models that were trained so (v_prediction or sample).")
+    rescale_betas_zero_snr: bool | None = HfArg(default=None, metadata=dict(YES_OR_NO), help="Train and preview with a noise schedule whose last timestep is noise alone, for models that were trained so (v_prediction or sample); default: as the model's config says; false for not.")
     # Text
     clip_skip: int | None = HfArg(default=None, help="Which layer of the text encoder is read, with the WebUI's meaning: 1 is its output, 2 the last but one, ...; default: 1. Of SDXL it means the first encoder, as the WebUI's own setting for SDXL has it, and the default is 2.")
     max_token_chunks: int | None = HfArg(default=None, help="Cut prompts after so many chunks of 75 tokens; default: as many as they need.")
-    prompt_emphasis: bool = HfArg(default=False, help="Read the WebUI's prompt syntax: (word) and (word:1.3) weigh more, [word] less, BREAK starts a new chunk. Either way \\( and \\) are plain brackets.")
-    force_zeros_for_empty_prompt: bool | None = HfArg(default=None, help="Of SDXL: an empty prompt is zeros, as guidance has it; default: as the model's config says.")
+    prompt_emphasis: bool = HfArg(default=False, help="Read the WebUI's prompt syntax: (word) and (word:1.3) weigh more, [word] less, BREAK starts a new chunk (no prompt editing, no AND). Either way \\( and \\) are plain brackets.")
+    force_zeros_for_empty_prompt: bool | None = HfArg(default=None, metadata=dict(YES_OR_NO), help="Of SDXL: an empty prompt is zeros, as guidance has it; default: as the model's config says; false for not.")
     # Data
     train_data_dir: str | None = HfArg(default=None, help="Folder of images, sub-folders too; the caption of an image is NAME.txt beside it, else its entry in metadata.jsonl or metadata.csv, else its file name.")
     dataset_name: str | None = HfArg(default=None, help="Instead of a folder: a data set of the Hub, or one that datasets has saved here.")

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,13 +16,15 @@ from PIL import Image
 import hypernet
 from hypernet.base_model import recognise
 from hypernet.conditions import masked, pipeline_arguments
+from hypernet.emphasis import escape
 from hypernet.errors import UserError
 from hypernet.files import find_weights
 from hypernet.hashes import file_sha256
 from hypernet.infotext import write_infotext
-from hypernet.loras import split_lora
+from hypernet.loras import UNDERNEATH, split_lora
 from hypernet.model_source import ModelSource
 from hypernet.models import StableDiffusion, load_models
+from hypernet.prompt_embeds import cut_note
 from hypernet.prompt_tags import tag_name, write_lora_tag, write_tag
 from hypernet.samplers import build_scheduler, find_sampler, webui_name
 from hypernet.text import encode_prompts
@@ -98,7 +101,7 @@ class Painter:
 
     def __init__(self, models: StableDiffusion, loaded: dict | None = None):
         self.models, self.pipe, self.loaded = models, models.pipeline, dict(loaded or {})
-        self.schedulers = {None: self.pipe.scheduler}
+        self.schedulers, self.told = {None: self.pipe.scheduler}, set()
 
     def draw_all(self, pictures: list[PictureSettings], batch_size: int = 1) -> Iterator[tuple[int, Image.Image]]:
         """(index, picture) of all of them, those with the same hypernetworks one after the other.
@@ -106,6 +109,8 @@ class Painter:
         Raises:
             UserError: before the first one, if a sampler cannot take so many steps.
         """
+        if note := cut_note(self.models, [picture.prompt for picture in pictures]):
+            print(note, file=sys.stderr)
         for sampler, steps in dict.fromkeys((picture.sampler, picture.steps) for picture in pictures):
             check_steps(self._scheduler(sampler, [0]), steps)
         groups = {}
@@ -135,6 +140,7 @@ class Painter:
             for path, strength in first.hypernetworks:
                 if path not in self.loaded:
                     self.loaded[path] = hypernet.load(path)
+                self._tell_loras(path)
                 try:
                     hypernet.attach(pipe.unet, self.loaded[path], strength)
                 except ValueError as error:
@@ -154,6 +160,14 @@ class Painter:
         finally:
             hypernet.detach(pipe.unet)
 
+    def _tell_loras(self, path):
+        """Say once if a hypernetwork was trained over LoRAs, and here it is drawn without any."""
+        note = self.loaded[path].config.optional_info or ""
+        if note.startswith(UNDERNEATH) and not self.models.source.lora and path not in self.told:
+            self.told.add(path)
+            names = note.removeprefix(UNDERNEATH).strip()
+            print(f"note: {path} was trained over {names}; --lora puts them under it", file=sys.stderr)
+
     def _scheduler(self, name, seeds):
         if name not in self.schedulers:
             self.schedulers[name] = build_scheduler(name, self.schedulers[None].config)
@@ -166,7 +180,8 @@ class Painter:
         """The WebUI's text about a picture that was drawn here; all hypernetworks stand as tags behind the prompt."""
         sampler, schedule_type = webui_name(self._scheduler(picture.sampler, [picture.seed]))
         stack, source = picture.hypernetworks, self.models.source
-        brackets = set("()[]") & set(picture.prompt + picture.negative_prompt)  # which weigh in the WebUI unless told
+        # brackets that are plain here would weigh in the WebUI
+        as_read = str if source.prompt_emphasis else escape
         hashes = {tag_name(path): weights_sha256(path)[:10] for path, _ in stack}
         fields = {
             "Steps": picture.steps,
@@ -179,7 +194,6 @@ class Painter:
             "Model": source.name,
             "VAE": Path(source.pretrained_vae_model_name_or_path or "").name or None,
             "Clip skip": source.clip_skip,
-            "Emphasis": "None" if brackets and not source.prompt_emphasis else None,
             "Hypernet hashes": ", ".join(f"{name}: {value}" for name, value in hashes.items()) or None,
             "RNG": "CPU",
             **more,
@@ -187,8 +201,8 @@ class Painter:
         }
         tags = [write_lora_tag(*split_lora(lora)) for lora in source.lora]
         tags += [write_tag(path, strength) for path, strength in stack]
-        prompt = " ".join([picture.prompt.rstrip(), *tags])
-        return write_infotext(prompt, picture.negative_prompt, fields)
+        prompt = " ".join([as_read(picture.prompt.rstrip()), *tags])
+        return write_infotext(prompt, as_read(picture.negative_prompt), fields)
 
 
 def check_steps(scheduler, steps: int):

@@ -4,15 +4,25 @@ import argparse
 import dataclasses
 import json
 import re
+import sys
+import typing
 from pathlib import Path
+
+from transformers.hf_argparser import string_to_bool
 
 from hypernet.config import TrainingConfig
 from hypernet.drawing import PictureSettings
 from hypernet.errors import UserError
 from hypernet.files import find_weights
-from hypernet.model_source import NAMES, ModelSource
+from hypernet.model_source import DEFAULTS, NAMES, ModelSource
 from hypernet.prompt_tags import find_hypernetwork, split_prompt
 
+PARSED = {  # how argparse takes an option of a type
+    str: {},
+    int: {"type": int},
+    bool: {"type": string_to_bool, "nargs": "?", "const": True},
+    list: {"nargs": "*", "action": "extend"},
+}
 READING = ("clip_skip", "max_token_chunks", "prompt_emphasis")  # how prompts are read, on whatever model
 
 
@@ -21,14 +31,11 @@ def add_model_options(parser):
     add, meaning = parser.add_argument, {field.name: field for field in dataclasses.fields(TrainingConfig)}
     add("--model", help="folder, file or Hub id; default: the one that the hypernetwork's run names")
     for name in NAMES[1:]:
-        kinds = {
-            int: {"type": int},
-            bool: {"action": argparse.BooleanOptionalAction},
-            list: {"nargs": "*", "action": "extend"},
-        }
-        kind = next((kind for kind in kinds if kind.__name__ in str(meaning[name].type)), None)
+        kind = next(
+            kind for kind in typing.get_args(meaning[name].type) or [meaning[name].type] if kind is not type(None)
+        )
         told = meaning[name].metadata["help"].split("; default:")[0].rstrip(".").replace("%", "%%")
-        add(f"--{name}", help=f"{told}; default: as in the training", **kinds.get(kind, {}))
+        add(f"--{name}", help=f"{told}; default: as in the training", **PARSED[typing.get_origin(kind) or kind])
 
 
 def add_drawing_options(parser):
@@ -130,17 +137,26 @@ def find_model(args, runs: list[dict], problem: str) -> ModelSource:
     """
     runs = [run for run in runs if run.get(NAMES[0])]
     other = args.model and any(_place(run[NAMES[0]]) != _place(args.model) for run in runs)
-    chosen = {}
+    chosen, left_out = {}, []
     for name in NAMES:
-        given = getattr(args, "model" if name == NAMES[0] else name, None)
-        from_runs = [] if other and name not in READING else [_as_option(run.get(name)) for run in runs]
-        several = list(dict.fromkeys(from_runs))
-        if given is None and len(several) > 1:
-            problem = f"they were trained with {several[0]} and {several[1]}; choose one"
-            raise UserError(f"--{'model' if name == NAMES[0] else name} is missing: {problem}")
-        chosen[name] = given if given is not None else from_runs[0] if from_runs else None
-    if not chosen[NAMES[0]]:
+        option, of_runs = "model" if name == NAMES[0] else name, [_as_option(run, name) for run in runs]
+        several, given = list(dict.fromkeys(of_runs)), getattr(args, option, None)
+        if given is not None:
+            chosen[name] = given
+        elif other and name not in READING:
+            left_out += [name] * any(value != DEFAULTS[name] for value in several)
+        elif len(several) > 1:
+            raise UserError(f"--{option} is missing: they were trained with {several[0]} and {several[1]}; choose one")
+        elif several:
+            chosen[name] = several[0]
+    if not chosen.get(NAMES[0]):
         raise UserError(f"--model is missing: {problem}")
+    if left_out:
+        options = ", ".join(f"--{name}" for name in left_out)
+        print(
+            f"note: {args.model} is another model than that of the training, whose {options} are not taken",
+            file=sys.stderr,
+        )
     source = ModelSource.of(chosen, option="--model")
     source.check()
     return source
@@ -150,5 +166,7 @@ def _place(path: str) -> str:
     return str(Path(path).resolve()) if Path(path).exists() else path
 
 
-def _as_option(value):
-    return tuple(value) if isinstance(value, list) else value
+def _as_option(run: dict, name: str):
+    """What a run was told, or what it did before there was such an option."""
+    value = run.get(name)
+    return tuple(value) if isinstance(value, list) else DEFAULTS.get(name) if value is None else value

@@ -36,7 +36,9 @@ class Effect:
             set_strength(unet, 1.0)
             for hook in hooks:
                 hook.remove()
-        self.contexts = {width: torch.cat(contexts)[None] for width, contexts in sorted(found.items())}
+        contexts = {width: torch.cat(parts)[None] for width, parts in sorted(found.items())}
+        # (an SDXL's empty prompt is zeros, of which no part can be told)
+        self.contexts = {width: context for width, context in contexts.items() if context.any()}
 
     @torch.no_grad()
     def measure(self, hypernetwork: Hypernetwork) -> dict[str, float]:
@@ -52,8 +54,12 @@ class Effect:
 
 
 def measure_first_image(models, dataset, dtype: torch.dtype, device: torch.device) -> Effect:
-    """The `Effect` on the first image's contexts, which are the same whenever a run goes on, and on every process."""
-    drawn = dataset.__getitems__(Batch(0, 0, [0], [1.0]))
+    """The `Effect` on the first image's contexts, in the first epoch that has not dropped its prompt.
+
+    They are the same whenever a run goes on, and on every process.
+    """
+    epochs = (epoch for epoch in range(100) if dataset.prompts.draw(epoch, 0))
+    drawn = dataset.__getitems__(Batch(next(epochs, 0), 0, [0], [1.0]))
     timesteps = drawn["timesteps"].to(device)
     noisy = models.scheduler.add_noise(drawn["latents"].to(device), drawn["noise"].to(device), timesteps)
     given = cast(dataset.conditions(drawn), device, dtype)

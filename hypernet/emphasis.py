@@ -20,6 +20,11 @@ def unescape(prompt: str) -> str:
     return _ESCAPED.sub(r"\1", prompt)
 
 
+def escape(prompt: str) -> str:
+    """A prompt that is read without emphasis, as `parse_emphasis` has to get it to read the same."""
+    return re.sub(r"([\\()\[\]])", r"\\\1", unescape(prompt))
+
+
 def parse_emphasis(prompt: str) -> list[tuple[str | None, float]]:
     """(text, weight) of each stretch of a prompt; the text is `BREAK` where a new chunk begins.
 

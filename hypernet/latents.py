@@ -13,10 +13,11 @@ from hypernet.cache import CACHE_VERSION, FLOATS, RowCache, cache_folder
 from hypernet.conditions import time_ids
 from hypernet.errors import UserError
 from hypernet.inspection import Picture, in_threads
-from hypernet.models import StableDiffusion, encode_images, vae_factor, vae_hash
+from hypernet.models import StableDiffusion, encode_images, vae_hash
 from hypernet.pictures import alpha_cells, alpha_weights, crop_box, on_background, read_picture, to_pixels
 from hypernet.seeds import derive_seed
 from hypernet.sources import Source
+from hypernet.vaes import vae_error
 
 # As many as the VAE gets in one batch: what a small card can hold. On a CPU larger batches are no faster.
 PIXELS_AT_ONCE = {"cpu": 512 * 512, "other": 4 * 512 * 512}
@@ -76,7 +77,7 @@ class Latents:
     def __init__(self, cache: RowCache, rows: np.ndarray, crops, pictures, models: StableDiffusion, config):
         self.cache, self.rows, self.crops = cache, rows, crops  # rows and crops: (images, crops, orientations)
         self.ids = number_copies([picture.sha256 for picture in pictures])
-        self.grids = [tuple(side // vae_factor(models.vae) for side in picture.size[::-1]) for picture in pictures]
+        self.grids = [tuple(side // models.base.image_multiple for side in picture.size[::-1]) for picture in pictures]
         self.scaling_factor = models.vae.config.scaling_factor
         self.sampling, self.seed = config.latent_sampling, config.seed
 
@@ -145,7 +146,7 @@ def _load(source, config, models, key, crop):
     except ValueError as error:
         raise UserError(f"{source.name(crop.picture.row)}: it could be read a moment ago, but now {error}") from None
     size = crop.picture.size
-    alpha = alpha_cells(image, size, crop.box, vae_factor(models.vae))
+    alpha = alpha_cells(image, size, crop.box, models.base.image_multiple)
     pixels = to_pixels(on_background(image, config.alpha_background), size, crop.box)
     if crop.flipped:
         pixels, alpha = pixels[:, :, ::-1].copy(), None if alpha is None else alpha[:, ::-1]
@@ -165,6 +166,6 @@ def _encode(models, loaded, dtype):
                 dtype = torch.float32
                 moments = encode_images(models, pixels, dtype)
             if not moments.isfinite().all():
-                raise UserError("the VAE gives NaN even in float32; its weights are damaged")
+                raise vae_error(models.base.source, "it gives NaN even in float32; its weights are damaged")
             for (row, _), values in zip(batch, moments.cpu().numpy()):
                 yield {**row, "moments": values.ravel()}

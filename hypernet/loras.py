@@ -1,30 +1,40 @@
 """LoRAs underneath: loaded through PEFT and folded into the frozen model before a hypernetwork is put on it."""
 
+import contextlib
 import math
+import warnings
 from pathlib import Path
 
+from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError, safe_open
 
 from hypernet.errors import UserError
 from hypernet.recognise import kind_of
+
+UNDERNEATH = "LoRAs underneath:"
+DOWN = ("lora_A", "lora_down", "lora.down")  # the matrix that takes a layer's input, (rank, width)
+DIFFUSERS_NAME = "pytorch_lora_weights.safetensors"
 
 
 def split_lora(text: str) -> tuple[str, float]:
     """("ink.safetensors", 0.8) of "ink.safetensors:0.8"; the scale that is not written is 1.
 
     Raises:
-        UserError: if nothing stands before the colon, or the scale is no finite number.
+        UserError: if there is no path, or the scale is no finite number, or 0.
     """
     path, colon, scale = text.rpartition(":")
     if not colon or "/" in scale or "\\" in scale:  # (a drive's letter stands before a colon, too)
         path, scale = text, "1"
-    try:
-        number = float(scale)
-    except ValueError:
-        number = math.nan
-    if not path or not math.isfinite(number):
+    if not path or _number(path) is not None or _number(scale) is None:
         raise UserError(f"--lora {text}: write PATH, or PATH:SCALE with a number, such as ink.safetensors:0.8")
-    return path, number
+    if _number(scale) == 0:
+        raise UserError(f"--lora {text}: at a scale of 0 it does nothing; leave it out")
+    return path, _number(scale)
+
+
+def _number(text) -> float | None:
+    with contextlib.suppress(ValueError):
+        return float(text) if math.isfinite(float(text)) else None
 
 
 def absolute_lora(text: str) -> str:
@@ -38,21 +48,63 @@ def lora_names(loras) -> str:
     return ", ".join(f"{Path(path).name}:{scale:g}" for path, scale in map(split_lora, loras))
 
 
-def check_loras(loras):
-    """Raises: UserError for one that does not exist or is something else; a Hub id is looked at when it is loaded."""
-    for text in loras:
-        path, problem = Path(split_lora(text)[0]), None
-        if path.is_file():
-            try:
-                with safe_open(path, framework="pt") as file:
-                    kind = kind_of(file.keys())
-            except (OSError, SafetensorError):
-                kind = "no .safetensors"
-            problem = f"it is {kind or 'something else'}, and no LoRA" if kind != "a LoRA" else None
-        elif not path.exists() and (len(path.parts) != 2 or path.suffix == ".safetensors"):
-            problem = "there is no such file"
-        if problem:
-            raise UserError(f"--lora {text}: {problem}")
+def note_loras(hypernetwork, loras):
+    """Write what lies underneath into the hypernetwork's note of how it was trained; a note of others stays."""
+    note = hypernetwork.config.optional_info
+    if loras or (note or "").startswith(UNDERNEATH):
+        hypernetwork.register_to_config(optional_info=f"{UNDERNEATH} {lora_names(loras)}" if loras else None)
+
+
+def check_loras(loras, text_width: int):
+    """See that each exists and is a LoRA, of a model whose text is so wide; one of the Hub must at least be there.
+
+    Raises:
+        UserError: if one does not, or is named twice.
+    """
+    paths = [split_lora(text)[0] for text in loras]
+    for path, text in zip(paths, loras):
+        if paths.count(path) > 1:
+            raise UserError(f"--lora {text}: it is named twice; name it once, with the scale of both")
+        file = find_lora(text)
+        if file is not None:
+            _check_file(text, file, text_width)
+
+
+def find_lora(text: str) -> Path | None:
+    """Its file, of a folder the one in it; None for a LoRA of the Hub. Raises: UserError if there is none."""
+    path = Path(split_lora(text)[0])
+    if path.is_dir():
+        files = sorted(path.glob("*.safetensors"))
+        files = [file for file in files if file.name == DIFFUSERS_NAME] or files
+        if len(files) != 1:
+            raise UserError(f"--lora {text}: it is a folder with {len(files)} .safetensors files; name the file")
+        return files[0]
+    if path.exists():
+        return path
+    if len(path.parts) != 2 or path.suffix or path.is_absolute() or text[0] in ".~":
+        raise UserError(f"--lora {text}: there is no such file")
+    try:
+        hf_hub_download(path.as_posix(), ".gitattributes")  # which every repository has
+    except OSError:
+        problem = "there is no such file or folder, and the Hub has no such LoRA, or cannot be reached"
+        raise UserError(f"--lora {text}: {problem}") from None
+    return None
+
+
+def _check_file(text, file, text_width):
+    try:
+        with safe_open(file, framework="pt") as opened:
+            names = list(opened.keys())
+            kind = kind_of(names)
+            keys = [name for name in names if "attn2" in name and "to_k" in name and any(down in name for down in DOWN)]
+            widths = {opened.get_slice(name).get_shape()[1] for name in keys}
+    except (OSError, SafetensorError):
+        raise UserError(f"--lora {text}: it is no .safetensors file, or a damaged one") from None
+    if kind != "a LoRA":
+        raise UserError(f"--lora {text}: it is {kind or 'something else'}, and no LoRA")
+    if widths and text_width not in widths:
+        problem = f"it was made for another kind of model: its text is {min(widths)} wide, this model's {text_width}"
+        raise UserError(f"--lora {text}: {problem}")
 
 
 def fold_in(pipeline, loras):
@@ -65,12 +117,14 @@ def fold_in(pipeline, loras):
     """
     scales = {}
     for number, text in enumerate(loras):
-        (path, scale), name = split_lora(text), f"lora_{number}"
+        file, (path, scale), name = find_lora(text), split_lora(text), f"lora_{number}"
         try:
-            pipeline.load_lora_weights(path, adapter_name=name)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # PEFT's on a second one
+                pipeline.load_lora_weights(str(file or path), adapter_name=name)
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"--lora {text}: it does not fit this model, or cannot be read ({reason})") from None
+            reason = " ".join(str(error).split())[:120]
+            raise UserError(f"--lora {text}: it does not fit this model, or cannot be read ({reason} ...)") from None
         if name not in _adapters(pipeline):
             raise UserError(f"--lora {text}: it has nothing for this model; was it made for another kind?")
         scales[name] = scale

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import re
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
@@ -10,6 +11,7 @@ from hypernet.errors import UserError
 from hypernet.loras import split_lora
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+UNREACHED = "the Hub has no such model, or cannot be reached"
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth")  # of a whole model in one file
 
 
@@ -29,7 +31,7 @@ class ModelSource:
     pretrained_vae_model_name_or_path: str | None = None
     lora: tuple[str, ...] = ()
     prediction_type: str | None = None
-    rescale_betas_zero_snr: bool = False
+    rescale_betas_zero_snr: bool | None = None
     force_zeros_for_empty_prompt: bool | None = None
     clip_skip: int | None = None
     max_token_chunks: int | None = None
@@ -79,9 +81,7 @@ class ModelSource:
         if not path.exists() and not hub_id:
             raise self.error("there is no such file or folder")
         if path.is_dir() and not (path / "model_index.json").is_file():
-            files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES[:2])
-            hint = f"; if you mean the model {files[0].name}, name the file" if files else ""
-            raise self.error(f"there is no model_index.json in it, so it is no diffusers folder{hint}")
+            raise self.error(f"there is no model_index.json in it, so it is no diffusers folder{self._hint(path)}")
         for option in ("revision", "variant") if self.is_file else ("original_config", "model_config"):
             if getattr(self, option):
                 where = "on the Hub or in a folder" if self.is_file else "in a single file"
@@ -89,18 +89,30 @@ class ModelSource:
         if self.revision and path.exists():
             raise UserError(f"--revision {self.revision}: it belongs to a model on the Hub, and {self.path} is here")
         if self.original_config and not Path(self.original_config).is_file():
-            raise UserError(f"--original_config {self.original_config}: there is no such file")
+            problem = "it is a folder" if Path(self.original_config).exists() else "there is no such file"
+            raise UserError(f"--original_config {self.original_config}: {problem}; name a YAML file")
+
+    def _hint(self, folder: Path) -> str:
+        """What may have been meant by a folder that is no model."""
+        config = folder / "config.json"
+        if config.is_file():
+            found = re.search(r'"_class_name": "(\w+)"', config.read_text(encoding="utf-8", errors="replace"))
+            return f"; it holds a {found[1]}" if found else ""
+        files = sorted(file.name for file in folder.iterdir() if file.suffix.lower() in SUFFIXES[:2])
+        more = f" (or another of its {len(files)})" if len(files) > 1 else ""
+        return f"; if you mean the model {files[0]}{more}, name the file" if files else ""
 
     def identity(self) -> str:
         """Changes with the model and with whatever shapes its pictures: commits, configs, files' sizes and times."""
         parts = [f"{self.path} {_stamp(self.path, self.revision, self.option)}"]
-        parts += [f"{name}={getattr(self, name)}" for name in NAMES[1:] if getattr(self, name) not in (None, (), False)]
+        parts += [f"{name}={getattr(self, name)}" for name in NAMES[1:] if getattr(self, name) != DEFAULTS[name]]
         beside = [self.original_config, self.model_config, self.pretrained_vae_model_name_or_path]
         parts += [_stamp(path) for path in [*beside, *(split_lora(lora)[0] for lora in self.lora)] if path]
         return f"{self.name} {hashlib.sha256(repr(parts).encode()).hexdigest()}"
 
 
 NAMES = tuple(field.name for field in dataclasses.fields(ModelSource) if field.compare)
+DEFAULTS = {field.name: field.default for field in dataclasses.fields(ModelSource)}
 
 
 def is_hub_id(path: str) -> bool:
@@ -113,10 +125,11 @@ def _stamp(path: str, revision=None, option=None) -> str:
     place = Path(path)
     if not place.exists():
         try:
-            return Path(hf_hub_download(path, "model_index.json", revision=revision)).parent.name
+            file = "model_index.json" if option else ".gitattributes"  # which every repository has
+            return Path(hf_hub_download(path, file, revision=revision)).parent.name
         except OSError as error:
             if option is None:
-                return "unknown"  # a VAE or LoRA has no such file
+                return "unknown"
             raise UserError(f"{option} {path}: it cannot be found ({' '.join(str(error).split())})") from None
     digest = hashlib.sha256()
     for file in [place] if place.is_file() else sorted(place.rglob("*.*")):

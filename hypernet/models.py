@@ -3,9 +3,13 @@
 import contextlib
 import dataclasses
 import hashlib
+import pickle
+import re
 from functools import cached_property
+from pathlib import Path
 
 import torch
+import transformers
 from diffusers import (
     AutoencoderKL,
     DDPMScheduler,
@@ -15,7 +19,8 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError
+from huggingface_hub import hf_hub_download
+from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 
 from hypernet.base_model import BaseModel
@@ -78,7 +83,7 @@ class StableDiffusion:
         sha256; of a folder, a hash of the UNet's weights in float16. LoRAs folded in do not change it."""
         if self.source.is_file:
             return file_sha256(self.source.path)[:10]
-        return weights_hash(self.unet, torch.float16)
+        return files_hash(unet_files(self.source)) or weights_hash(self.unet, torch.float16)
 
 
 def load_models(base: BaseModel, unet_dtype=torch.float32, device="cpu", dtype=torch.float32) -> StableDiffusion:
@@ -96,6 +101,9 @@ def load_models(base: BaseModel, unet_dtype=torch.float32, device="cpu", dtype=t
         for module in filter(None, pipeline.components.values()):
             if isinstance(module, torch.nn.Module):
                 module.requires_grad_(False).eval().to(device)
+    except pickle.UnpicklingError:
+        problem = "a file of it holds more than weights, which could be harmful code, and is not opened"
+        raise base.source.error(f"{problem}; get it as .safetensors") from None
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         reason = "tensors are missing in it" if "meta tensor" in reason else reason
@@ -125,6 +133,7 @@ def _load_pipeline(base, unet_dtype, dtype):
     if single is None:
         precisions = {"unet": unet_dtype, "default": dtype}
         where = {"revision": source.revision, "variant": source.variant}
+        parts |= _load_text_encoders(base, where, dtype)
         return pipeline_class.from_pretrained(source.path, dtype=precisions, **where, **parts)
     where = {"original_config": single.original} if single.original else {"config": configs, "subfolder": "unet"}
     parts["unet"] = UNet2DConditionModel.from_single_file(source.path, dtype=unet_dtype, **where)
@@ -132,6 +141,18 @@ def _load_pipeline(base, unet_dtype, dtype):
         parts |= encoders_without_configs(single, dtype)
     where = {"config": configs, "original_config": source.original_config}
     return pipeline_class.from_single_file(source.path, dtype=dtype, **where, **parts)
+
+
+def _load_text_encoders(base, where, dtype) -> dict:
+    """A folder's text encoders, by the pipeline's names. (transformers fills in with random numbers what is missing.)"""
+    parts = {"text_encoder": transformers.CLIPTextModel}
+    parts |= {"text_encoder_2": transformers.CLIPTextModelWithProjection} if base.is_xl else {}
+    for name, encoder in parts.items():
+        options = {**where, "subfolder": name, "dtype": dtype, "output_loading_info": True}
+        parts[name], found = encoder.from_pretrained(base.source.path, **options)
+        if found["missing_keys"]:
+            raise ValueError(f"tensors are missing in its {name}, such as {sorted(found['missing_keys'])[0]}")
+    return parts
 
 
 def _plain(is_xl) -> dict:
@@ -150,7 +171,7 @@ def _quiet():
     """Without the libraries' remarks: a complaint about .bin files, say, is not the user's to act on here."""
     verbosities = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
     bars = diffusers_logging.is_progress_bar_enabled()
-    diffusers_logging.set_verbosity_error()
+    diffusers_logging.set_verbosity(diffusers_logging.CRITICAL)  # errors are raised, too
     transformers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
     try:
@@ -185,18 +206,39 @@ def vae_precision(unet_dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return torch.float16 if half else torch.float32
 
 
-def vae_factor(vae: AutoencoderKL) -> int:
-    """Pixels per side of a latent cell."""
-    return 2 ** (len(vae.config["block_out_channels"]) - 1)  # as diffusers' pipelines have it
-
-
 def weights_hash(module: torch.nn.Module, dtype: torch.dtype | None = None) -> str:
-    """Ten hex digits that change with any weight; with `dtype`, rounded to it, however it was loaded."""
+    """Ten hex digits that change with any weight; with `dtype`, rounded to it."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().to("cpu", dtype).contiguous().flatten().view(torch.uint8).numpy().data)
+        _add(digest, name, tensor.detach().to("cpu", dtype))
     return digest.hexdigest()[:10]
+
+
+def files_hash(files: list[Path]) -> str | None:
+    """The `weights_hash` in float16 of what lies in .safetensors files, whatever was made of it; None without files."""
+    where = {}
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            where |= dict.fromkeys(file.keys(), path)
+    digest, opened = hashlib.sha256(), {path: safe_open(path, framework="pt") for path in files}
+    for name in sorted(where):
+        _add(digest, name, opened[where[name]].get_tensor(name).to(torch.float16))
+    return digest.hexdigest()[:10] if files else None
+
+
+def _add(digest, name, tensor):
+    digest.update(name.encode())
+    digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+
+
+def unet_files(source: ModelSource) -> list[Path]:
+    """The .safetensors files that the UNet of a folder or a Hub id is loaded from; none where it has other files."""
+    folder = Path(source.path) / "unet"
+    if not folder.parent.exists():
+        folder = Path(hf_hub_download(source.path, "unet/config.json", revision=source.revision)).parent
+    variant, part = (rf"\.{re.escape(source.variant)}" if source.variant else ""), r"(-\d+-of-\d+)?"
+    name = re.compile(rf"diffusion_pytorch_model({variant}{part}|{part}{variant})\.safetensors")
+    return sorted(file for file in folder.glob("*.safetensors") if name.fullmatch(file.name))
 
 
 def vae_hash(vae: AutoencoderKL) -> str:

@@ -1,5 +1,6 @@
 """What values of the options can work, alone and together; whatever cannot is told in one line."""
 
+import re
 from pathlib import Path
 
 from hypernet.captions import check_word_regex
@@ -122,6 +123,12 @@ def _check_held_out(config):
 
 def _check_output(config):
     _choose(config, "report_to", TRACKERS)
+    for prompt in config.validation_prompt or []:
+        for tag in re.findall(r"<(?:lora|hypernet):[^>]*>", prompt):
+            problem = (
+                f"{tag} would be words here; LoRAs go underneath with --lora, and the hypernetwork is on it anyway"
+            )
+            raise UserError(f"--validation_prompt {prompt}: {problem}")
     _choose(config, "on_save_error", ON_SAVE_ERROR)
     _at_least(config, 1, "checkpointing_steps", "checkpoints_total_limit", "validation_steps", "num_validation_images")
     _at_least(config, 1, "validation_inference_steps", "validation_loss_steps", "logging_steps")

@@ -11,6 +11,7 @@ from PIL import Image
 from hypernet.conditions import masked, pipeline_arguments
 from hypernet.fonts import load_font
 from hypernet.models import StableDiffusion, without_text_encoders
+from hypernet.prompt_embeds import cut_note
 from hypernet.sheet import MOST_LINES, Layout, lay_out
 from hypernet.text import encode_prompts
 
@@ -26,6 +27,8 @@ class Previewer:
         self.config, self.accelerator, self.vae = config, accelerator, models.vae
         self.vae.enable_slicing()  # one image at a time, for small cards
         self.embeds = encode_prompts(models, [*config.validation_prompt, ""])
+        if note := cut_note(models, config.validation_prompt):
+            accelerator.print(note)
         self.without = None  # the pictures without a hypernetwork
         self.pipeline = without_text_encoders(
             models

@@ -72,6 +72,15 @@ def open_embeds(models: StableDiffusion, prompts: list[str] | None, cache_dir) -
     return CachedEmbeds(cache, prompts, width)
 
 
+def cut_note(models: StableDiffusion, prompts: list[str]) -> str | None:
+    """What to tell if --max_token_chunks cuts prompts that pictures are drawn of."""
+    cut = cut_prompts(models, prompts) if models.source.max_token_chunks else []
+    if not cut:
+        return None
+    prompt, lost, tokens = max(cut, key=lambda each: each[1])
+    return f'note: --max_token_chunks {models.source.max_token_chunks}: "{prompt[:40]}..." loses {lost} of its {tokens} tokens'
+
+
 def cut_prompts(models: StableDiffusion, prompts: list[str]) -> list[tuple[str, int, int]]:
     """(prompt, how many of its tokens are cut off, how many it has) of those that --max_token_chunks cuts."""
     read = [(prompt, *read_prompt(models, models.tokenizers[0], prompt)[1:]) for prompt in prompts]

@@ -2,11 +2,11 @@
 
 _KINDS = [  # the first whose names occur wins; a name may be any part of one in the file
     ("a WebUI optimizer file (.pt.optim); name the .pt beside it", ("optimizer_state_dict",)),
-    ("a textual inversion embedding", ("string_to_param", "emb_params", "clip_l", "clip_g")),
     (
-        "a LoRA",
+        "a LoRA",  # some carry the embeddings that they were trained with
         ("lora_down", "lora_up", "lora_A", "lora_B", "lora.up", "lora.down", "hada_w1", "lokr_w1", "dora_scale"),
     ),
+    ("a textual inversion embedding", ("string_to_param", "emb_params", "clip_l", "clip_g")),
     ("a ControlNet", ("control_model.", "controlnet_cond_embedding", "zero_convs.")),
     ("a whole Stable Diffusion checkpoint", ("model.diffusion_model.", "cond_stage_model.", "first_stage_model.")),
     ("the UNet of a Stable Diffusion", ("time_embedding.linear_1", "time_embed.0.")),

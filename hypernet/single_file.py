@@ -20,7 +20,7 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from safetensors import SafetensorError, safe_open
 
 from hypernet.errors import UserError
-from hypernet.model_source import ModelSource, is_hub_id
+from hypernet.model_source import UNREACHED, ModelSource, is_hub_id
 from hypernet.recognise import kind_of
 
 KINDS = ("v1", "v2", "xl_base")  # by diffusers' names
@@ -62,6 +62,7 @@ def open_single_file(source: ModelSource) -> SingleFile:
         kind = kind_of(name.removeprefix("first_stage_model.") for name in tensors)
         raise source.error(f"it is {kind or 'something else'}, and no whole Stable Diffusion in one file")
     kind = infer_diffusers_model_type(tensors)
+    kind = "EDM" if any(name.startswith("edm_") for name in tensors) else kind
     if kind not in KINDS:
         raise source.error(f"it is a model of the kind {kind}; Stable Diffusion 1.x, 2.x and SDXL can be trained")
     for prefixes, missing in NEEDED.items():
@@ -69,6 +70,7 @@ def open_single_file(source: ModelSource) -> SingleFile:
         if not has_vae and not any(name.startswith(prefixes) for name in tensors):
             raise source.error(f"there is no {missing}")
     original = _read_original(source)
+    prediction_type = _read_prediction(source, kind, tensors, original)
     configs = _find_configs(source, kind, original)
     unet = vae = None
     if original:
@@ -78,13 +80,25 @@ def open_single_file(source: ModelSource) -> SingleFile:
         except (KeyError, TypeError, AttributeError) as error:
             problem = f"it does not describe a Stable Diffusion ({type(error).__name__}: {error})"
             raise UserError(f"--original_config {source.original_config}: {problem}") from None
-    by_config = (original or {}).get("model", {}).get("params", {}).get("parameterization") == "v"
-    is_velocity = (
-        "v_pred" in tensors or by_config
-    )  # a mark that trainers of v-prediction models leave, ComfyUI reads it
-    prediction_type = "v_prediction" if is_velocity else None
     width = next((tensor.shape[-1] for name, tensor in tensors.items() if name.endswith("attn2.to_k.weight")), 0)
     return SingleFile(source.path, kind, configs, original, unet, vae, prediction_type, "ztsnr" in tensors, width)
+
+
+def _read_prediction(source, kind, tensors, original) -> str | None:
+    """What the file or the original config says that the model predicts, None if neither says anything.
+
+    Trainers of velocity models leave an empty tensor `v_pred`, and `ztsnr` beside it, which ComfyUI goes by, too.
+    """
+    if "v_pred" in tensors:
+        return "v_prediction"
+    if original:
+        parameters = (original.get("model") or {}).get("params") or {}
+        is_velocity = parameters.get("parameterization") == "v" or "VScaling" in str(original)
+        return "v_prediction" if is_velocity else "epsilon"
+    if kind == "v2" and not (source.prediction_type or source.model_config):
+        hint = "add --prediction_type epsilon (base models, 512 pixels) or v_prediction (768 pixels)"
+        raise source.error(f"a Stable Diffusion 2.x in a single file does not say what it predicts; {hint}")
+    return None
 
 
 def read_shapes(path: str, error_of: Callable[[str], UserError]) -> dict[str, torch.Tensor]:
@@ -98,6 +112,10 @@ def read_shapes(path: str, error_of: Callable[[str], UserError]) -> dict[str, to
         if path.suffix.lower() == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 return {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in file.keys()}
+        with open(path, "rb") as file:
+            kind = kind_of([file.read(64).decode("latin-1")])
+        if kind:
+            raise error_of(f"it is {kind}, and no model")
         found = torch.load(path, map_location="meta", weights_only=True)
         while isinstance(found, dict) and "state_dict" in found:
             found = found["state_dict"]
@@ -133,13 +151,15 @@ def _find_configs(source, kind, original) -> str | None:
             )
         return wanted
     if source.model_config and not is_hub_id(wanted):
-        raise UserError(f"--model_config {wanted}: there is no such folder")
+        problem = "it is a file" if Path(wanted).exists() else "there is no such folder"
+        raise UserError(f"--model_config {wanted}: {problem}; name a diffusers folder of the same kind")
     try:
         return snapshot_download(wanted, allow_patterns=CONFIG_FILES)
-    except OSError as error:
-        reason = " ".join(str(error).split())[:120]
+    except OSError:
+        pass
     if source.model_config:
-        raise UserError(f"--model_config {wanted}: there is no such model, neither here nor on the Hub ({reason})")
+        problem = f"it is not here, and {UNREACHED}"
+        raise UserError(f"--model_config {wanted}: {problem}")
     if original is None:
         problem = f"its configs are not in it, and {wanted}, which has them, cannot be reached"
         hint = "name a diffusers folder of the same kind with --model_config"

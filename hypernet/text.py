@@ -11,6 +11,7 @@ from hypernet.emphasis import BREAK, parse_emphasis, unescape
 from hypernet.models import StableDiffusion, hash_of, shaping, weights_hash
 
 COMMA = ",</w>"  # in CLIP's vocabulary
+CHUNKS_AT_ONCE = 32  # in one forward, whatever prompts they belong to
 BACKTRACK = 20  # tokens; the WebUI's setting "comma padding backtrack"
 
 
@@ -32,19 +33,25 @@ def encode_prompts(models: StableDiffusion, prompts: list[str]) -> list[Embeds]:
     for encoder, tokenizer in zip(models.text_encoders, models.tokenizers):
         chunks = [read_prompt(models, tokenizer, prompt)[0] for prompt in prompts]
         ids = torch.tensor([token_ids(tokenizer, chunk) for of_prompt in chunks for chunk in of_prompt])
-        outputs = encoder(ids.to(encoder.device), output_hidden_states=models.is_xl or (models.clip_skip > 1))
-        hidden = _hidden_states(models, encoder, outputs)  # (all chunks, 77, width of this encoder)
+        parts = [_encode(models, encoder, part) for part in ids.split(CHUNKS_AT_ONCE)]
+        hidden = torch.cat([states for states, _ in parts])  # (all chunks, 77, width of this encoder)
         weights = torch.tensor([_weights(tokenizer, chunk) for of_prompt in chunks for chunk in of_prompt])
         hidden = emphasise(hidden, weights.to(hidden.device))
         counts = [len(of_prompt) for of_prompt in chunks]
         widths.append([part.flatten(0, 1) for part in hidden.split(counts)])
-        if outputs[0].ndim == 2:  # (all chunks, projected width): of the encoder with a projection
-            pooled = [part[0] for part in outputs[0].split(counts)]
+        if parts[0][1] is not None:
+            pooled = [part[0] for part in torch.cat([part for _, part in parts]).split(counts)]
     embeds = [Embeds(torch.cat(parts, dim=-1)) for parts in zip(*widths)]
     if models.is_xl:
         embeds = [Embeds(tokens, of_all) for (tokens, _), of_all in zip(embeds, pooled)]
     zero = [models.zeros_for_empty and prompt == "" for prompt in prompts]
     return [Embeds(*map(torch.zeros_like, each)) if is_zero else each for each, is_zero in zip(embeds, zero)]
+
+
+def _encode(models, encoder, ids):
+    """(the layer that the model reads, (chunks, 77, width); the pooled embedding, (chunks, width), if it has one)."""
+    outputs = encoder(ids.to(encoder.device), output_hidden_states=models.is_xl or models.clip_skip > 1)
+    return _hidden_states(models, encoder, outputs), outputs[0] if outputs[0].ndim == 2 else None
 
 
 def read_prompt(models: StableDiffusion, tokenizer, prompt: str):

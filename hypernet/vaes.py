@@ -1,5 +1,6 @@
 """Another VAE than the model's own: whether it goes with it, its loading, and whether its latents look right."""
 
+import pickle
 from pathlib import Path
 
 import torch
@@ -7,15 +8,19 @@ from diffusers import AutoencoderKL
 from safetensors import SafetensorError
 
 from hypernet.errors import UserError
-from hypernet.model_source import ModelSource, is_hub_id
+from hypernet.model_source import UNREACHED, ModelSource, is_hub_id
 from hypernet.single_file import read_shapes
 
 STD_RANGE = (0.4, 2.0)  # of an image's scaled latents, which a model expects to deviate by about 1
 IMAGES = 64  # looked at
 
 
-def _error(source, problem):
-    return UserError(f"--pretrained_vae_model_name_or_path {source.pretrained_vae_model_name_or_path}: {problem}")
+def vae_error(source: ModelSource, problem: str) -> UserError:
+    """Of the VAE that is used, by the option that names it."""
+    path = source.pretrained_vae_model_name_or_path
+    return (
+        UserError(f"--pretrained_vae_model_name_or_path {path}: {problem}") if path else source.error(f"VAE: {problem}")
+    )
 
 
 def read_vae_config(source: ModelSource, own: dict) -> dict:
@@ -28,21 +33,23 @@ def read_vae_config(source: ModelSource, own: dict) -> dict:
     if path is None:
         return own
     if Path(path).is_file():
-        names = read_shapes(path, lambda problem: _error(source, problem))
+        names = read_shapes(path, lambda problem: vae_error(source, problem))
         channels = [names[name].shape[1] for name in names if name.endswith("decoder.conv_in.weight")]
         if not channels:
-            raise _error(source, "it is a file without a VAE")
+            raise vae_error(source, "it is a file without a VAE")
+        if not any(name.endswith("encoder.conv_in.weight") for name in names):
+            raise vae_error(source, "there is no encoder in it, which the training needs")
         config = {**own, "latent_channels": channels[0]}
     else:
         config = _read_folder(source, path)
     here, there = (vae.get("latent_channels", 4) for vae in (config, own))
     if here != there:
-        raise _error(
+        raise vae_error(
             source, f"its latents have {here} channels, the model's {there}; it is a VAE of another kind of model"
         )
     here, there = (len(vae["block_out_channels"]) for vae in (config, own))
     if here != there:
-        raise _error(
+        raise vae_error(
             source, f"it makes images {2 ** (here - 1)} times smaller, the model needs {2 ** (there - 1)} times"
         )
     return config
@@ -50,13 +57,14 @@ def read_vae_config(source: ModelSource, own: dict) -> dict:
 
 def _read_folder(source, path):
     if not Path(path).exists() and not is_hub_id(path):
-        raise _error(source, "there is no such file or folder")
+        raise vae_error(source, "there is no such file or folder")
     try:
         config = AutoencoderKL.load_config(path, subfolder=_subfolder(path))
     except (OSError, ValueError) as error:
-        raise _error(source, f"there is no VAE ({str(error).splitlines()[0]})") from None
+        problem = f"its config cannot be read ({str(error).splitlines()[0]})" if Path(path).exists() else UNREACHED
+        raise vae_error(source, problem) from None
     if config.get("_class_name") != "AutoencoderKL":
-        raise _error(source, f"it is a {config.get('_class_name')}, not an AutoencoderKL")
+        raise vae_error(source, f"it is a {config.get('_class_name')}, not an AutoencoderKL")
     return config
 
 
@@ -70,11 +78,17 @@ def load_vae(source: ModelSource, configs: str | None, original: dict | None, dt
     path = source.pretrained_vae_model_name_or_path
     try:
         if not Path(path).is_file():
-            return AutoencoderKL.from_pretrained(path, subfolder=_subfolder(path), dtype=dtype)
-        where = {"original_config": original} if original else {"config": configs, "subfolder": "vae"}
-        return AutoencoderKL.from_single_file(path, dtype=dtype, **where)
+            vae = AutoencoderKL.from_pretrained(path, subfolder=_subfolder(path), dtype=dtype)
+        else:
+            where = {"original_config": original} if original else {"config": configs, "subfolder": "vae"}
+            vae = AutoencoderKL.from_single_file(path, dtype=dtype, **where)
+        if any(parameter.is_meta for parameter in vae.parameters()):
+            raise ValueError("tensors are missing in it")
+        return vae
+    except pickle.UnpicklingError:
+        raise vae_error(source, "it holds more than weights, which could be harmful code, and is not opened") from None
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise _error(source, f"it cannot be loaded ({' '.join(str(error).split())[:200]})") from None
+        raise vae_error(source, f"it cannot be loaded ({' '.join(str(error).split())[:200]})") from None
 
 
 def vae_notes(base, latents) -> list[str]:

@@ -50,14 +50,13 @@ def tiny_unet(seed=0, **changes):
 
 
 def tiny_pipeline(prediction_type="epsilon", **unet_changes):
-    tokenizer = build_tokenizer()
-    scheduler = tiny_scheduler(prediction_type)
+    unet, tokenizer = tiny_unet(**unet_changes), build_tokenizer()  # the UNet first: it seeds the others, too
     return StableDiffusionPipeline(
         vae=tiny_vae(),
         text_encoder=CLIPTextModel(tiny_text_config(tokenizer)).eval(),
         tokenizer=tokenizer,
-        unet=tiny_unet(**unet_changes),
-        scheduler=scheduler,
+        unet=unet,
+        scheduler=tiny_scheduler(prediction_type),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

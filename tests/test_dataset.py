@@ -70,7 +70,8 @@ def test_items_equal_what_the_models_say(models, images_dir, tmp_path):
         )
         with torch.no_grad():
             embeds = models.text_encoders[0](tokens.input_ids)[0]
-        assert (item["prompt_embeds"] - embeds).abs().max() < 1e-5
+        assert set(item["conditions"]) == {"encoder_hidden_states"}
+        assert (item["conditions"]["encoder_hidden_states"] - embeds).abs().max() < 1e-5
         generator = torch.Generator().manual_seed(derive_seed(3, "item", epoch, pictures[4].sha256))
         assert torch.equal(item["noise"][0], torch.randn(4, 8, 8, generator=generator))
         assert item["timesteps"] == torch.randint(0, 1000, (), generator=generator)
@@ -306,7 +307,7 @@ def test_a_vae_that_overflows_is_run_in_float32(models_dir, images_dir, tmp_path
     assert (dataset.latents.draw(0, 0, 0, None) - latents).abs().max() < 1e-5
     with torch.no_grad():
         models.vae.encoder.conv_in.weight[0] = torch.nan
-    with pytest.raises(UserError, match="the VAE gives NaN even in float32"):
+    with pytest.raises(UserError, match="epsilon: VAE: it gives NaN even in float32"):
         prepare(models, configure(images_dir, tmp_path), torch.float16)
 
 
@@ -388,16 +389,18 @@ def test_prompts_for_which_there_is_no_room_are_encoded_at_each_step(models, ima
     full = shutil.disk_usage(tmp_path)._replace(free=8 * 32 * 12 * 4)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
     dataset, _, _ = prepare(models, configure(images_dir, tmp_path))
-    assert dataset.embeds is None and "8 prompts would take 0.0 GB in the cache" in capsys.readouterr().out
+    assert not dataset.is_cached and "8 prompts would take 0.0 GB in the cache" in capsys.readouterr().out
     monkeypatch.undo()
     dataset, _, _ = prepare(models, configure(images_dir, tmp_path))
-    assert dataset.embeds is not None
+    assert dataset.is_cached
 
 
 def test_batches_of_prompts_that_have_no_end(models, mixed_dir, tmp_path):
     dataset, _, _ = prepare(models, configure(mixed_dir, tmp_path, shuffle_tags=True, keep_tags=1))
     prompts = {tuple(dataset.__getitems__(Batch(epoch, 0, [0, 2], [0.5, 0.5]))["prompts"]) for epoch in range(30)}
     assert prompts == {("a cat, red, blue", "picture 2"), ("a cat, blue, red", "picture 2")}
-    assert dataset.embeds is None and "prompt_embeds" not in one(dataset, 0, 0)
+    item = one(dataset, 0, 0)
+    assert not dataset.is_cached and "conditions" not in item
+    live = dataset.conditions(item)["encoder_hidden_states"]
     dataset, _, _ = prepare(models, configure(mixed_dir, tmp_path, shuffle_tags=True, caption_variants=2))
-    assert one(dataset, 0, 0)["prompt_embeds"].shape == (1, 32, 12)
+    assert one(dataset, 0, 0)["conditions"]["encoder_hidden_states"].shape == live.shape == (1, 32, 12)

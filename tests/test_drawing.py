@@ -201,7 +201,7 @@ def test_a_retrained_hypernetwork_is_drawn_anew(models_dir, networks, tmp_path):
         (["--strength", "1", "2"], "2 for 1 hypernetworks"),
         (["--strength", "nan"], "strength: it must be a number"),
         (["--hypernetwork", "nothing.pt"], "there is no such file"),
-        (["--model", "no/such/model"], "there is no such folder"),
+        (["--model", "no/such/model"], "there is no such file or folder"),
         (["--model", "tests"], "no model_index.json"),
         (["--prompt", "a <hypernet:inc>"], "did you mean ink"),
         (["--prompt", "a <lora:x:1>"], "<lora:x:1>"),

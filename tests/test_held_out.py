@@ -153,7 +153,7 @@ def test_the_effect_is_the_share_that_is_added(models_dir):
     for hook in hooks:
         hook.remove()
     on_unet = hypernet.HypernetworkUNet(models.unet, hypernetwork)
-    effect = Effect(models.unet, latents, torch.tensor([5]), text)
+    effect = Effect(models.unet, latents, torch.tensor([5]), {"encoder_hidden_states": text})
     measured = effect.measure(hypernetwork)
     assert hypernetwork.training and sorted(measured) == ["effect/12", "effect/32"]
     hypernetwork.eval()

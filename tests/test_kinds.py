@@ -3,17 +3,20 @@
 import csv
 import hashlib
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, run, tiny_xl_pipeline, train_here
+from conftest import tiny_xl_pipeline, train_here
 from diffusers import DDPMScheduler, DiffusionPipeline
 from diffusers.training_utils import compute_snr
 from PIL import Image
 from test_attention import with_hooks
 
+import convert_to_webui
 import hypernet
+from examples import generate
 from hypernet.base_model import recognise
 from hypernet.model_source import ModelSource
 from hypernet.seeds import derive_seed
@@ -99,6 +102,8 @@ def test_sizes_are_those_of_the_pictures(models_dir, tmp_path):
     picture = Picture(0, "ab", 300, 200, False, (100, 100))  # scaled to 150 x 100, of which 25 are cut off on each side
     plain, mirrored = (crop.time_ids().tolist() for crop in crops_of(picture, Config)[0])
     assert plain == mirrored == [200, 300, 0, 25, 100, 100]
+    wide = Picture(0, "ab", 300, 200, False, (128, 64))  # scaled to 128 x 85.3, of which 10.7 are cut off at the top
+    assert crops_of(wide, Config)[0][0].time_ids().tolist() == [200, 300, 11, 0, 64, 128]
     assert Crop(picture, (0, 0, 200, 200), False).time_ids().tolist() == [200, 300, 0, 0, 100, 100]
     assert Crop(picture, (0, 0, 200, 200), True).time_ids().tolist() == [200, 300, 0, 50, 100, 100]
     assert Crop(picture, (0, 0, 300, 200), True).time_ids().tolist() == [200, 300, 0, 0, 100, 100]  # squeezed
@@ -115,9 +120,11 @@ def test_the_whole_script_on_an_sdxl(models_dir, mixed_dir, tmp_path):
     ]
     flags += ["--random_flip", "--caption_dropout=0.3", "--validation_prompt=a cat", "--validation_inference_steps=2"]
     flags += ["--validation_steps=2", "--validation_split=0.2", "--template=[filewords], by [name], " + "tree " * 40]
-    train_here(models_dir, mixed_dir, tmp_path / "whole", *flags, "--max_train_steps=4", model="xl")
-    train_here(models_dir, mixed_dir, tmp_path / "ink", *flags, "--max_train_steps=2", model="xl")
-    said = train_here(models_dir, mixed_dir, tmp_path / "ink", *flags, "--max_train_steps=4", model="xl")
+    flags += ["--max_train_steps=4"]
+    train_here(models_dir, mixed_dir, tmp_path / "whole", *flags, model="xl")
+    shutil.copytree(tmp_path / "whole", tmp_path / "ink")
+    flags += ["--resume_from_checkpoint=step-000002"]
+    said = train_here(models_dir, mixed_dir, tmp_path / "ink", *flags, model="xl")
     assert "Going on from" in said
     whole, parts = (hypernet.load(tmp_path / folder / "ink.pt") for folder in ("whole", "ink"))
     assert list(whole.config.widths) == [16, 32, 36]
@@ -126,10 +133,10 @@ def test_the_whole_script_on_an_sdxl(models_dir, mixed_dir, tmp_path):
     assert np.array_equal(*map(np.asarray, grids))
 
     output = ["--output_dir", tmp_path / "drawn", "--steps=2", "--size=64", "--hypernetwork_dir", tmp_path / "ink"]
-    done = run(REPO / "examples/generate.py", "--prompt", "a cat <hypernet:ink-best:0.5>", *output)
-    assert done.returncode == 0, done.stderr
-    converted = run(REPO / "convert_to_webui.py", tmp_path / "ink", tmp_path / "other.safetensors")
-    assert converted.returncode == 0, converted.stderr
+    generate.main(["--prompt", "a cat <hypernet:ink-best:0.5>", *map(str, output)])
+    assert len(list((tmp_path / "drawn").glob("*.png"))) == 1
+    convert_to_webui.main([str(tmp_path / "ink"), str(tmp_path / "other.safetensors")])
+    assert hypernet.load(tmp_path / "other.safetensors").config.name == "other"
     assert set(json.loads((tmp_path / "ink" / "config.json").read_text())) >= {"base_model_name", "base_model_hash"}
 
 

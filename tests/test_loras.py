@@ -1,6 +1,7 @@
 """LoRAs underneath: folded in as diffusers applies them; with hypernetworks in any order; trained over and drawn with."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -95,7 +96,7 @@ def test_with_a_hypernetwork_in_any_order(models_dir, loras, lora_first):
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(outputs(pipe), plain))
 
 
-def test_a_training_over_a_lora(models_dir, images_dir, loras, tmp_path):
+def test_a_training_over_a_lora(models_dir, images_dir, loras, tmp_path, capsys):
     """The run records it, its previews have it, and so has what is drawn with the result."""
     lora = f"{loras / 'ink.safetensors'}:0.5"
     flags = ["--max_train_steps=1", "--name=x", "--clip_skip=2", f"--lora={lora}"]
@@ -103,27 +104,52 @@ def test_a_training_over_a_lora(models_dir, images_dir, loras, tmp_path):
     options = json.loads((tmp_path / "run" / "run.json").read_text())
     assert options["lora"] == [lora]
     assert hypernet.load(tmp_path / "run" / "x.pt").config.optional_info == "LoRAs underneath: ink.safetensors:0.5"
-    assert (
-        "Under it lay LoRAs, which belong to it: ink.safetensors:0.5." in (tmp_path / "run" / "README.md").read_text()
-    )
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "It was trained over LoRAs, which belong to it; in the WebUI write `<lora:ink:0.5>` beside it." in card
+    assert "clip skip 2, which the WebUI has to be set to" in card
+
+    code = card.split("```python\n")[1].split("```")[0]  # the recipe on the card draws with all of it
+    given = {}
+    exec(code.strip().rpartition("\n")[0], given)
+    ours = open_models(models_dir / "epsilon", lora=(lora,)).pipeline
+    hypernet.attach(ours.unet, hypernet.load(tmp_path / "run"))
+    for one, other in zip(outputs(given["pipe"]), outputs(ours)):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
     class Args:
         model = None
 
-    source = find_model(Args, [options], "")
+    older = {key: options[key] for key in ("pretrained_model_name_or_path", "lora", "clip_skip")}
+    source = find_model(Args, [options, older], "")  # a run that did not know the other options yet
     assert source.lora == (lora,) and source.clip_skip == 2
     Args.model = str(models_dir / "v_prediction")  # of another model only how prompts are read is taken over
     other = find_model(Args, [options], "")
+    assert "whose --lora are not taken" in capsys.readouterr().err
     assert other.lora == () and other.clip_skip == 2
     painter = Painter(open_models(models_dir / "epsilon", lora=source.lora, clip_skip=2))
     picture = PictureSettings("a (cat)", steps=1, size=(64, 64))
     text = painter.infotext(picture, painter.draw([picture])[0])
-    assert text.startswith("a (cat) <lora:ink:0.5>") and "Clip skip: 2" in text and "Emphasis: None" in text
+    assert text.startswith("a \\(cat\\) <lora:ink:0.5>") and "Clip skip: 2" in text
 
 
 def test_what_is_no_lora_for_this_model(models_dir, loras, tmp_path):
-    with pytest.raises(UserError, match="--lora .*xl.safetensors: it (does not fit this model|has nothing for this)"):
+    with pytest.raises(
+        UserError, match="xl.safetensors: it was made for another kind of model: its text is 36 wide, .* 12"
+    ):
         open_models(models_dir / "epsilon", lora=(str(loras / "xl.safetensors"),))
+    for text, message in [
+        (f"{loras}", "it is a folder with 3 .safetensors files; name the file"),
+        ("somebody/ink", "there is no such file or folder, and the Hub has no such LoRA, or cannot be reached"),
+        ("0.8", "write PATH, or PATH:SCALE"),
+        ("ink.safetensors:0", "at a scale of 0 it does nothing"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            open_models(models_dir / "epsilon", lora=(text,))
+    with pytest.raises(UserError, match="it is named twice"):
+        open_models(models_dir / "epsilon", lora=(str(loras / "ink.safetensors"),) * 2)
+    (tmp_path / "one").mkdir()
+    shutil.copy(loras / "ink.safetensors", tmp_path / "one")
+    open_models(models_dir / "epsilon", lora=(str(tmp_path / "one"),))
     assert split_lora("C:\\ink.safetensors") == ("C:\\ink.safetensors", 1.0)
     assert split_lora("ink.safetensors:-0.5") == ("ink.safetensors", -0.5)
     assert absolute_lora("somebody/ink:0.5") == "somebody/ink:0.5"

@@ -1,11 +1,14 @@
 """What is recognised from a model's configs alone, at the shapes of the models that people have; what is loaded of it."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from conftest import open_models, tiny_unet, tiny_vae
 from diffusers import AutoencoderKL, UNet2DConditionModel
+
+from safetensors.torch import load_file, save_file
 
 import hypernet
 from hypernet.attention import attention_layers
@@ -109,6 +112,11 @@ def test_every_attention_layer_of_the_real_shapes_is_reached(config, layers):
         (SD15, {**INDEX, "text_encoder": ["transformers", "T5EncoderModel"]}, "its text_encoder is T5EncoderModel"),
         (SD15, {**INDEX, "vae": ["diffusers", "AutoencoderTiny"]}, "its VAE is AutoencoderTiny"),
         (SDXL, {**INDEX_XL, "text_encoder": [None, None]}, "it is an SDXL refiner"),
+        (
+            SDXL,
+            {**INDEX_XL, "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]},
+            "its schedule is FlowMatch's",
+        ),
         (SDXL, {**INDEX_XL, "scheduler": ["diffusers", "EDMDPMSolverMultistepScheduler"]}, "its schedule is EDM's"),
         ({**SDXL, "encoder_hid_dim_type": "text_proj"}, INDEX_XL, "its UNet takes more than Stable Diffusion's text"),
         ({**SD15, "class_embed_type": "projection"}, INDEX, "its UNet takes more"),
@@ -126,8 +134,12 @@ def test_what_is_predicted(tmp_path):
     base = recognised(path)
     assert (base.prediction_type, base.zero_snr) == ("v_prediction", True)
     assert recognised(path, prediction_type="sample").prediction_type == "sample"
-    with pytest.raises(UserError, match="--rescale_betas_zero_snr: where the last timestep is noise alone"):
+    with pytest.raises(UserError, match="its schedule ends in noise alone, and it predicts the noise; .* false, or"):
         recognised(path, prediction_type="epsilon")
+    with pytest.raises(UserError, match="--rescale_betas_zero_snr: where the last timestep is noise alone"):
+        recognised(path, prediction_type="epsilon", rescale_betas_zero_snr=True)
+    base = recognised(path, prediction_type="epsilon", rescale_betas_zero_snr=False)
+    assert not base.zero_snr and "predicts epsilon (its config says v_prediction)" in base.describe()
     with pytest.raises(UserError, match="--prediction_type flow: choose one of epsilon, v_prediction, sample"):
         ModelSource(path, prediction_type="flow")
 
@@ -174,6 +186,26 @@ def test_models_are_frozen_and_cast(models_dir):
         for module, dtype in [(models.unet, torch.float16), *((part, torch.float32) for part in models.text_encoders)]:
             assert not module.training and {p.dtype for p in module.parameters()} == {dtype}
             assert not any(p.requires_grad for p in module.parameters())
+
+
+def test_a_text_encoder_in_which_tensors_are_missing(models_dir, tmp_path):
+    shutil.copytree(models_dir / "epsilon", tmp_path / "model")
+    file = tmp_path / "model" / "text_encoder" / "model.safetensors"
+    states = load_file(file)
+    save_file(
+        {name: value for name, value in states.items() if "layers.0.layer_norm1" not in name}, file, {"format": "pt"}
+    )
+    with pytest.raises(
+        UserError, match="it cannot be loaded: tensors are missing in its text_encoder, such as .*layer_norm1"
+    ):
+        open_models(tmp_path / "model")
+
+
+def test_the_hash_of_a_folder_is_the_same_in_every_precision(models_dir):
+    hashes = {
+        open_models(models_dir / "epsilon", dtype).hash for dtype in (torch.float32, torch.float16, torch.bfloat16)
+    }
+    assert hashes == {weights_hash(tiny_unet(), torch.float16)}
 
 
 def test_missing_weights_are_told_in_one_line(tmp_path):

@@ -89,7 +89,7 @@ def test_the_card_says_how_to_draw_with_it(quickstart):
 
 def test_the_style_is_learnt_and_the_subjects_stay(quickstart):
     _, copy = quickstart
-    pipeline, classifier, scenes = load_pipeline(MODEL), load_classifier(), prompt_scenes(48)
+    pipeline, classifier, scenes = load_pipeline(MODEL), load_classifier(), prompt_scenes(24)
 
     def figures():
         seen = judge(classifier, sample(pipeline, scenes))

@@ -71,6 +71,10 @@ def files(models_dir, tmp_path_factory):
             save_file(without_vae, folder / "without_vae.safetensors")
             vae = {key: value for key, value in states.items() if key.startswith("first_stage")}
             save_file(vae, folder / "vae.safetensors")
+            save_file({**states, "edm_vpred.sigma_max": torch.zeros(1)}, folder / "cosxl.safetensors")
+            wide = "model.diffusion_model.input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight"
+            save_file({**states, wide: torch.zeros(1, 1024)}, folder / "base.safetensors")
+            (folder / "page.ckpt").write_text("<!DOCTYPE html>")
             mark = {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
             save_file({**states, **mark}, folder / "velocity.safetensors")
     save_file(
@@ -143,6 +147,12 @@ def test_marks_of_a_velocity_model(models_dir, files):
         ("without_vae.safetensors", "there is no VAE; name one with --pretrained_vae_model_name_or_path"),
         ("unet/diffusion_pytorch_model.safetensors", "it is the UNet of a Stable Diffusion, and no whole"),
         ("unet/config.json", "it is a file, but no model"),
+        (
+            "base.safetensors",
+            "a Stable Diffusion 2.x in a single file does not say what it predicts; add --prediction_type",
+        ),
+        ("cosxl.safetensors", "it is a model of the kind EDM"),
+        ("page.ckpt", "it is a web page, and no model"),
         ("code.ckpt", "it holds more than weights, which could be harmful code, and is not opened"),
     ],
 )

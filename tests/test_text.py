@@ -5,7 +5,7 @@ import torch
 from conftest import open_models
 
 from hypernet.conditions import conditions
-from hypernet.emphasis import BREAK, parse_emphasis, unescape
+from hypernet.emphasis import BREAK, escape, parse_emphasis, unescape
 from hypernet.text import Embeds, emphasise, encode_prompts, make_chunks, text_hash
 
 LONG = ", ".join(
@@ -136,6 +136,11 @@ def test_emphasis_is_parsed(prompt, expected):
         expected += [(", sun, ", 1.1), ("sky", 1.1**4), (".", 1.1)]
     assert [text for text, _ in found] == [text for text, _ in expected]
     assert [weight for _, weight in found] == pytest.approx([weight for _, weight in expected])
+
+
+@pytest.mark.parametrize("prompt", ["a cat", r"saber \(fate\)", "a (b:1.3) [c]", r"back\slash", "((", r"a\\(b)"])
+def test_what_is_read_without_emphasis_can_be_written_for_it(prompt):
+    assert parse_emphasis(escape(prompt)) == [(unescape(prompt), 1.0)]
 
 
 def test_plain_brackets():
