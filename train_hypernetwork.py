@@ -91,7 +91,7 @@ def main(arguments=None):
     # Models
     accelerator.print(f"Loading {base.describe()}")
     dtype, device = weight_dtype(accelerator.mixed_precision), accelerator.device
-    models = load_models(base, dtype, device)
+    models = load_models(base, dtype, device, unet_waits=True)
     unet, scheduler = models.unet, models.scheduler
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
@@ -113,16 +113,16 @@ def main(arguments=None):
         if config.holds_out:
             output.write_held_out({picture.sha256: held_source.name(picture.row) for picture in held_pictures})
     check_shared(accelerator, output, saved)
-    previewer = None
-    if config.validation_prompt:
-        accelerator.print("Drawing previews without the hypernetwork")
-        previewer = Previewer(models, config, accelerator)
-        previewer.without = previewer.draw()
+    previewer = Previewer(models, config, accelerator) if config.validation_prompt else None
     if dataset.is_cached:
         for encoder in models.text_encoders:
             encoder.to("cpu")
+    unet.to(device)  # now that the text encoders have gone
     if previewer is None:
         models.vae.to("cpu")
+    else:
+        accelerator.print("Drawing previews without the hypernetwork")
+        previewer.without = previewer.draw()
 
     # Hypernetwork and optimizer
     set_seed(config.seed)

@@ -76,11 +76,12 @@ def recognise(source: ModelSource) -> BaseModel:
         _check_index(source, index)
         scheduler = _read(source, single, DDPMScheduler, "scheduler")
     unet = single and single.unet or _read(source, single, UNet2DConditionModel, "unet")
-    if single and single.text_width != unet.get("cross_attention_dim", 1280):
+    text_width = unet.get("cross_attention_dim", 1280)
+    if single and single.text_width != text_width:
         option = "original_config" if single.unet else "model_config"
-        problem = f"it is of another kind: its text is {unet.get('cross_attention_dim')} wide, that of {source.path} {single.text_width}"
+        problem = f"it is of another kind: its text is {text_width} wide, that of {source.path} {single.text_width}"
         raise UserError(f"--{option} {getattr(source, option) or single.configs}: {problem}")
-    check_loras(source.lora, unet.get("cross_attention_dim", 1280))
+    check_loras(source.lora, text_width)
     own_vae = single and single.vae or _read(source, single, AutoencoderKL, "vae")
     vae = read_vae_config(source, own_vae)
     is_xl = unet.get("addition_embed_type") == "text_time"
@@ -140,13 +141,8 @@ def _read(source, single, model_class, subfolder=None) -> dict:
         return model_class.load_config(path, revision=None if single else source.revision, **where)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        if not Path(path).exists():
-            raise source.error(f"it is not here, and {UNREACHED}") from None
-        if Path(path).exists():
-            raise source.error(
-                f"its {subfolder or 'model_index.json'} has no config that can be read ({reason})"
-            ) from None
-        raise source.error(f"there is no such model, neither here nor on the Hub ({reason})") from None
+        what = f"its {subfolder or 'model_index.json'} has no config that can be read ({reason})"
+        raise source.error(what if Path(path).exists() else f"it is not here, and {UNREACHED}") from None
 
 
 def _plain_index(kind) -> dict:

@@ -86,11 +86,14 @@ class StableDiffusion:
         return files_hash(unet_files(self.source)) or weights_hash(self.unet, torch.float16)
 
 
-def load_models(base: BaseModel, unet_dtype=torch.float32, device="cpu", dtype=torch.float32) -> StableDiffusion:
+def load_models(
+    base: BaseModel, unet_dtype=torch.float32, device="cpu", dtype=torch.float32, unet_waits=False
+) -> StableDiffusion:
     """Load the parts frozen and in evaluation mode on `device`, the LoRAs of the source folded in.
 
     Args:
         unet_dtype: of the UNet; `dtype` is that of VAE and text encoders (whose turn is short).
+        unet_waits: leave the UNet on the CPU, so that a small card need not hold all at once.
 
     Raises:
         UserError: if the weights cannot be loaded.
@@ -98,9 +101,9 @@ def load_models(base: BaseModel, unet_dtype=torch.float32, device="cpu", dtype=t
     try:
         with _quiet():
             pipeline = _load_pipeline(base, unet_dtype, dtype)
-        for module in filter(None, pipeline.components.values()):
+        for name, module in pipeline.components.items():
             if isinstance(module, torch.nn.Module):
-                module.requires_grad_(False).eval().to(device)
+                module.requires_grad_(False).eval().to("cpu" if unet_waits and name == "unet" else device)
     except pickle.UnpicklingError:
         problem = "a file of it holds more than weights, which could be harmful code, and is not opened"
         raise base.source.error(f"{problem}; get it as .safetensors") from None

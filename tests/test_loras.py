@@ -10,6 +10,7 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
+from safetensors.torch import save_file
 
 import hypernet
 from hypernet.drawing import Painter, PictureSettings
@@ -73,6 +74,29 @@ def test_folded_in_as_peft_applies_them(models_dir, loras, model, pipeline):
     without = open_models(models_dir / model)
     assert models.hash == without.hash and text_hash(models) != text_hash(without)
     assert models.unet.state_dict().keys() == without.unet.state_dict().keys()
+
+
+def test_a_kohya_file_reaches_unet_and_both_text_encoders(models_dir, tmp_path):
+    """The trainer most LoRAs come from: its names, and its alpha, by which the change is scaled."""
+    plain, rank, alpha = open_models(models_dir / "xl"), 2, 1.0
+    layers = {
+        "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k": ("unet", "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"),
+        "lora_te1_text_model_encoder_layers_0_self_attn_q_proj": ("text_encoder", "encoder.layers.0.self_attn.q_proj"),
+        "lora_te1_text_model_encoder_layers_0_self_attn_out_proj": ("text_encoder", "encoder.layers.0.self_attn.out_proj"),
+        "lora_te2_text_model_encoder_layers_1_self_attn_v_proj": ("text_encoder_2", "text_model.encoder.layers.1.self_attn.v_proj"),
+        "lora_te2_text_model_encoder_layers_1_self_attn_out_proj": ("text_encoder_2", "text_model.encoder.layers.1.self_attn.out_proj"),
+    }  # fmt: skip
+    states, changes = {}, {}
+    for name, (part, layer) in layers.items():
+        weight = getattr(plain.pipeline, part).get_submodule(layer).weight
+        down, up = torch.randn(rank, weight.shape[1]), torch.randn(weight.shape[0], rank)
+        states |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(alpha)}
+        changes[part, layer] = weight + 0.5 * alpha / rank * up @ down
+    save_file(states, tmp_path / "kohya.safetensors")
+    folded = open_models(models_dir / "xl", lora=(f"{tmp_path / 'kohya.safetensors'}:0.5",))
+    for (part, layer), expected in changes.items():
+        weight = getattr(folded.pipeline, part).get_submodule(layer).weight
+        torch.testing.assert_close(weight, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("lora_first", [True, False])

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from conftest import REPO, run, unexpected
 from PIL import Image
+from safetensors import safe_open
 
 import hypernet
-from classifier import judge, load_classifier
+from classifier import judge, load_classifier, source_hash
 from draw import draw, write_images
 from measure import held_out_loss, load_pipeline, matches, prompt_scenes, sample, share
 
@@ -89,7 +90,7 @@ def test_the_card_says_how_to_draw_with_it(quickstart):
 
 def test_the_style_is_learnt_and_the_subjects_stay(quickstart):
     _, copy = quickstart
-    pipeline, classifier, scenes = load_pipeline(MODEL), load_classifier(), prompt_scenes(24)
+    pipeline, classifier, scenes = load_pipeline(MODEL), load_classifier(), prompt_scenes(36)
 
     def figures():
         seen = judge(classifier, sample(pipeline, scenes))
@@ -108,6 +109,10 @@ def test_the_style_is_learnt_and_the_subjects_stay(quickstart):
 
 
 def test_the_classifier_sees_what_is_drawn():
+    with safe_open(MODEL.parent / "classifier.safetensors", framework="pt") as file:
+        assert (
+            file.metadata()["source"] == source_hash()
+        )  # or every user would train it again; load_classifier makes it
     scenes = prompt_scenes(60)
     for style in ("flat", "neon"):
         seen = judge(load_classifier(), [draw(scene, style) for scene in scenes])

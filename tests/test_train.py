@@ -294,7 +294,7 @@ def command(models_dir, images_dir, output, *flags):
     ],
 )
 def test_mistakes_are_told_before_models_load(models_dir, images_dir, tmp_path, monkeypatch, flags, message):
-    monkeypatch.setattr(train_hypernetwork, "load_models", lambda *_: pytest.fail("models were loaded"))
+    monkeypatch.setattr(train_hypernetwork, "load_models", lambda *_, **__: pytest.fail("models were loaded"))
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     for name in ("damaged", "latin"):
         (images_dir.parent / name).mkdir(exist_ok=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from draw import BACKGROUNDS, COLORS, STYLES, SUBJECTS, draw, random_scene, to_array
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -110,14 +111,21 @@ def train_classifier(pictures=7200, steps=1400, batch_size=64, learning_rate=3e-
     return classifier.to(memory_format=torch.contiguous_format).eval()
 
 
-def load_classifier(folder=HERE / "build"):
-    """The trained classifier, from `folder` if this very source has trained it before."""
-    source = b"".join((HERE / name).read_bytes() for name in ("draw.py", "classifier.py"))
-    path = folder / f"classifier-{hashlib.sha256(source).hexdigest()[:16]}.safetensors"
-    if not path.exists():
+def source_hash() -> str:
+    """Changes with what the classifier learns from, and how."""
+    names = ("draw.py", "shapes.py", "classifier.py")
+    return hashlib.sha256(b"".join((HERE / name).read_bytes() for name in names)).hexdigest()[:16]
+
+
+def load_classifier(path=HERE / "classifier.safetensors"):
+    """The trained classifier; it is trained anew where it was made by another source than this."""
+    made_by = None
+    if path.exists():
+        with safe_open(path, framework="pt") as file:
+            made_by = (file.metadata() or {}).get("source")
+    if made_by != source_hash():
         print("Training the classifier (once, about a minute) ...", file=sys.stderr)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(train_classifier().state_dict(), path.with_suffix(".tmp"))
+        save_file(train_classifier().state_dict(), path.with_suffix(".tmp"), {"source": source_hash()})
         path.with_suffix(".tmp").replace(path)
     classifier = Classifier()
     classifier.load_state_dict(load_file(path))
