@@ -44,6 +44,7 @@ from hypernet.models import load_models, vae_precision, weight_dtype
 from hypernet.optimizers import build_optimizer, check_optimizer
 from hypernet.output import OutputFolder
 from hypernet.preview import Previewer
+from hypernet.quantize import quantize
 from hypernet.rates import learning_rate_function
 from hypernet.readers import comfyui_reads
 from hypernet.seeds import derive_seed
@@ -117,6 +118,8 @@ def main(arguments=None):
     if dataset.is_cached:
         for encoder in models.text_encoders:
             encoder.to("cpu")
+    if config.quantize:
+        quantize(unet, config.quantize, dtype)
     unet.to(device)  # now that the text encoders have gone
     if previewer is None:
         models.vae.to("cpu")

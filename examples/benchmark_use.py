@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Measure what a hypernetwork costs while drawing, and what is left of it in other forms.
 
-    python examples/benchmark_use.py sizes                                      # of SD 1.x files
+    python examples/benchmark_use.py sizes                                      # of SD 1.x files, and of frozen UNets
     python examples/benchmark_use.py merge                                      # a step of an SD 1.5-shaped UNet
     python examples/benchmark_use.py lora output/quickstart --sheet lora.png    # LoRAs of several ranks, drawn
 
@@ -23,11 +23,13 @@ from diffusers import UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
 
 import hypernet
+from benchmark import CONFIGS
 from hypernet.contexts import gather_contexts
 from hypernet.drawing import load_for_drawing
 from hypernet.drawing_options import training_options
 from hypernet.errors import UserError
 from hypernet.model_source import ModelSource
+from hypernet.quantize import weight_bytes
 from hypernet.sheet import labelled_sheet
 from hypernet.to_lora import save_lora, to_lora
 
@@ -47,7 +49,7 @@ def parse_arguments(arguments=None):
 
 
 def sizes():
-    """Bytes of the WebUI's file, by structure and precision."""
+    """Bytes of the WebUI's file, by structure and precision; and of frozen UNets on the device, counted."""
     with tempfile.TemporaryDirectory() as folder:
         for structure in ((1, 2, 1), (1, 2, 2, 1)):
             hypernetwork = hypernet.Hypernetwork(layer_structure=structure)
@@ -56,6 +58,12 @@ def sizes():
                 hypernet.save(hypernetwork, path, dtype)
                 name = ",".join(map(str, structure))
                 print(f"{name:8} {str(dtype)[6:]:8} {path.stat().st_size / 2**20:6.1f} MiB")
+    for model, config in CONFIGS.items():
+        with torch.device("meta"):
+            unet = UNet2DConditionModel.from_config(config)
+        for kind in (None, "int8", "nf4"):
+            held = weight_bytes(unet, kind, torch.float16) / 2**30
+            print(f"UNet of {model:5} {'float16' if kind is None else f'--quantize {kind}':16} {held:5.2f} GiB")
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers.hf_argparser import HfArg
 
 from hypernet.captions import read_templates
+from hypernet.errors import UserError
 from hypernet.model_source import NAMES as MODEL_OPTIONS
 from hypernet.model_source import ModelSource
 from hypernet.loras import absolute_lora
@@ -103,12 +104,14 @@ class TrainingConfig:
     num_train_epochs: int | None = HfArg(default=None, help="So many times through all images; it replaces --max_train_steps.")
     train_batch_size: int = HfArg(default=1, help="Images per process in one forward pass.")
     gradient_accumulation_steps: int = HfArg(default=1, help="Forward passes per optimizer update.")
+    quantize: str | None = HfArg(default=None, help="Hold the frozen UNet's attention blocks in 4 or 8 bits, through bitsandbytes: nf4 or int8; slower and a little less exact, for small cards.")
     gradient_checkpointing: bool = HfArg(default=False, help="Compute activations twice to save memory.")
     mixed_precision: str | None = HfArg(default=None, help="Precision of the frozen model: no (float32), fp16 or bf16, the hypernetwork stays float32; default: what accelerate is set to.")
     clip_grad_mode: str = HfArg(default="norm", help="Clip gradients by their norm, each by its value, or none.")
     max_grad_norm: str = HfArg(default="1.0", help="Gradients are clipped to this norm: a number, or a schedule like the learning rate's; 0 clips nothing.")
     max_grad_value: str = HfArg(default="0.1", help="With --clip_grad_mode value: each gradient is clipped to this size; a number or a schedule.")
     optimizer: str = HfArg(default="AdamW", help="Any of torch.optim by name, of bitsandbytes (AdamW8bit, PagedAdamW8bit, Lion8bit, ...), or Prodigy (pip install prodigyopt; its learning rate is 1).")
+    use_8bit_adam: bool = HfArg(default=False, help="AdamW with 8-bit moments, a quarter of the memory; the same as --optimizer AdamW8bit.")
     optimizer_args: list[str] | None = HfArg(default=None, help="More of its arguments, such as momentum=0.9 nesterov=true.")
     adam_beta1: float | None = HfArg(default=None, help="The optimizer's beta1; default: its own, AdamW's is 0.9.")
     adam_beta2: float | None = HfArg(default=None, help="The optimizer's beta2; default: its own, AdamW's is 0.999.")
@@ -146,8 +149,15 @@ class TrainingConfig:
     def __post_init__(self):
         self.name = self.name or Path(self.output_dir).resolve().name
         self.train_data_dir, self.dataset_name = self.train_data_dir or None, self.dataset_name or None
+        self._choose_8bit_adam()
         self.optimizer = find_class(self.optimizer).__name__  # "adamw" and "AdamW" are the same
         check_options(self)
+
+    def _choose_8bit_adam(self):
+        if self.use_8bit_adam:
+            if self.optimizer.lower() not in ("adamw", "adamw8bit"):
+                raise UserError(f"--use_8bit_adam: it stands for --optimizer AdamW8bit, and --optimizer is {self.optimizer}")
+            self.optimizer = "AdamW8bit"
 
     @property
     def model_source(self) -> ModelSource:

@@ -7,6 +7,7 @@ from hypernet.captions import check_word_regex
 from hypernet.errors import UserError
 from hypernet.network import check_structure
 from hypernet.pictures import check_color
+from hypernet.quantize import QUANTIZATIONS, check_quantize
 from hypernet.rates import LR_SCHEDULERS, learning_rate_function
 from hypernet.sizes import aspect_buckets
 
@@ -74,6 +75,8 @@ def _check_hypernetwork(config):
 
 def _check_loop(config):
     _choose(config, "mixed_precision", (*PRECISIONS, None))
+    _choose(config, "quantize", (*QUANTIZATIONS, None))
+    check_quantize(config.quantize)
     _choose(config, "clip_grad_mode", CLIP_GRAD_MODES)
     _choose(config, "lr_scheduler", LR_SCHEDULERS)
     _at_least(config, 1, "max_train_steps", "num_train_epochs", "train_batch_size", "gradient_accumulation_steps")
