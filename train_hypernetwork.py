@@ -118,6 +118,7 @@ def main(arguments=None):
     if dataset.is_cached:
         for encoder in models.text_encoders:
             encoder.to("cpu")
+    base_hash = models.hash  # as it is, before it may be rounded
     if config.quantize:
         quantize(unet, config.quantize, dtype)
     unet.to(device)  # now that the text encoders have gone
@@ -130,7 +131,7 @@ def main(arguments=None):
     # Hypernetwork and optimizer
     set_seed(config.seed)
     hypernetwork = initial.hypernetwork.train() if initial else hypernet.Hypernetwork(widths, **config.structure())
-    hypernetwork.register_to_config(name=config.name, base_model_name=base.source.name, base_model_hash=models.hash)
+    hypernetwork.register_to_config(name=config.name, base_model_name=base.source.name, base_model_hash=base_hash)
     note_loras(hypernetwork, config.lora)
     on_unet = hypernet.HypernetworkUNet(unet, hypernetwork)
     optimizer = build_optimizer(config, hypernetwork.parameters(), device)

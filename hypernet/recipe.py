@@ -33,10 +33,12 @@ def diffusers_recipe(base: BaseModel, source: str, prompt: str, shown_path=str) 
     given += [f"original_config={show(model.original_config)}"] if model.original_config else []
     load = "from_single_file" if base.single else "from_pretrained"
     lines.append(f"pipe = {name}.{load}({show(model.path)}, {', '.join(given)}){to_gpu}")
-    if model.prediction_type or base.zero_snr or base.single and base.single.prediction_type:
+    overruled = model.rescale_betas_zero_snr is not None or model.prediction_type
+    if overruled or base.zero_snr or base.single and base.single.prediction_type:
         imports.append("DDIMScheduler")
         changes = f'prediction_type="{base.prediction_type}"'
-        changes += ', rescale_betas_zero_snr=True, timestep_spacing="trailing"' if base.zero_snr else ""
+        trailing = ', timestep_spacing="trailing"' if base.zero_snr else ""
+        changes += f", rescale_betas_zero_snr={base.zero_snr}{trailing}"
         lines.append(f"pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, {changes})")
     for number, (path, _) in enumerate(map(split_lora, model.lora)):
         lines.append(f'pipe.load_lora_weights({show(path)}, adapter_name="lora_{number}")')

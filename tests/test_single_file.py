@@ -19,6 +19,7 @@ import hypernet
 from hypernet.base_model import recognise
 from hypernet.errors import UserError
 from hypernet.model_source import ModelSource
+from hypernet.recipe import diffusers_recipe
 
 ORIGINAL = {  # as CompVis' v1-inference.yaml, of a smaller model
     "model": {
@@ -128,9 +129,25 @@ def test_a_training_on_a_file_is_one_on_its_folder(models_dir, images_dir, files
     assert (ours.config.base_model_name, ours.config.base_model_hash) == ("epsilon", digest[:10])
 
 
-def test_marks_of_a_velocity_model(models_dir, files):
-    base = recognise(ModelSource(str(files / "velocity.safetensors"), model_config=str(models_dir / "epsilon")))
+def test_marks_of_a_velocity_model(models_dir, files, tmp_path):
+    options = {"model_config": str(models_dir / "epsilon")}
+    options["pretrained_vae_model_name_or_path"] = str(files / "vae.safetensors")
+    base = recognise(ModelSource(str(files / "velocity.safetensors"), **options))
     assert (base.prediction_type, base.zero_snr) == ("v_prediction", True)
+    hypernet.save(hypernet.Hypernetwork([12, 16, 32]), tmp_path / "ink")
+    recipe = diffusers_recipe(base, str(tmp_path / "ink"), "a cat")
+    recipe = recipe.replace(
+        "AutoencoderKL.from_single_file(",
+        "AutoencoderKL.from_single_file(config=CONFIG, subfolder='vae', pretrained_model_link_or_path_or_dict=",
+    )
+    given = {"CONFIG": options["model_config"]}  # without a network; its kind's is on the Hub
+    exec(recipe.rpartition("\n")[0], given)
+    scheduler = given["pipe"].scheduler.config
+    assert (scheduler.prediction_type, scheduler.rescale_betas_zero_snr, scheduler.timestep_spacing) == (
+        "v_prediction",
+        True,
+        "trailing",
+    )
 
 
 @pytest.mark.parametrize(
