@@ -81,11 +81,12 @@ def find_lora(text: str) -> Path | None:
         return files[0]
     if path.exists():
         return path
-    if len(path.parts) != 2 or path.suffix or path.is_absolute() or text[0] in ".~":
+    is_file_name = path.suffix.lower() in (".safetensors", ".ckpt", ".pt", ".bin")
+    if len(path.parts) != 2 or is_file_name or path.is_absolute() or text[0] in ".~":
         raise UserError(f"--lora {text}: there is no such file")
     try:
         hf_hub_download(path.as_posix(), ".gitattributes")  # which every repository has
-    except OSError:
+    except (OSError, ValueError):  # (ValueError: no name that a repository can have)
         problem = "there is no such file or folder, and the Hub has no such LoRA, or cannot be reached"
         raise UserError(f"--lora {text}: {problem}") from None
     return None

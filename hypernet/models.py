@@ -83,7 +83,11 @@ class StableDiffusion:
         sha256; of a folder, a hash of the UNet's weights in float16. LoRAs folded in do not change it."""
         if self.source.is_file:
             return file_sha256(self.source.path)[:10]
-        return files_hash(unet_files(self.source)) or weights_hash(self.unet, torch.float16)
+        try:
+            of_files = files_hash(unet_files(self.source))
+        except (OSError, SafetensorError):  # the Hub is not asked twice: what was loaded is what counts
+            of_files = None
+        return of_files or weights_hash(self.unet, torch.float16)
 
 
 def load_models(
@@ -152,7 +156,13 @@ def _load_text_encoders(base, where, dtype) -> dict:
     parts |= {"text_encoder_2": transformers.CLIPTextModelWithProjection} if base.is_xl else {}
     for name, encoder in parts.items():
         options = {**where, "subfolder": name, "dtype": dtype, "output_loading_info": True}
-        parts[name], found = encoder.from_pretrained(base.source.path, **options)
+        try:
+            parts[name], found = encoder.from_pretrained(base.source.path, **options)
+        except OSError:
+            if not where["variant"]:
+                raise
+            options["variant"] = None  # there may be one of the UNet alone, as diffusers allows
+            parts[name], found = encoder.from_pretrained(base.source.path, **options)
         if found["missing_keys"]:
             raise ValueError(f"tensors are missing in its {name}, such as {sorted(found['missing_keys'])[0]}")
     return parts

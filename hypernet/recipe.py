@@ -36,7 +36,7 @@ def diffusers_recipe(base: BaseModel, source: str, prompt: str, shown_path=str) 
     overruled = model.rescale_betas_zero_snr is not None or model.prediction_type
     if overruled or base.zero_snr or base.single and base.single.prediction_type:
         imports.append("DDIMScheduler")
-        changes = f'prediction_type="{base.prediction_type}"'
+        changes = f'prediction_type="{base.prediction_type}", clip_sample=False'
         trailing = ', timestep_spacing="trailing"' if base.zero_snr else ""
         changes += f", rescale_betas_zero_snr={base.zero_snr}{trailing}"
         lines.append(f"pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, {changes})")

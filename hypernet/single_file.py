@@ -155,7 +155,7 @@ def _find_configs(source, kind, original) -> str | None:
         raise UserError(f"--model_config {wanted}: {problem}; name a diffusers folder of the same kind")
     try:
         return snapshot_download(wanted, allow_patterns=CONFIG_FILES)
-    except OSError:
+    except (OSError, ValueError):  # (ValueError: no name that a repository can have)
         pass
     if source.model_config:
         problem = f"it is not here, and {UNREACHED}"

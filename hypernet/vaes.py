@@ -47,6 +47,8 @@ def read_vae_config(source: ModelSource, own: dict) -> dict:
         raise vae_error(
             source, f"its latents have {here} channels, the model's {there}; it is a VAE of another kind of model"
         )
+    if "block_out_channels" not in own:
+        raise source.error("its own VAE is no AutoencoderKL, so no other can be measured against it")
     here, there = (len(vae["block_out_channels"]) for vae in (config, own))
     if here != there:
         raise vae_error(
