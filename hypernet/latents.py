@@ -13,7 +13,8 @@ from hypernet.cache import CACHE_VERSION, FLOATS, RowCache, cache_folder
 from hypernet.conditions import time_ids
 from hypernet.errors import UserError
 from hypernet.inspection import Picture, in_threads
-from hypernet.models import StableDiffusion, encode_images, vae_hash
+from hypernet.model_hash import vae_hash
+from hypernet.models import StableDiffusion, encode_images
 from hypernet.pictures import alpha_cells, alpha_weights, crop_box, on_background, read_picture, to_pixels
 from hypernet.seeds import derive_seed
 from hypernet.sources import Source

@@ -1,12 +1,9 @@
-"""The frozen Stable Diffusion: load it, cast it, encode images, tell its weights from others."""
+"""The frozen Stable Diffusion: load it, cast it, encode images."""
 
 import contextlib
 import dataclasses
-import hashlib
 import pickle
-import re
 from functools import cached_property
-from pathlib import Path
 
 import torch
 import transformers
@@ -19,13 +16,12 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.utils import logging as diffusers_logging
-from huggingface_hub import hf_hub_download
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from hypernet.base_model import BaseModel
-from hypernet.hashes import file_sha256
 from hypernet.loras import fold_in
+from hypernet.model_hash import model_hash
 from hypernet.model_source import ModelSource
 from hypernet.samplers import choose_sampler
 from hypernet.single_file import encoders_without_configs
@@ -79,15 +75,8 @@ class StableDiffusion:
 
     @cached_property
     def hash(self) -> str:
-        """Ten hex digits by which a hypernetwork remembers the model: of a file as the WebUI has them, the beginning of its
-        sha256; of a folder, a hash of the UNet's weights in float16. LoRAs folded in do not change it."""
-        if self.source.is_file:
-            return file_sha256(self.source.path)[:10]
-        try:
-            of_files = files_hash(unet_files(self.source))
-        except (OSError, SafetensorError):  # the Hub is not asked twice: what was loaded is what counts
-            of_files = None
-        return of_files or weights_hash(self.unet, torch.float16)
+        """Ten hex digits by which a hypernetwork remembers the model; LoRAs folded in do not change them."""
+        return model_hash(self.source, self.unet)
 
 
 def load_models(
@@ -217,53 +206,3 @@ def vae_precision(unet_dtype: torch.dtype, device: torch.device) -> torch.dtype:
     knows no fast float16."""
     half = unet_dtype is not torch.float32 and device.type != "cpu"
     return torch.float16 if half else torch.float32
-
-
-def weights_hash(module: torch.nn.Module, dtype: torch.dtype | None = None) -> str:
-    """Ten hex digits that change with any weight; with `dtype`, rounded to it."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        _add(digest, name, tensor.detach().to("cpu", dtype))
-    return digest.hexdigest()[:10]
-
-
-def files_hash(files: list[Path]) -> str | None:
-    """The `weights_hash` in float16 of what lies in .safetensors files, whatever was made of it; None without files."""
-    where = {}
-    for path in files:
-        with safe_open(path, framework="pt") as file:
-            where |= dict.fromkeys(file.keys(), path)
-    digest, opened = hashlib.sha256(), {path: safe_open(path, framework="pt") for path in files}
-    for name in sorted(where):
-        _add(digest, name, opened[where[name]].get_tensor(name).to(torch.float16))
-    return digest.hexdigest()[:10] if files else None
-
-
-def _add(digest, name, tensor):
-    digest.update(name.encode())
-    digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
-
-
-def unet_files(source: ModelSource) -> list[Path]:
-    """The .safetensors files that the UNet of a folder or a Hub id is loaded from; none where it has other files."""
-    folder = Path(source.path) / "unet"
-    if not folder.parent.exists():
-        folder = Path(hf_hub_download(source.path, "unet/config.json", revision=source.revision)).parent
-    variant, part = (rf"\.{re.escape(source.variant)}" if source.variant else ""), r"(-\d+-of-\d+)?"
-    name = re.compile(rf"diffusion_pytorch_model({variant}{part}|{part}{variant})\.safetensors")
-    return sorted(file for file in folder.glob("*.safetensors") if name.fullmatch(file.name))
-
-
-def vae_hash(vae: AutoencoderKL) -> str:
-    """Ten hex digits that change with whatever shapes its unscaled moments: config and weights."""
-    return hash_of(shaping(vae.config, "scaling_factor"), weights_hash(vae))
-
-
-def shaping(config, *others):
-    """The entries of a config but for its origin, and others that shape no output."""
-    return {key: value for key, value in sorted(config.items()) if key[0] != "_" and key not in others}
-
-
-def hash_of(*parts) -> str:
-    """Ten hex digits of what `repr` shows."""
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:10]

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 
 from hypernet.emphasis import BREAK, parse_emphasis, unescape
-from hypernet.models import StableDiffusion, hash_of, shaping, weights_hash
+from hypernet.model_hash import hash_of, shaping, weights_hash
+from hypernet.models import StableDiffusion
 
 COMMA = ",</w>"  # in CLIP's vocabulary
 CHUNKS_AT_ONCE = 32  # in one forward, whatever prompts they belong to

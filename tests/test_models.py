@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import open_models, tiny_unet, tiny_vae
+from conftest import open_models, tiny_vae
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from safetensors.torch import load_file, save_file
@@ -16,7 +16,6 @@ from hypernet.base_model import choose_widths, recognise
 from hypernet.config import TrainingConfig
 from hypernet.errors import UserError
 from hypernet.model_source import ModelSource
-from hypernet.models import weights_hash
 from hypernet.vaes import vae_notes
 
 SD15 = {"_class_name": "UNet2DConditionModel", "cross_attention_dim": 768, "attention_head_dim": 8}
@@ -201,24 +200,10 @@ def test_a_text_encoder_in_which_tensors_are_missing(models_dir, tmp_path):
         open_models(tmp_path / "model")
 
 
-def test_the_hash_of_a_folder_is_the_same_in_every_precision(models_dir):
-    hashes = {
-        open_models(models_dir / "epsilon", dtype).hash for dtype in (torch.float32, torch.float16, torch.bfloat16)
-    }
-    assert hashes == {weights_hash(tiny_unet(), torch.float16)}
-
-
 def test_missing_weights_are_told_in_one_line(tmp_path):
     with pytest.raises(UserError, match="--pretrained_model_name_or_path .*: it cannot be loaded") as error:
         open_models(folder(tmp_path))
     assert "\n" not in str(error.value)
-
-
-def test_hash_of_weights():
-    unet = tiny_unet()
-    before, rounded = weights_hash(unet), weights_hash(unet, torch.float16)
-    assert before == weights_hash(tiny_unet()) != weights_hash(tiny_unet(seed=1))
-    assert rounded != before and weights_hash(unet.half(), torch.float16) == rounded
 
 
 class Deviating:
