@@ -163,7 +163,7 @@ def same_pictures(data: Data, threshold):
 
 def long_prompts(data: Data):
     """(index, tokens that are cut off, all its tokens) of pictures that can get a prompt that is cut."""
-    for index in range(len(data.pictures) if data.models.source.max_token_chunks else 0):
+    for index in range(len(data.pictures) if data.models.base.source.max_token_chunks else 0):
         cut = cut_prompts(data.models, data.dataset.prompts.undropped(index))
         if cut:
             yield index, *max(each[1:] for each in cut)

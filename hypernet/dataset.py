@@ -106,7 +106,7 @@ class TrainingImages(torch.utils.data.Dataset):
     """
 
     def __init__(self, latents: Latents, prompts: Prompts, embeds: PromptEmbeds, models: StableDiffusion, config):
-        self.latents, self.prompts, self.embeds, self.is_xl = latents, prompts, embeds, models.is_xl
+        self.latents, self.prompts, self.embeds, self.is_xl = latents, prompts, embeds, models.base.is_xl
         self.num_train_timesteps, self.seed = models.scheduler.config.num_train_timesteps, config.seed
         self.alpha_weight, self.noise_offset = config.alpha_weight, config.noise_offset
 
@@ -205,4 +205,4 @@ def tell_cut_prompts(models: StableDiffusion, prompts: Prompts, names: list[str]
     if cut:
         prompt, lost, tokens = max(cut, key=lambda each: each[1])
         most = f"{names[images[prompt]]} loses {lost} of {tokens} tokens"
-        print(f"note: --max_token_chunks {models.source.max_token_chunks} cuts {len(cut)} prompts; {most}")
+        print(f"note: --max_token_chunks {models.base.source.max_token_chunks} cuts {len(cut)} prompts; {most}")

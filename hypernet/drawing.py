@@ -163,7 +163,7 @@ class Painter:
     def _tell_loras(self, path):
         """Say once if a hypernetwork was trained over LoRAs, and here it is drawn without any."""
         note = self.loaded[path].config.optional_info or ""
-        if note.startswith(UNDERNEATH) and not self.models.source.lora and path not in self.told:
+        if note.startswith(UNDERNEATH) and not self.models.base.source.lora and path not in self.told:
             self.told.add(path)
             names = note.removeprefix(UNDERNEATH).strip()
             print(f"note: {path} was trained over {names}; --lora puts them under it", file=sys.stderr)
@@ -179,7 +179,7 @@ class Painter:
     def infotext(self, picture: PictureSettings, image: Image.Image, **more) -> str:
         """The WebUI's text about a picture that was drawn here; all hypernetworks stand as tags behind the prompt."""
         sampler, schedule_type = webui_name(self._scheduler(picture.sampler, [picture.seed]))
-        stack, source = picture.hypernetworks, self.models.source
+        stack, source = picture.hypernetworks, self.models.base.source
         # brackets that are plain here would weigh in the WebUI
         as_read = str if source.prompt_emphasis else escape
         hashes = {tag_name(path): weights_sha256(path)[:10] for path, _ in stack}

@@ -22,7 +22,6 @@ from transformers.utils import logging as transformers_logging
 from hypernet.base_model import BaseModel
 from hypernet.loras import fold_in
 from hypernet.model_hash import model_hash
-from hypernet.model_source import ModelSource
 from hypernet.samplers import choose_sampler
 from hypernet.single_file import encoders_without_configs
 from hypernet.vaes import load_vae
@@ -40,10 +39,6 @@ class StableDiffusion:
     scheduler: DDPMScheduler  # of the training; the pipeline's own is for drawing
 
     @property
-    def source(self) -> ModelSource:
-        return self.base.source
-
-    @property
     def unet(self) -> UNet2DConditionModel:
         return self.pipeline.unet
 
@@ -52,31 +47,19 @@ class StableDiffusion:
         return self.pipeline.vae
 
     @property
-    def is_xl(self) -> bool:
-        return self.base.is_xl
-
-    @property
-    def clip_skip(self) -> int:
-        return self.base.clip_skip
-
-    @property
-    def zeros_for_empty(self) -> bool:
-        return self.base.zeros_for_empty
-
-    @property
     def text_encoders(self) -> list:
         pipe = self.pipeline
-        return [pipe.text_encoder, pipe.text_encoder_2] if self.is_xl else [pipe.text_encoder]
+        return [pipe.text_encoder, pipe.text_encoder_2] if self.base.is_xl else [pipe.text_encoder]
 
     @property
     def tokenizers(self) -> list:
         pipe = self.pipeline
-        return [pipe.tokenizer, pipe.tokenizer_2] if self.is_xl else [pipe.tokenizer]
+        return [pipe.tokenizer, pipe.tokenizer_2] if self.base.is_xl else [pipe.tokenizer]
 
     @cached_property
     def hash(self) -> str:
         """Ten hex digits by which a hypernetwork remembers the model; LoRAs folded in do not change them."""
-        return model_hash(self.source, self.unet)
+        return model_hash(self.base.source, self.unet)
 
 
 def load_models(
@@ -165,7 +148,7 @@ def _plain(is_xl) -> dict:
 def without_text_encoders(models: StableDiffusion) -> DiffusionPipeline:
     """A pipeline of the same UNet, VAE and sampler, for prompts that are embeddings already."""
     kept = {"unet": models.unet, "vae": models.vae, "scheduler": models.pipeline.scheduler}
-    return type(models.pipeline)(**{**dict.fromkeys(models.pipeline.components), **kept, **_plain(models.is_xl)})
+    return type(models.pipeline)(**{**dict.fromkeys(models.pipeline.components), **kept, **_plain(models.base.is_xl)})
 
 
 @contextlib.contextmanager

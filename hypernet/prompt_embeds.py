@@ -74,11 +74,11 @@ def open_embeds(models: StableDiffusion, prompts: list[str] | None, cache_dir) -
 
 def cut_note(models: StableDiffusion, prompts: list[str]) -> str | None:
     """What to tell if --max_token_chunks cuts prompts that pictures are drawn of."""
-    cut = cut_prompts(models, prompts) if models.source.max_token_chunks else []
+    cut = cut_prompts(models, prompts) if models.base.source.max_token_chunks else []
     if not cut:
         return None
     prompt, lost, tokens = max(cut, key=lambda each: each[1])
-    return f'note: --max_token_chunks {models.source.max_token_chunks}: "{prompt[:40]}..." loses {lost} of its {tokens} tokens'
+    return f'note: --max_token_chunks {models.base.source.max_token_chunks}: "{prompt[:40]}..." loses {lost} of its {tokens} tokens'
 
 
 def cut_prompts(models: StableDiffusion, prompts: list[str]) -> list[tuple[str, int, int]]:

@@ -43,28 +43,29 @@ def encode_prompts(models: StableDiffusion, prompts: list[str]) -> list[Embeds]:
         if parts[0][1] is not None:
             pooled = [part[0] for part in torch.cat([part for _, part in parts]).split(counts)]
     embeds = [Embeds(torch.cat(parts, dim=-1)) for parts in zip(*widths)]
-    if models.is_xl:
+    if models.base.is_xl:
         embeds = [Embeds(tokens, of_all) for (tokens, _), of_all in zip(embeds, pooled)]
-    zero = [models.zeros_for_empty and prompt == "" for prompt in prompts]
+    zero = [models.base.zeros_for_empty and prompt == "" for prompt in prompts]
     return [Embeds(*map(torch.zeros_like, each)) if is_zero else each for each, is_zero in zip(embeds, zero)]
 
 
 def _encode(models, encoder, ids):
     """(the layer that the model reads, (chunks, 77, width); the pooled embedding, (chunks, width), if it has one)."""
-    outputs = encoder(ids.to(encoder.device), output_hidden_states=models.is_xl or models.clip_skip > 1)
+    needs_layers = models.base.is_xl or models.base.clip_skip > 1
+    outputs = encoder(ids.to(encoder.device), output_hidden_states=needs_layers)
     return _hidden_states(models, encoder, outputs), outputs[0] if outputs[0].ndim == 2 else None
 
 
 def read_prompt(models: StableDiffusion, tokenizer, prompt: str):
     """(chunks of (token, weight), how many tokens are cut off, how many there were)."""
-    if models.source.prompt_emphasis:
+    if models.base.source.prompt_emphasis:
         stretches = parse_emphasis(prompt)
     else:
         stretches = [(unescape(prompt), 1.0)]
     tokens = [(None, 1.0) if text is BREAK else (_tokenize(tokenizer, text), weight) for text, weight in stretches]
     comma = tokenizer.convert_tokens_to_ids(COMMA)
     chunks = make_chunks(tokens, comma if comma != tokenizer.unk_token_id else None, tokenizer.model_max_length - 2)
-    most = models.source.max_token_chunks
+    most = models.base.source.max_token_chunks
     count = sum(map(len, chunks))
     return chunks[:most], sum(map(len, chunks[most:])) if most else 0, count
 
@@ -114,13 +115,14 @@ def _hidden_states(models, encoder, outputs) -> torch.Tensor:
     Clip skip is the WebUI's: 1 is the encoder's output, and n the final norm of the n-th layer from the end. SDXL was made
     with the last but one, without the norm; there it changes the first encoder, as the WebUI's setting "clip skip SDXL" does.
     """
-    if models.is_xl:
+    clip_skip = models.base.clip_skip
+    if models.base.is_xl:
         first = encoder is models.text_encoders[0]
-        return outputs.hidden_states[-models.clip_skip if first else -2]
-    if models.clip_skip == 1:
+        return outputs.hidden_states[-clip_skip if first else -2]
+    if clip_skip == 1:
         return outputs.last_hidden_state
     norm = getattr(encoder, "text_model", encoder).final_layer_norm  # transformers before 5 wraps it
-    return norm(outputs.hidden_states[-models.clip_skip])
+    return norm(outputs.hidden_states[-clip_skip])
 
 
 def emphasise(hidden: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -142,6 +144,6 @@ def text_hash(models: StableDiffusion) -> str:
         config = shaping(encoder.config.to_dict(), "transformers_version", "dtype")
         special = tokenizer.model_max_length, tokenizer.pad_token_id
         parts += [sorted(tokenizer.get_vocab().items()), special, config, weights_hash(encoder)]
-    source = models.source
-    read = models.clip_skip, source.max_token_chunks, source.prompt_emphasis, models.zeros_for_empty
+    base = models.base
+    read = base.clip_skip, base.source.max_token_chunks, base.source.prompt_emphasis, base.zeros_for_empty
     return hash_of(*parts, read)

@@ -108,7 +108,7 @@ def test_a_file_holds_what_its_folder_does(models_dir, files, name, file):
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
     same = dataclasses.asdict(folder.base) | {"source": None, "single": None}
     assert dataclasses.asdict(models.base) | {"source": None, "single": None} == same
-    assert models.source.name == name and models.hash == hashlib.sha256(path.read_bytes()).hexdigest()[:10]
+    assert models.base.source.name == name and models.hash == hashlib.sha256(path.read_bytes()).hexdigest()[:10]
 
 
 def test_a_training_on_a_file_is_one_on_its_folder(models_dir, images_dir, files, tmp_path):

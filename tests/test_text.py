@@ -22,9 +22,9 @@ def with_options(models, **options):
     """The same model, its prompts read otherwise."""
     import dataclasses
 
-    source = dataclasses.replace(models.source, **options)
-    clip_skip = options.get("clip_skip", models.clip_skip)
-    zeros = options.get("force_zeros_for_empty_prompt", models.zeros_for_empty)
+    source = dataclasses.replace(models.base.source, **options)
+    clip_skip = options.get("clip_skip", models.base.clip_skip)
+    zeros = options.get("force_zeros_for_empty_prompt", models.base.zeros_for_empty)
     base = dataclasses.replace(models.base, source=source, clip_skip=clip_skip, zeros_for_empty=zeros)
     return dataclasses.replace(models, base=base)
 
@@ -86,7 +86,7 @@ def test_clip_skip(models, clip_skip):
         assert torch.equal(tokens[:, : expected.shape[-1]], expected[0])
         assert name == "xl" or clip_skip == 2 or torch.equal(tokens, states.last_hidden_state[0])
         skipped = with_options(models[name], clip_skip=clip_skip)
-        assert (text_hash(skipped) == text_hash(models[name])) == (clip_skip == models[name].clip_skip)
+        assert (text_hash(skipped) == text_hash(models[name])) == (clip_skip == models[name].base.clip_skip)
 
 
 def test_borders_of_chunks():
