@@ -12,6 +12,7 @@ from hypernet.loras import split_lora
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 UNREACHED = "the Hub has no such model, or cannot be reached"
+UNSAFE = "holds more than weights, which could be harmful code, and is not opened; get it as .safetensors"
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth")  # of a whole model in one file
 
 

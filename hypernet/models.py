@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 from hypernet.base_model import BaseModel
 from hypernet.loras import fold_in
 from hypernet.model_hash import model_hash
+from hypernet.model_source import UNSAFE
 from hypernet.samplers import choose_sampler
 from hypernet.single_file import encoders_without_configs
 from hypernet.vaes import load_vae
@@ -81,8 +82,7 @@ def load_models(
             if isinstance(module, torch.nn.Module):
                 module.requires_grad_(False).eval().to("cpu" if unet_waits and name == "unet" else device)
     except pickle.UnpicklingError:
-        problem = "a file of it holds more than weights, which could be harmful code, and is not opened"
-        raise base.source.error(f"{problem}; get it as .safetensors") from None
+        raise base.source.error(f"a file of it {UNSAFE}") from None
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         reason = "tensors are missing in it" if "meta tensor" in reason else reason

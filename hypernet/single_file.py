@@ -20,7 +20,7 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from safetensors import SafetensorError, safe_open
 
 from hypernet.errors import UserError
-from hypernet.model_source import UNREACHED, ModelSource, is_hub_id
+from hypernet.model_source import UNREACHED, UNSAFE, ModelSource, is_hub_id
 from hypernet.recognise import kind_of
 
 KINDS = ("v1", "v2", "xl_base")  # by diffusers' names
@@ -121,8 +121,7 @@ def read_shapes(path: str, error_of: Callable[[str], UserError]) -> dict[str, to
             found = found["state_dict"]
         return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
     except pickle.UnpicklingError:
-        problem = "it holds more than weights, which could be harmful code, and is not opened"
-        raise error_of(f"{problem}; get it as .safetensors") from None
+        raise error_of(f"it {UNSAFE}") from None
     except (SafetensorError, OSError, RuntimeError, EOFError, AttributeError, ValueError, KeyError) as error:
         raise error_of(f"it is damaged, or no model ({' '.join(str(error).split())[:200]})") from None
 

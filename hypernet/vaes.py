@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL
 from safetensors import SafetensorError
 
 from hypernet.errors import UserError
-from hypernet.model_source import UNREACHED, ModelSource, is_hub_id
+from hypernet.model_source import UNREACHED, UNSAFE, ModelSource, is_hub_id
 from hypernet.single_file import read_shapes
 
 STD_RANGE = (0.4, 2.0)  # of an image's scaled latents, which a model expects to deviate by about 1
@@ -88,7 +88,7 @@ def load_vae(source: ModelSource, configs: str | None, original: dict | None, dt
             raise ValueError("tensors are missing in it")
         return vae
     except pickle.UnpicklingError:
-        raise vae_error(source, "it holds more than weights, which could be harmful code, and is not opened") from None
+        raise vae_error(source, f"it {UNSAFE}") from None
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise vae_error(source, f"it cannot be loaded ({' '.join(str(error).split())[:200]})") from None
 

@@ -170,7 +170,7 @@ def test_marks_of_a_velocity_model(models_dir, files, tmp_path):
         ),
         ("cosxl.safetensors", "it is a model of the kind EDM"),
         ("page.ckpt", "it is a web page, and no model"),
-        ("code.ckpt", "it holds more than weights, which could be harmful code, and is not opened"),
+        ("code.ckpt", "it holds more than weights, .* harmful code, and is not opened; get it as .safetensors"),
     ],
 )
 def test_other_files_are_refused(files, file, message):
