@@ -14,7 +14,7 @@ from hypernet.inspection import Picture
 from hypernet.latents import Latents, encode_pictures
 from hypernet.loss import draw_noise_and_timestep, offset_noise
 from hypernet.models import StableDiffusion
-from hypernet.prompt_embeds import CachedEmbeds, PromptEmbeds, cut_prompts, open_embeds
+from hypernet.prompt_embeds import CachedEmbeds, PromptEmbeds, cut_note, open_embeds
 from hypernet.seeds import derive_seed
 from hypernet.sizes import size_table
 from hypernet.sources import Source
@@ -193,16 +193,12 @@ def encode_dataset(
         variants=config.caption_variants,
     )
     if config.max_token_chunks and is_first():
-        tell_cut_prompts(models, prompts, [source.name(picture.row) for picture in pictures])
+        images = {
+            prompt: source.name(picture.row)
+            for index, picture in enumerate(pictures)
+            for prompt in prompts.undropped(index)
+        }
+        if note := cut_note(models, list(images), images):
+            print(note)
     embeds = open_embeds(models, prompts.every_prompt(), config.cache_dir)
     return TrainingImages(latents, prompts, embeds, models, config)
-
-
-def tell_cut_prompts(models: StableDiffusion, prompts: Prompts, names: list[str]):
-    """Print a line if --max_token_chunks cuts prompts, with the one that loses most."""
-    images = {prompt: index for index in range(len(names)) for prompt in prompts.undropped(index)}
-    cut = cut_prompts(models, list(images))
-    if cut:
-        prompt, lost, tokens = max(cut, key=lambda each: each[1])
-        most = f"{names[images[prompt]]} loses {lost} of {tokens} tokens"
-        print(f"note: --max_token_chunks {models.base.source.max_token_chunks} cuts {len(cut)} prompts; {most}")

@@ -72,13 +72,15 @@ def open_embeds(models: StableDiffusion, prompts: list[str] | None, cache_dir) -
     return CachedEmbeds(cache, prompts, width)
 
 
-def cut_note(models: StableDiffusion, prompts: list[str]) -> str | None:
-    """What to tell if --max_token_chunks cuts prompts that pictures are drawn of."""
-    cut = cut_prompts(models, prompts) if models.base.source.max_token_chunks else []
+def cut_note(models: StableDiffusion, prompts: list[str], images: dict[str, str] | None = None) -> str | None:
+    """What to tell if --max_token_chunks cuts prompts: which loses most, by its image's name where `images` has them."""
+    most = models.base.source.max_token_chunks
+    cut = cut_prompts(models, dict.fromkeys(prompts)) if most else []
     if not cut:
         return None
     prompt, lost, tokens = max(cut, key=lambda each: each[1])
-    return f'note: --max_token_chunks {models.base.source.max_token_chunks}: "{prompt[:40]}..." loses {lost} of its {tokens} tokens'
+    name = images[prompt] if images else f'"{prompt[:40]}..."'
+    return f"note: --max_token_chunks {most} cuts {len(cut)} prompts; {name} loses {lost} of {tokens} tokens"
 
 
 def cut_prompts(models: StableDiffusion, prompts: list[str]) -> list[tuple[str, int, int]]:

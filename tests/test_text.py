@@ -1,11 +1,14 @@
 """Prompts in chunks, clip skip and emphasis: against the pipelines' own encode_prompt, and against encoding by hand."""
 
+import re
+
 import pytest
 import torch
 from conftest import open_models
 
 from hypernet.conditions import conditions
 from hypernet.emphasis import BREAK, escape, parse_emphasis, unescape
+from hypernet.prompt_embeds import cut_note
 from hypernet.text import Embeds, emphasise, encode_prompts, make_chunks, text_hash
 
 LONG = ", ".join(
@@ -71,6 +74,15 @@ def test_a_long_prompt_is_encoded_chunk_by_chunk(models, name):
     length = models[name].tokenizers[0].model_max_length
     torch.testing.assert_close(cut[0].tokens, tokens[: 2 * length], rtol=0, atol=1e-6)
     assert [len(each.tokens) for each in cut] == [2 * length, length]
+
+
+def test_what_is_cut_is_told(models):
+    cutting, prompts = with_options(models["epsilon"], max_token_chunks=1), ["a cat", LONG, LONG + ", a dog", LONG]
+    note = r"note: --max_token_chunks 1 cuts 2 prompts; {} loses \d+ of \d+ tokens"
+    assert re.fullmatch(note.format(f'"{LONG[:40]}..."'), cut_note(cutting, prompts))
+    images = {"a cat": "cat.png", LONG: "long.png", LONG + ", a dog": "dog.png"}
+    assert re.fullmatch(note.format("dog.png"), cut_note(cutting, list(images), images))
+    assert cut_note(models["epsilon"], prompts) is None and cut_note(cutting, prompts[:1]) is None
 
 
 @pytest.mark.parametrize("clip_skip", [1, 2])
