@@ -105,7 +105,8 @@ def main(arguments=None):
             held_dataset = encode_held_out(models, held_source, held_pictures, config, precision)
     if config.holds_out:
         held_out = HeldOutLoss(held_dataset, models, accelerator, config.train_batch_size)
-    accelerator.print(*(f"{line}\n" for line in vae_notes(base, dataset.latents)), sep="", end="")
+    for note in vae_notes(base, dataset.latents):
+        accelerator.print(note)
 
     # Previews; the first ones show the model without the hypernetwork
     if accelerator.is_main_process:

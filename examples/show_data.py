@@ -106,7 +106,8 @@ def open_data(config) -> Data:
     print(f"Loading {base.describe()}")
     models = load_models(base, dtype, device)
     dataset = encode_dataset(models, source, pictures, config, vae_precision(dtype, device))
-    print(*(f"{line}\n" for line in vae_notes(base, dataset.latents)), sep="", end="")
+    for note in vae_notes(base, dataset.latents):
+        print(note)
     return Data(source, pictures, dataset, models)
 
 
