@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from hypernet.hub import hub_file
 from hypernet.network import Hypernetwork, build, constructor_arguments
 from hypernet.pickles import NotAHypernetwork
 from hypernet.recognise import kind_of
@@ -165,9 +164,9 @@ def _check_same(config, config_path):
 
 def _fetch(repo_id):
     try:
-        hf_hub_download(repo_id, "config.json")
-        return Path(hf_hub_download(repo_id, WEIGHTS_NAME))
-    except (OSError, HFValidationError) as error:
+        hub_file(repo_id, "config.json")
+        return hub_file(repo_id, WEIGHTS_NAME)
+    except OSError as error:
         reason = str(error).strip().splitlines()[0]
         problem = "no such folder here, and on the Hub none, or it cannot be reached"
         raise NotAHypernetwork(f"{repo_id}: {problem} ({reason})") from None

@@ -5,10 +5,10 @@ import math
 import warnings
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError, safe_open
 
 from hypernet.errors import UserError
+from hypernet.hub import hub_file, is_hub_id
 from hypernet.recognise import kind_of
 
 UNDERNEATH = "LoRAs underneath:"
@@ -72,7 +72,8 @@ def check_loras(loras, text_width: int):
 
 def find_lora(text: str) -> Path | None:
     """Its file, of a folder the one in it; None for a LoRA of the Hub. Raises: UserError if there is none."""
-    path = Path(split_lora(text)[0])
+    name, _ = split_lora(text)
+    path = Path(name)
     if path.is_dir():
         files = sorted(path.glob("*.safetensors"))
         files = [file for file in files if file.name == DIFFUSERS_NAME] or files
@@ -82,11 +83,11 @@ def find_lora(text: str) -> Path | None:
     if path.exists():
         return path
     is_file_name = path.suffix.lower() in (".safetensors", ".ckpt", ".pt", ".bin")
-    if len(path.parts) != 2 or is_file_name or path.is_absolute() or text[0] in ".~":
+    if is_file_name or not is_hub_id(name):
         raise UserError(f"--lora {text}: there is no such file")
     try:
-        hf_hub_download(path.as_posix(), ".gitattributes")  # which every repository has
-    except (OSError, ValueError):  # (ValueError: no name that a repository can have)
+        hub_file(path.as_posix())
+    except OSError:
         problem = "there is no such file or folder, and the Hub has no such LoRA, or cannot be reached"
         raise UserError(f"--lora {text}: {problem}") from None
     return None

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
-from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError, safe_open
 
 from hypernet.hashes import file_sha256
+from hypernet.hub import hub_file
 from hypernet.model_source import ModelSource
 
 
@@ -54,7 +54,7 @@ def _unet_files(source: ModelSource) -> list[Path]:
     """The .safetensors files that the UNet of a folder or a Hub id is loaded from; none where it has other files."""
     folder = Path(source.path) / "unet"
     if not folder.parent.exists():
-        folder = Path(hf_hub_download(source.path, "unet/config.json", revision=source.revision)).parent
+        folder = hub_file(source.path, "unet/config.json", source.revision).parent
     variant, part = (rf"\.{re.escape(source.variant)}" if source.variant else ""), r"(-\d+-of-\d+)?"
     name = re.compile(rf"diffusion_pytorch_model({variant}{part}|{part}{variant})\.safetensors")
     return sorted(file for file in folder.glob("*.safetensors") if name.fullmatch(file.name))

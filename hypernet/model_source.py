@@ -5,9 +5,8 @@ import hashlib
 import re
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
-
 from hypernet.errors import UserError
+from hypernet.hub import hub_file, is_hub_id
 from hypernet.loras import split_lora
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
@@ -116,18 +115,13 @@ NAMES = tuple(field.name for field in dataclasses.fields(ModelSource) if field.c
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(ModelSource)}
 
 
-def is_hub_id(path: str) -> bool:
-    """Whether it can be one, as it stands: OWNER/NAME, and nothing here is called so."""
-    return not Path(path).exists() and len(Path(path).parts) == 2 and path[0] not in "./~\\"
-
-
 def _stamp(path: str, revision=None, option=None) -> str:
     """What tells whether it is the same: a commit of the Hub; or configs, sizes and times."""
     place = Path(path)
     if not place.exists():
         try:
-            file = "model_index.json" if option else ".gitattributes"  # which every repository has
-            return Path(hf_hub_download(path, file, revision=revision)).parent.name
+            found = hub_file(path, "model_index.json", revision) if option else hub_file(path)
+            return found.parent.name
         except OSError as error:
             if option is None:
                 return "unknown"

@@ -20,7 +20,8 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from safetensors import SafetensorError, safe_open
 
 from hypernet.errors import UserError
-from hypernet.model_source import UNREACHED, UNSAFE, ModelSource, is_hub_id
+from hypernet.hub import is_hub_id
+from hypernet.model_source import UNREACHED, UNSAFE, ModelSource
 from hypernet.recognise import kind_of
 
 KINDS = ("v1", "v2", "xl_base")  # by diffusers' names

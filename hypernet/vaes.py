@@ -8,7 +8,8 @@ from diffusers import AutoencoderKL
 from safetensors import SafetensorError
 
 from hypernet.errors import UserError
-from hypernet.model_source import UNREACHED, UNSAFE, ModelSource, is_hub_id
+from hypernet.hub import is_hub_id
+from hypernet.model_source import UNREACHED, UNSAFE, ModelSource
 from hypernet.single_file import read_shapes
 
 STD_RANGE = (0.4, 2.0)  # of an image's scaled latents, which a model expects to deviate by about 1
