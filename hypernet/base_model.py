@@ -15,7 +15,7 @@ from hypernet.vaes import read_vae_config
 
 TRAINABLE = "Stable Diffusion 1.x, 2.x and SDXL can be trained"
 TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection")
-MORE_CHANNELS = {5: "a depth", 7: "an upscaling", 8: "a pix2pix", 9: "an inpainting"}
+MORE_CHANNELS = {5: "a depth model", 7: "an upscaling model", 8: "a pix2pix model", 9: "an inpainting model"}
 
 
 @dataclasses.dataclass
@@ -69,27 +69,15 @@ def recognise(source: ModelSource) -> BaseModel:
     """
     source.check()
     single = open_single_file(source) if source.is_file else None
-    if single and single.configs is None:
-        index, scheduler = _plain_index(single.kind), {"prediction_type": "epsilon"}
-    else:
-        index = _read(source, single, DiffusionPipeline)
-        _check_index(source, index)
-        scheduler = _read(source, single, DDPMScheduler, "scheduler")
+    index, scheduler = _read_pipeline(source, single)
     unet = single and single.unet or _read(source, single, UNet2DConditionModel, "unet")
-    text_width = unet.get("cross_attention_dim", 1280)
-    if single and single.text_width != text_width:
-        option = "original_config" if single.unet else "model_config"
-        problem = f"it is of another kind: its text is {text_width} wide, that of {source.path} {single.text_width}"
-        raise UserError(f"--{option} {getattr(source, option) or single.configs}: {problem}")
-    check_loras(source.lora, text_width)
+    check_loras(source.lora, _check_text_width(source, single, unet))
     own_vae = single and single.vae or _read(source, single, AutoencoderKL, "vae")
     vae = read_vae_config(source, own_vae)
     is_xl = unet.get("addition_embed_type") == "text_time"
     _check_kind(source, index, unet, own_vae, is_xl)
     own, predicted = _choose_prediction(source, single, scheduler)
-    zeros = source.force_zeros_for_empty_prompt
-    if zeros is not None and not is_xl:
-        raise UserError("--force_zeros_for_empty_prompt: it belongs to SDXL")
+    zeros = _choose_zeros(source, index, is_xl)
     base = BaseModel(
         source=source,
         single=single,
@@ -101,7 +89,7 @@ def recognise(source: ModelSource) -> BaseModel:
         config_says=own,
         zero_snr=_choose_zero_snr(source, single, scheduler),
         clip_skip=_check_clip_skip(source, single) or (2 if is_xl else 1),
-        zeros_for_empty=is_xl and index.get("force_zeros_for_empty_prompt", True) if zeros is None else zeros,
+        zeros_for_empty=zeros,
     )
     if base.zero_snr and base.prediction_type == "epsilon":
         _refuse_noise_alone(source)
@@ -145,6 +133,15 @@ def _read(source, single, model_class, subfolder=None) -> dict:
         raise source.error(what if Path(path).exists() else f"it is not here, and {UNREACHED}") from None
 
 
+def _read_pipeline(source, single) -> tuple[dict, dict]:
+    """The model's index, checked, and its scheduler's config. Raises: UserError for a model of another kind."""
+    if single and single.configs is None:
+        return _plain_index(single.kind), {"prediction_type": "epsilon"}
+    index = _read(source, single, DiffusionPipeline)
+    _check_index(source, index)
+    return index, _read(source, single, DDPMScheduler, "scheduler")
+
+
 def _plain_index(kind) -> dict:
     """What a model_index.json would say of a single file."""
     encoders = {"text_encoder": ["transformers", TEXT_ENCODERS[0]]}
@@ -177,12 +174,22 @@ def _part(index, name) -> str | None:
     return (index.get(name) or [None, None])[1]
 
 
+def _check_text_width(source, single, unet) -> int:
+    """How wide the UNet's text is. Raises: UserError if a single file's configs are those of another kind of model."""
+    width = unet.get("cross_attention_dim", 1280)
+    if single and single.text_width != width:
+        option = "original_config" if single.unet else "model_config"
+        problem = f"it is of another kind: its text is {width} wide, that of {source.path} {single.text_width}"
+        raise UserError(f"--{option} {getattr(source, option) or single.configs}: {problem}")
+    return width
+
+
 def _check_kind(source, index, unet, own_vae, is_xl):
     """Whether the UNet is one that is trained by noise and text alone. Raises: UserError if not."""
     channels, latent = unet.get("in_channels", 4), own_vae.get("latent_channels", 4)
     if channels != latent:
-        kind = MORE_CHANNELS.get(channels, f"an other ({channels} input channels)")
-        raise source.error(f"it is {kind} model; {TRAINABLE}")
+        kind = MORE_CHANNELS.get(channels, f"another kind of model, with {channels} input channels")
+        raise source.error(f"it is {kind}; {TRAINABLE}")
     if (
         unet.get("addition_embed_type")
         and not is_xl
@@ -207,6 +214,14 @@ def _choose_zero_snr(source, single, scheduler) -> bool:
     if source.rescale_betas_zero_snr is not None:
         return source.rescale_betas_zero_snr
     return bool(single and single.zero_snr or scheduler.get("rescale_betas_zero_snr"))
+
+
+def _choose_zeros(source, index, is_xl) -> bool:
+    """Whether an empty prompt is zeros. Raises: UserError if the option is given to a model that knows no such thing."""
+    zeros = source.force_zeros_for_empty_prompt
+    if zeros is not None and not is_xl:
+        raise UserError("--force_zeros_for_empty_prompt: it belongs to SDXL")
+    return is_xl and index.get("force_zeros_for_empty_prompt", True) if zeros is None else zeros
 
 
 def _refuse_noise_alone(source):

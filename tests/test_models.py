@@ -7,7 +7,6 @@ import pytest
 import torch
 from conftest import open_models, tiny_vae
 from diffusers import AutoencoderKL, UNet2DConditionModel
-
 from safetensors.torch import load_file, save_file
 
 import hypernet
@@ -102,6 +101,7 @@ def test_every_attention_layer_of_the_real_shapes_is_reached(config, layers):
         ({**SD15, "in_channels": 9}, INDEX, "it is an inpainting model; Stable Diffusion 1.x, 2.x and SDXL can be"),
         ({**SD15, "in_channels": 5}, INDEX, "it is a depth model"),
         ({**SD15, "in_channels": 8}, INDEX, "it is a pix2pix model"),
+        ({**SD15, "in_channels": 6}, INDEX, "it is another kind of model, with 6 input channels; Stable Diffusion 1.x"),
         (
             SD15,
             {"_class_name": "FluxPipeline", "transformer": ["diffusers", "X"]},
