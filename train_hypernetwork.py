@@ -37,8 +37,8 @@ from hypernet.held_out import HeldOutLoss, describe_held_out, encode_held_out, h
 from hypernet.initial import open_initial
 from hypernet.inspection import find_pictures
 from hypernet.interruption import Interruption
-from hypernet.loras import note_loras
 from hypernet.launch import build_accelerator, check_shared, choose_precision, others_watched
+from hypernet.loras import note_loras
 from hypernet.loss import diffusion_loss, diffusion_target, snr_weights
 from hypernet.models import load_models, vae_precision, weight_dtype
 from hypernet.optimizers import build_optimizer, check_optimizer

@@ -9,11 +9,11 @@ from transformers.hf_argparser import HfArg
 
 from hypernet.captions import read_templates
 from hypernet.errors import UserError
+from hypernet.loras import absolute_lora
 from hypernet.model_source import NAMES as MODEL_OPTIONS
 from hypernet.model_source import ModelSource
-from hypernet.loras import absolute_lora
-from hypernet.option_checks import check_options
 from hypernet.optimizers import find_class
+from hypernet.option_checks import check_options
 from hypernet.schedule import Schedule, parse_schedule
 
 STRUCTURE_OPTIONS = ("widths", "layer_structure", "activation", "weight_init", "layer_norm", "layer_norm_init")

@@ -30,9 +30,8 @@ class Previewer:
         if note := cut_note(models, config.validation_prompt):
             accelerator.print(note)
         self.without = None  # the pictures without a hypernetwork
-        self.pipeline = without_text_encoders(
-            models
-        )  # they may leave the device, and a pipeline takes theirs for its own
+        # the text encoders may leave the device, and a pipeline takes theirs for its own
+        self.pipeline = without_text_encoders(models)
         self.pipeline.set_progress_bar_config(disable=True)
 
     @torch.no_grad()

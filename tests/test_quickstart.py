@@ -110,9 +110,8 @@ def test_the_style_is_learnt_and_the_subjects_stay(quickstart):
 
 def test_the_classifier_sees_what_is_drawn():
     with safe_open(MODEL.parent / "classifier.safetensors", framework="pt") as file:
-        assert (
-            file.metadata()["source"] == source_hash()
-        )  # or every user would train it again; load_classifier makes it
+        # or every user would train it again; load_classifier makes it
+        assert file.metadata()["source"] == source_hash()
     scenes = prompt_scenes(60)
     for style in ("flat", "neon"):
         seen = judge(load_classifier(), [draw(scene, style) for scene in scenes])
