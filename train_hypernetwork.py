@@ -27,6 +27,7 @@ from hypernet.cache import check_cache_folder
 from hypernet.card import check_hub_login, push_to_hub, write_card
 from hypernet.clipping import clip_gradients
 from hypernet.command_line import parse_config, run_label
+from hypernet.compiling import check_compiled, check_compiler, check_shapes, compile_model
 from hypernet.conditions import cast
 from hypernet.config import TrainingConfig
 from hypernet.dataset import EpochBatches, build_loader, describe_data, encode_dataset
@@ -74,6 +75,8 @@ def main(arguments=None):
     if accelerator.is_main_process and output.is_begun():
         output.lock()
     check_optimizer(config, accelerator.device)
+    if config.compile:
+        check_compiler(accelerator.device)
 
     # Images, looked at but not encoded yet
     with accelerator.local_main_process_first():
@@ -85,6 +88,8 @@ def main(arguments=None):
         pictures, config.train_batch_size, config.seed, accelerator.num_processes, accelerator.process_index
     )
     config.count_steps(len(batches))
+    if config.compile:
+        check_shapes(batches.shapes)
     accelerator.print(describe_data(source, pictures, problems, batches, config))
     if config.holds_out:
         accelerator.print(describe_held_out(held_source, held_pictures))
@@ -119,13 +124,12 @@ def main(arguments=None):
     if dataset.is_cached:
         for encoder in models.text_encoders:
             encoder.to("cpu")
+    models.vae.to("cpu")
     base_hash = models.hash  # as it is, before it may be rounded
     if config.quantize:
-        quantize(unet, config.quantize, dtype)
-    unet.to(device)  # now that the text encoders have gone
-    if previewer is None:
-        models.vae.to("cpu")
-    else:
+        quantize(unet, config.quantize, dtype, device)
+    unet.to(device, memory_format=torch.channels_last)  # now that the others have gone
+    if previewer is not None:
         accelerator.print("Drawing previews without the hypernetwork")
         previewer.without = previewer.draw()
 
@@ -165,6 +169,10 @@ def main(arguments=None):
         print(*(f"  {line}\n" for line in output.go_back_to(first_step)), sep="", end="")
     start_trackers(accelerator, trackers, config, output, run_label(config, arguments), batches.fingerprint)
     watch.begin(on_unet, measure_first_image(models, dataset, dtype, device), first_step, output.changed)
+
+    if config.compile and first_step < last_step:
+        compile_model(on_unet, batches.shapes, accelerator)
+        check_compiled(on_unet, scheduler, dataset, next(iter(batches)), dtype, device)
 
     # Train
     started, stream = time.monotonic(), iter(build_loader(accelerator, dataset, batches))

@@ -26,7 +26,7 @@ CHANGEABLE |= {"checkpointing_steps", "checkpoints_total_limit", "on_save_error"
 CHANGEABLE |= {"learning_rate", "lr_scheduler", "lr_warmup_steps", "lr_num_cycles", "lr_power"}
 CHANGEABLE |= {"clip_grad_mode", "max_grad_norm", "max_grad_value"}
 CHANGEABLE |= {"validation_prompt", "validation_steps", "num_validation_images", "validation_guidance_scale"}
-CHANGEABLE |= {"validation_inference_steps", "validation_loss_steps"}
+CHANGEABLE |= {"validation_inference_steps", "validation_loss_steps", "enable_tiling", "compile"}
 CHANGEABLE |= {"report_to", "tracker_project_name", "run_name", "log_artifact", "push_to_hub", "hub_model_id"}
 
 YES_OR_NO = {"nargs": "?", "const": True}  # of an option that may also be left open
@@ -105,6 +105,7 @@ class TrainingConfig:
     train_batch_size: int = HfArg(default=1, help="Images per process in one forward pass.")
     gradient_accumulation_steps: int = HfArg(default=1, help="Forward passes per optimizer update.")
     quantize: str | None = HfArg(default=None, help="Hold the frozen UNet's attention blocks in 4 or 8 bits, through bitsandbytes: nf4 or int8; slower and a little less exact, for small cards.")
+    compile: bool = HfArg(default=False, help="Compile the training step with torch.compile: minutes at the start, faster steps then; its gradients are tried against the plain ones first.")
     gradient_checkpointing: bool = HfArg(default=False, help="Compute activations twice to save memory.")
     mixed_precision: str | None = HfArg(default=None, help="Precision of the frozen model: no (float32), fp16 or bf16, the hypernetwork stays float32; default: what accelerate is set to.")
     clip_grad_mode: str = HfArg(default="norm", help="Clip gradients by their norm, each by its value, or none.")
@@ -136,6 +137,7 @@ class TrainingConfig:
     num_validation_images: int = HfArg(default=1, help="Previews per prompt, with the seeds seed, seed + 1, ...")
     validation_guidance_scale: float = HfArg(default=7.5, help="Guidance scale of the previews.")
     validation_inference_steps: int = HfArg(default=25, help="Sampling steps of the previews.")
+    enable_tiling: bool = HfArg(default=False, help="Decode previews in tiles of 512 pixels, to save memory where they are larger; SDXL's look a little different then.")
     # Reports
     logging_steps: int = HfArg(default=10, help="Log the mean loss of so many steps, to the console, hypernetwork_loss.csv and the trackers.")
     report_to: str = HfArg(default="wandb", help="Trackers: wandb (offline if not logged in), tensorboard (to be installed), all or none.")

@@ -52,6 +52,12 @@ class EpochBatches(torch.utils.data.Sampler):
         """Batches per epoch."""
         return sum(-(-len(group) // self.total) for group in self.groups)
 
+    @property
+    def shapes(self) -> int:
+        """How many shapes the batches have: their sizes, and what is left over of each."""
+        shares = [{len(part) for part in torch.arange(len(group)).split(self.total)} for group in self.groups]
+        return sum(map(len, shares))
+
     def __iter__(self):
         epoch, skipped = self.start
         while True:

@@ -145,9 +145,9 @@ def _plain(is_xl) -> dict:
     return {"add_watermarker": False} if is_xl else {"safety_checker": None, "requires_safety_checker": False}
 
 
-def without_text_encoders(models: StableDiffusion) -> DiffusionPipeline:
-    """A pipeline of the same UNet, VAE and sampler, for prompts that are embeddings already."""
-    kept = {"unet": models.unet, "vae": models.vae, "scheduler": models.pipeline.scheduler}
+def latents_pipeline(models: StableDiffusion) -> DiffusionPipeline:
+    """A pipeline of the same UNet and sampler, from embeddings to latents."""
+    kept = {"unet": models.unet, "scheduler": models.pipeline.scheduler}
     return type(models.pipeline)(**{**dict.fromkeys(models.pipeline.components), **kept, **_plain(models.base.is_xl)})
 
 

@@ -10,28 +10,32 @@ from PIL import Image
 
 from hypernet.conditions import masked, pipeline_arguments
 from hypernet.fonts import load_font
-from hypernet.models import StableDiffusion, without_text_encoders
+from hypernet.models import StableDiffusion, latents_pipeline
 from hypernet.prompt_embeds import cut_note
 from hypernet.sheet import MOST_LINES, Layout, lay_out
 from hypernet.text import encode_prompts
+
+TILE = 512  # pixels a side, as SD 1.x's VAE was trained on
 
 
 class Previewer:
     """Samples of a few prompts from the model as it is at the moment, always from the same noise.
 
-    Prompts are encoded when it is built. Its pipeline shares the models; it keeps torch's generators untouched. Several
-    processes share the prompts out.
+    Prompts are encoded when it is built. Its pipeline shares the models, and the VAE is on the device only while pictures
+    are decoded; torch's generators are left untouched. Several processes share the prompts out.
     """
 
     def __init__(self, models: StableDiffusion, config, accelerator: Accelerator):
         self.config, self.accelerator, self.vae = config, accelerator, models.vae
         self.vae.enable_slicing()  # one image at a time, for small cards
+        if config.enable_tiling:
+            self.vae.enable_tiling()
+            self.vae.tile_sample_min_size, self.vae.tile_latent_min_size = TILE, TILE // 8
         self.embeds = encode_prompts(models, [*config.validation_prompt, ""])
         if note := cut_note(models, config.validation_prompt):
             accelerator.print(note)
         self.without = None  # the pictures without a hypernetwork
-        # the text encoders may leave the device, and a pipeline takes theirs for its own
-        self.pipeline = without_text_encoders(models)
+        self.pipeline = latents_pipeline(models)  # of the UNet alone: the others may be on another device
         self.pipeline.set_progress_bar_config(disable=True)
 
     @torch.no_grad()
@@ -39,7 +43,11 @@ class Previewer:
         """One row of pictures per prompt, on the main process; None on the others."""
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
         mine = range(process, len(self.config.validation_prompt), processes)
-        drawn = dict(gather_object([(number, self._draw_prompt(self.embeds[number])) for number in mine]))
+        latents = {number: self._sample(self.embeds[number]) for number in mine}
+        self.vae.to(self.accelerator.device)
+        pictures = [(number, self._decode(latents[number])) for number in mine]
+        self.vae.to("cpu")
+        drawn = dict(gather_object(pictures))
         return [drawn[number] for number in sorted(drawn)] if self.accelerator.is_main_process else None
 
     def compare(self, label: str):
@@ -54,12 +62,12 @@ class Previewer:
         count = self.config.num_validation_images
         return pictures, labelled_grid(rows, self.config.validation_prompt, ["without"] * count + [label] * count)
 
-    def _draw_prompt(self, embeds):
+    def _sample(self, embeds):
         config, unet = self.config, self.pipeline.unet
         count, (width, height) = config.num_validation_images, config.size
         given, mask = pipeline_arguments([embeds] * count, [self.embeds[-1]] * count, unet.dtype)
         with masked(unet, mask):
-            latents = self.pipeline(
+            return self.pipeline(
                 **given,
                 num_inference_steps=config.validation_inference_steps,
                 guidance_scale=config.validation_guidance_scale,
@@ -68,6 +76,8 @@ class Previewer:
                 generator=[torch.Generator().manual_seed(config.seed + i) for i in range(count)],
                 output_type="latent",
             ).images
+
+    def _decode(self, latents):
         pixels = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
         return VaeImageProcessor().postprocess(pixels.float().cpu(), output_type="pil")
 
