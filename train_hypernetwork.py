@@ -27,7 +27,7 @@ from hypernet.cache import check_cache_folder
 from hypernet.card import check_hub_login, push_to_hub, write_card
 from hypernet.clipping import clip_gradients
 from hypernet.command_line import parse_config, run_label
-from hypernet.compiling import check_compiled, check_compiler, check_shapes, compile_model
+from hypernet.compiling import check_compiled, check_compiler, check_shapes, compile_model, memory_format
 from hypernet.conditions import cast
 from hypernet.config import TrainingConfig
 from hypernet.dataset import EpochBatches, build_loader, describe_data, encode_dataset
@@ -128,7 +128,7 @@ def main(arguments=None):
     base_hash = models.hash  # as it is, before it may be rounded
     if config.quantize:
         quantize(unet, config.quantize, dtype, device)
-    unet.to(device, memory_format=torch.channels_last)  # now that the others have gone
+    unet.to(device, memory_format=memory_format(device, config.compile))  # now that the others have gone
     if previewer is not None:
         accelerator.print("Drawing previews without the hypernetwork")
         previewer.without = previewer.draw()

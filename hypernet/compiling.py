@@ -1,15 +1,24 @@
 """torch.compile for the training step: the UNet with the hypernetwork on it as one graph, and trusted only when tried."""
 
+import warnings
+
 import torch
 
 from hypernet.conditions import cast
 from hypernet.errors import UserError
 
 MOST_SHAPES = 32  # of batches: each is compiled for itself, which takes minutes
-# inductor's choice of channels_last for convolutions gives a UNet without gradients below its upsamplers (torch 2.13, CPU)
-OPTIONS = {"layout_optimization": False, "fallback_random": True}
+OPTIONS = {"layout_optimization": False, "fallback_random": True}  # convolutions as they lie; dropout as it is without
 BACKEND = "inductor"
 TOLERANCE = 0.1  # relative, for each width; half precision may differ by some hundredths
+
+
+def memory_format(device: torch.device, compiled: bool) -> torch.memory_format:
+    """How the UNet's weights are to lie: channels_last, which convolutions like, but on a CPU not where they are compiled.
+
+    There inductor gives a UNet no gradients below its upsamplers then (seen with torch 2.13).
+    """
+    return torch.contiguous_format if compiled and device.type == "cpu" else torch.channels_last
 
 
 def check_compiler(device: torch.device):
@@ -40,6 +49,7 @@ def compile_model(model, shapes: int, accelerator):
     """
     each = "" if shapes == 1 else f"; {shapes} shapes of batches, each when it first comes"
     accelerator.print(f"Compiling the training step, which takes some minutes{each}")
+    warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")  # of diffusers
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * MOST_SHAPES)
     torch._dynamo.config.accumulated_recompile_limit = 8 * MOST_SHAPES
     model.compile(backend=BACKEND, dynamic=False, options=OPTIONS if BACKEND == "inductor" else None)

@@ -88,14 +88,22 @@ class Stack:
 
     def _plans(self, unet, hypernetwork, latents, text) -> dict[int, Plan]:
         training = torch.is_grad_enabled() and any(weight.requires_grad for weight in hypernetwork.parameters())
+        if (
+            torch.compiler.is_compiling()
+        ):  # once for each shape; what a compiled graph looks up, it is compiled anew for
+            return self._make_plans(unet, hypernetwork, latents, text, training)
         structure, pairs = tuple(hypernetwork.config.layer_structure), tuple(hypernetwork.pairs)
         key = (structure, pairs, tuple(latents.shape), tuple(text.shape), training)
         if key not in self.plans:
-            tokens = tokens_of_layers(unet, latents.shape[0], *latents.shape[2:])
-            layers = {text.shape[-1]: [(text.shape[0] * text.shape[1], math.inf)]}
-            for name, layer in self.attention.items():
-                if not layer.is_cross_attention:
-                    layers.setdefault(layer.to_k.in_features, []).append((tokens[name], layer.to_k.out_features))
-            widths = [width for width in layers if hypernetwork.of_width(width)]
-            self.plans[key] = {width: make_plan(structure, width, layers[width], training) for width in widths}
+            self.plans[key] = self._make_plans(unet, hypernetwork, latents, text, training)
         return self.plans[key]
+
+    def _make_plans(self, unet, hypernetwork, latents, text, training):
+        tokens = tokens_of_layers(unet, latents.shape[0], *latents.shape[2:])
+        layers = {text.shape[-1]: [(text.shape[0] * text.shape[1], math.inf)]}
+        for name, layer in self.attention.items():
+            if not layer.is_cross_attention:
+                layers.setdefault(layer.to_k.in_features, []).append((tokens[name], layer.to_k.out_features))
+        structure = tuple(hypernetwork.config.layer_structure)
+        widths = [width for width in layers if hypernetwork.of_width(width)]
+        return {width: make_plan(structure, width, layers[width], training) for width in widths}
