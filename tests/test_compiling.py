@@ -1,6 +1,6 @@
 """--compile: one graph for each shape of a batch, the training that it would be without, and no trust in wrong gradients.
 
-The graphs are run by torch itself ("eager"), for inductor takes minutes; what it makes of them is tried in every run.
+The graphs are run by torch itself, for inductor takes minutes; what it makes of them is tried in every run.
 """
 
 import csv
@@ -18,9 +18,8 @@ from hypernet.inspection import Picture
 
 
 @pytest.fixture
-def graphs(monkeypatch):
-    """Compile without inductor; what dynamo counts."""
-    monkeypatch.setattr(compiling, "BACKEND", "eager")
+def graphs():
+    """What dynamo counts."""
     torch._dynamo.reset()
     counters.clear()
     yield counters
@@ -32,21 +31,26 @@ def losses(folder):
 
 
 @pytest.mark.parametrize(
-    "shapes, flags",
+    "shapes, backend, flags",
     [
-        (2, ["--train_batch_size=4"]),  # of seven, and 3 are left over
-        (1, ["--mixed_precision=bf16", "--activation=swish", "--dropout_structure=0,0.3,0", "--quantize=nf4"]),
+        (2, "eager", ["--train_batch_size=4"]),  # of seven, and 3 are left over
+        (
+            1,
+            "aot_eager",
+            ["--mixed_precision=bf16", "--activation=swish", "--dropout_structure=0,0.3,0", "--quantize=nf4"],
+        ),
     ],
 )
-def test_the_same_training(models_dir, images_dir, tmp_path, graphs, shapes, flags):
+def test_the_same_training(models_dir, images_dir, tmp_path, monkeypatch, graphs, shapes, backend, flags):
+    monkeypatch.setattr(compiling, "BACKEND", backend)
     flags += ["--max_train_steps=4", "--logging_steps=1", "--learning_rate=1e-3", "--name=x"]
     flags += ["--weight_init=xavier_normal", "--gradient_checkpointing", "--validation_split=0.01"]
     preview = ["--validation_prompt=a cat", "--validation_steps=2", "--validation_inference_steps=2"]
     train_here(models_dir, images_dir, tmp_path / "plain", *flags)
     said = train_here(models_dir, images_dir, tmp_path / "compiled", *flags, *preview, "--compile")
     assert ("; 2 shapes of batches" in said) == (shapes == 2) and "Compiling the training step" in said
-    assert counters["stats"]["unique_graphs"] - 1 == shapes  # and the few numbers at the start
-    assert not counters["graph_break"]
+    assert graphs["stats"]["unique_graphs"] - 1 == shapes  # and the few numbers at the start
+    assert not graphs["graph_break"]
     close = {"rel": 2e-2} if "--mixed_precision=bf16" in flags else {"rel": 1e-5}
     assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), **close)
 
