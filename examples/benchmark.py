@@ -1,42 +1,57 @@
 #!/usr/bin/env python
-"""What a training step costs, side by side: the frozen model's own, the WebUI's way, a LoRA's, and ours.
+"""What a training step costs, side by side: the frozen model's own, the WebUI's way, a LoRA's, and ours; and a sampling step.
 
-    python examples/benchmark.py --model quickstart                  # a minute on a laptop
-    python examples/benchmark.py --model sd15 --flops_only           # counts on the true shape, without weights
-    python examples/benchmark.py --model sdxl --flops_only
-    python examples/benchmark.py --model sd15 --rounds 3             # on a CPU ten minutes, 12 GB of memory
+    python examples/benchmark.py                                     # the quickstart's model, some minutes on a laptop
+    python examples/benchmark.py --quick                             # the same, only the most telling
+    python examples/benchmark.py --model sd15 --count_only           # the true shape, without weights and in half precision
+    python examples/benchmark.py --model sdxl --count_only
+    python examples/benchmark.py --model sd15 --rounds 3             # on a CPU half an hour, 12 GB of memory
 
 The ways take turns in one process, so that noise hits all of them alike; times are medians of ratios to the floor of the
-same round. FLOPs are torch's own count (two for a multiply-add; convolutions, products, attention), on tensors without data.
+same round. FLOPs are torch's own count (two for a multiply-add; convolutions, products, attention); FLOPs and memory are
+counted on tensors without data. Memory is the peak of a step's tensors (weights, gradients, moments, activations); on top
+come CUDA's own share and the workspaces of its libraries. On a GPU it is measured, too.
 
-floor           the frozen UNet forward, and backward down to its input (trainings end at the first attention before it)
-webui           modules in every layer for itself, the text's too; attention not fused; every block computed twice
-module by module  one hypernetwork, attached, with its modules computed as they are
-ours, linear    the same (structure 1,2,1), with as few products as the counts in hypernet/folding.py say
-ours, swish     with an activation, which leaves no choice but for the text
-lora            rank 16 through PEFT on to_q, to_k, to_v and to_out, as diffusers' example trains it
+A training step:
+floor              the frozen UNet forward, and backward down to its input (trainings end at the first attention before it)
+webui              modules in every layer for itself, the text's too; attention not fused; every block computed twice
+module by module   one hypernetwork, attached, with its modules computed as they are
+ours, linear       the same (structure 1,2,1), with as few products as the counts in hypernet/folding.py say
+ours, swish        with an activation, which leaves no choice but for the text
+ours, checkpointing, int8, nf4, compiled    linear, with that option of the training
+ours, smallest     nf4, 8-bit AdamW and checkpointing together
+lora               rank 16 through PEFT on to_q, to_k, to_v and to_out, as diffusers' example trains it
+
+A sampling step, two pictures in a batch as guidance has it: none, attached, swish (attached), and merged into the weights.
 """
 
 import contextlib
+import dataclasses
 import json
 import statistics
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from hypernet.script import ScriptParser, run_script
 
+import bitsandbytes
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from peft import LoraConfig
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import hypernet
+from count_memory import MomentsIn8Bits, counted, norms_as_on_a_gpu
 from hypernet.attention import attention_layers
+from hypernet.compiling import OPTIONS, memory_format
 from hypernet.errors import UserError
+from hypernet.quantize import quantize
 
 REPO = Path(__file__).resolve().parent.parent
 SDXL = {
@@ -53,6 +68,8 @@ SDXL = {
 }
 CONFIGS = {"sd15": {"cross_attention_dim": 768, "attention_head_dim": 8}, "sdxl": SDXL}
 SIZES = {"quickstart": 128, "sd15": 512, "sdxl": 1024}  # pixels a side
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TABLES = ("training", "sampling")
 
 
 def parse_arguments(arguments=None):
@@ -60,45 +77,78 @@ def parse_arguments(arguments=None):
     parser.add_argument(
         "--model", choices=SIZES, default="quickstart", help="random weights of the true shape but for quickstart"
     )
-    parser.add_argument("--batch_size", type=int, default=1)
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES), help="default: both")
+    parser.add_argument("--batch_size", type=int, default=1, help="of the training step")
     parser.add_argument("--size", type=int, help="side of the pictures; default: 128, 512 or 1024")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the UNet and of the products"
+        "--dtype",
+        choices=DTYPES,
+        help="of the UNet and of the products; default: float32 if a CPU is timed, else bfloat16",
     )
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY", help=", ".join(WAYS))
-    parser.add_argument("--flops_only", action="store_true")
-    parser.add_argument("--json", type=Path, help="write the table there, too")
+    parser.add_argument("--rounds", type=int, default=10, help="default: %(default)s")
+    parser.add_argument(
+        "--ways",
+        nargs="+",
+        choices=TRAINING,
+        metavar="WAY",
+        help="of the training step; default: all but ours, compiled",
+    )
+    parser.add_argument("--quick", action="store_true", help="three rounds of floor, webui and ours, linear")
+    parser.add_argument("--count_only", action="store_true", help="FLOPs and memory, no times")
+    parser.add_argument("--json", type=Path, help="write the tables there, too")
     args = parser.parse_args(arguments)
     if min(args.batch_size, args.rounds, args.size or 1) < 1:
         raise UserError("--batch_size, --rounds and --size must be 1 or more")
     if (args.size or 64) % 64:
         raise UserError(f"--size {args.size}: it must be a multiple of 64")
+    if args.quick:
+        args.rounds, args.ways = min(args.rounds, 3), args.ways or ["webui", "ours, linear"]
+    args.size = args.size or SIZES[args.model]
+    times_a_cpu = not args.count_only and torch.device(args.device).type == "cpu"
+    args.dtype = DTYPES[args.dtype or ("float32" if times_a_cpu else "bfloat16")]
+    ways = args.ways or [way for way in TRAINING if way != "ours, compiled"]
+    args.ways = ["floor", *(way for way in ways if way != "floor")]
     return args
 
 
-# --- The ways: each makes `unet` ready for its kind of step and gives the parameters to train
+# --- The ways: each makes a new UNet ready for its kind of step and gives the parameters to train
 
 
-@contextlib.contextmanager
-def floor(unet):
-    yield []
+def floor(unet, dtype):
+    lay_out(unet)
+    return []
 
 
-@contextlib.contextmanager
-def attached(unet, activation="linear", folding=True):
-    hypernetwork = new_hypernetwork(unet, activation)
-    hypernet.attach(unet, hypernetwork)
-    unet._hypernetworks.folding = folding
-    yield list(hypernetwork.parameters())
-    hypernet.detach(unet)
+@dataclasses.dataclass(frozen=True)
+class Ours:
+    """A hypernetwork attached, with options of the training."""
+
+    activation: str = "linear"
+    folding: bool = True
+    checkpointing: bool = False
+    quantize: str | None = None
+    use_8bit_adam: bool = False
+    compile: bool = False
+
+    def __call__(self, unet, dtype):
+        hypernetwork = new_hypernetwork(unet, self.activation)
+        if self.quantize:
+            quantize(unet, self.quantize, dtype, unet.device)
+        lay_out(unet, self.compile)
+        hypernet.attach(unet, hypernetwork)
+        unet._hypernetworks.folding = self.folding
+        if self.checkpointing:
+            unet.enable_gradient_checkpointing()
+            unet.train()  # or nothing is computed twice
+        if self.compile:
+            unet.compile(dynamic=False, options=OPTIONS)
+        return list(hypernetwork.parameters())
 
 
-@contextlib.contextmanager
-def webui(unet):
-    """From the facts: a pair of float32 modules called in every layer, under autocast if there is one, attention as two products and a softmax, and the
-    recomputation of every block that the WebUI trains with."""
+def webui(unet, dtype):
+    """From the facts: a pair of float32 modules called in every layer, under autocast if there is one, attention as two
+    products and a softmax, and the recomputation of every block that the WebUI trains with."""
     hypernetwork = new_hypernetwork(unet, "linear")
 
     def transform(part):
@@ -108,41 +158,44 @@ def webui(unet):
 
         return before
 
-    hooks = []
     for layer in attention_layers(unet).values():
-        hooks += [
-            layer.to_k.register_forward_pre_hook(transform("k")),
-            layer.to_v.register_forward_pre_hook(transform("v")),
-        ]
-    processors = dict(unet.attn_processors)
+        layer.to_k.register_forward_pre_hook(transform("k"))
+        layer.to_v.register_forward_pre_hook(transform("v"))
     unet.set_attn_processor(AttnProcessor())
     unet.enable_gradient_checkpointing()
-    unet.train()  # or nothing is computed twice
-    yield list(hypernetwork.parameters())
-    unet.eval().disable_gradient_checkpointing()
-    unet.set_attn_processor(processors)
-    for hook in hooks:
-        hook.remove()
+    unet.train()
+    return list(hypernetwork.parameters())
 
 
-@contextlib.contextmanager
-def lora(unet):
-    unet.add_adapter(LoraConfig(r=16, lora_alpha=16, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
-    parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
-    for parameter in parameters:
-        parameter.data = parameter.data.float()
-    yield parameters
-    unet.unload_lora()
+def lora(unet, dtype):
+    config = LoraConfig(r=16, lora_alpha=16, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
+    # on the device at once, for what has no data cannot be moved
+    with torch.device(unet.device), mock.patch.object(torch.nn.Module, "to", lambda module, *args, **kwargs: module):
+        unet.add_adapter(config)
+    return [parameter for parameter in unet.parameters() if parameter.requires_grad]
 
 
-WAYS = {
+def merged(unet, dtype):
+    lay_out(unet)
+    if not is_fake(unet):  # (its shapes are the plain one's but for a few biases)
+        hypernet.merge(unet, new_hypernetwork(unet, "linear").eval())
+    return []
+
+
+TRAINING = {
     "floor": floor,
     "webui": webui,
-    "module by module": lambda unet: attached(unet, folding=False),
-    "ours, linear": attached,
-    "ours, swish": lambda unet: attached(unet, "swish"),
+    "module by module": Ours(folding=False),
+    "ours, linear": Ours(),
+    "ours, swish": Ours(activation="swish"),
+    "ours, checkpointing": Ours(checkpointing=True),
+    "ours, int8": Ours(quantize="int8"),
+    "ours, nf4": Ours(quantize="nf4"),
+    "ours, smallest": Ours(checkpointing=True, quantize="nf4", use_8bit_adam=True),
+    "ours, compiled": Ours(compile=True),
     "lora": lora,
 }
+SAMPLING = {"none": floor, "attached": Ours(), "swish": Ours(activation="swish"), "merged": merged}
 
 
 def new_hypernetwork(unet, activation):
@@ -151,18 +204,32 @@ def new_hypernetwork(unet, activation):
         return hypernet.Hypernetwork(widths, activation=activation).train()
 
 
+def lay_out(unet, compiled=False):
+    """As the training lays the weights; tensors without data have no say in it."""
+    if not is_fake(unet):
+        unet.to(memory_format=memory_format(unet.device, compiled))
+
+
+def is_fake(unet) -> bool:
+    weight = next(unet.parameters())
+    return weight.is_meta or isinstance(weight.data, FakeTensor)
+
+
 # --- What is measured
 
 
 def load_unet(model, device, dtype=torch.float32):
-    """The UNet, frozen; without data on the meta device."""
-    with torch.device(device):
-        if model == "quickstart":
-            config = UNet2DConditionModel.load_config(REPO / "examples" / "quickstart" / "model", subfolder="unet")
-            unet = UNet2DConditionModel.from_config(config)
-        else:
-            unet = UNet2DConditionModel(**CONFIGS[model])
-    return torch.nn.Module.to(unet, dtype).requires_grad_(False).eval()  # ModelMixin.to warns of half precision
+    """The UNet, frozen."""
+    if model == "quickstart":
+        config = UNet2DConditionModel.load_config(REPO / "examples" / "quickstart" / "model", subfolder="unet")
+    else:
+        config = CONFIGS[model]
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            return UNet2DConditionModel.from_config(config).requires_grad_(False).eval()
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def make_inputs(unet, batch, size, device, dtype):
@@ -177,12 +244,14 @@ def make_inputs(unet, batch, size, device, dtype):
         return latents, torch.full((batch,), 500), text, more
 
 
-def step(unet, way, inputs, optimizer, dtype):
+def training_step(unet, is_floor, inputs, optimizer, dtype):
     """Forward, backward and update; the floor's backward goes down to the latents."""
     latents, timesteps, text, more = inputs
-    latents = latents.detach().requires_grad_(way == "floor")
+    latents = latents.detach().requires_grad_(is_floor)
     half = dtype is not torch.float32
-    with torch.autocast(latents.device.type, dtype, enabled=half) if not latents.is_meta else contextlib.nullcontext():
+    with (
+        torch.autocast(latents.device.type, dtype) if half else contextlib.nullcontext()
+    ):  # of which meta knows nothing
         prediction = unet(latents, timesteps, text, **more).sample
     prediction.float().square().mean().backward()
     if optimizer is not None:
@@ -190,65 +259,114 @@ def step(unet, way, inputs, optimizer, dtype):
         optimizer.zero_grad()
 
 
-def count_flops(args) -> dict[str, int]:
-    unet = load_unet(args.model, "meta")
-    inputs = make_inputs(unet, args.batch_size, args.size or SIZES[args.model], "meta", torch.float32)
-    counts = {}
-    for way in args.ways:
-        with WAYS[way](unet), FlopCounterMode(display=False) as counter:
-            step(unet, way, inputs, None, torch.float32)
-        counts[way] = counter.get_total_flops()
-    return counts
+class Step:
+    """A way, ready to make steps on a UNet of its own."""
+
+    def __init__(self, args, table, way, device, dtype):
+        self.is_floor, self.dtype = way == "floor", dtype
+        ways, batch = (TRAINING, args.batch_size) if table == "training" else (SAMPLING, 2)
+        self.unet, prepare = load_unet(args.model, device, dtype), ways[way]
+        parameters = prepare(self.unet, dtype)
+        self.inputs = make_inputs(self.unet, batch, args.size, device, dtype)
+        self.trains, self.optimizer = table == "training", None
+        if not self.trains and isinstance(prepare, Ours):
+            for hypernetwork, _ in self.unet._hypernetworks.layers:
+                hypernetwork.eval().requires_grad_(False)
+        elif parameters and device != "meta" and getattr(prepare, "use_8bit_adam", False):
+            self.optimizer = (MomentsIn8Bits if is_fake(self.unet) else bitsandbytes.optim.AdamW8bit)(parameters)
+        elif parameters and device != "meta":
+            self.optimizer = torch.optim.AdamW(parameters, fused=True)
+
+    def __call__(self):
+        if self.trains:
+            training_step(self.unet, self.is_floor, self.inputs, self.optimizer, self.dtype)
+        else:
+            latents, timesteps, text, more = self.inputs
+            with torch.set_grad_enabled(is_fake(self.unet)):  # without data no text can be recognised as that of before
+                self.unet(latents, timesteps, text, **more)
 
 
-def measure(args) -> dict[str, dict]:
-    """Way -> time ratio to the floor, images a second and, on a GPU, the peak of its memory."""
-    dtype, cuda = getattr(torch, args.dtype), torch.device(args.device).type == "cuda"
-    torch.manual_seed(0)
-    unet = load_unet(args.model, args.device, dtype)
-    inputs = make_inputs(unet, args.batch_size, args.size or SIZES[args.model], args.device, dtype)
-    seconds, memory = {way: [] for way in args.ways}, {}
+def count_flops(args, table, way) -> int:
+    step = Step(args, table, way, "meta", torch.float32)
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def count_memory(args, table, way) -> int:
+    """The most bytes that are held at once in a step, after one that has made gradients and moments."""
+    with counted() as memory:
+        step = Step(args, table, way, "cpu", args.dtype)
+        if args.dtype is not torch.float32 and step.trains:  # where it samples, there is no autocast
+            norms_as_on_a_gpu(step.unet)
+        step()
+        memory.peak = memory.now
+        step()
+    return memory.peak
+
+
+def measure(args, table, ways) -> dict[str, dict]:
+    """Way -> time ratio to the first way's, pictures a second and, on a GPU, the peak of its memory."""
+    seconds, memory = {way: [] for way in ways}, {}
     for _ in range(args.rounds):
-        for way in args.ways:
-            with WAYS[way](unet) as parameters:
-                optimizer = torch.optim.AdamW(parameters, fused=True) if parameters else None
-                step(unet, way, inputs, optimizer, dtype)  # the first one takes memory for gradients and moments
-                if cuda:
-                    torch.cuda.synchronize()
-                    torch.cuda.reset_peak_memory_stats()
-                started = time.perf_counter()
-                step(unet, way, inputs, optimizer, dtype)
-                if cuda:
-                    torch.cuda.synchronize()
-                    memory[way] = torch.cuda.max_memory_allocated()
-                seconds[way].append(time.perf_counter() - started)
+        for way in ways:
+            torch.manual_seed(0)
+            step = Step(args, table, way, args.device, args.dtype)
+            step()  # takes memory for gradients and moments, compiles
+            synchronize(args.device)
+            started = time.perf_counter()
+            step()
+            memory[way] = synchronize(args.device)
+            seconds[way].append(time.perf_counter() - started)
+            del step
+    pictures = args.batch_size if table == "training" else 1
     return {
         way: {
-            "time_ratio": statistics.median(mine / base for mine, base in zip(seconds[way], seconds["floor"])),
-            "images_per_second": args.batch_size / statistics.median(seconds[way]),
-            "peak_memory": memory.get(way),
+            "time_ratio": statistics.median(mine / base for mine, base in zip(seconds[way], seconds[ways[0]])),
+            "images_per_second": pictures / statistics.median(seconds[way]),
+            "memory_measured": memory[way],
         }
-        for way in args.ways
+        for way in ways
     }
+
+
+def synchronize(device) -> int | None:
+    """Wait for a GPU; the peak of its memory since the last time."""
+    if torch.device(device).type != "cuda":
+        return None
+    torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    return peak
+
+
+def describe(row) -> str:
+    line = f"{row['way']:20} {row['flops'] / 1e9:9.1f} GFLOP {row['flops_ratio']:6.3f}"
+    line += f"   {row['memory_counted'] / 2**30:6.2f} GiB counted"
+    if "time_ratio" in row:
+        line += f"   time {row['time_ratio']:5.2f}   {row['images_per_second']:7.3f} /s"
+        line += f"   {row['memory_measured'] / 2**30:6.2f} GiB measured" if row["memory_measured"] else ""
+    return line
 
 
 def main(arguments=None):
     args = parse_arguments(arguments)
-    args.ways = ["floor", *(way for way in args.ways if way != "floor")]
-    counts = count_flops(args)
-    measured = {} if args.flops_only else measure(args)
-    rows = []
-    for way, flops in counts.items():
-        rows.append({"way": way, "flops": flops, "flops_ratio": flops / counts["floor"], **measured.get(way, {})})
-        line = f"{way:17} {flops / 1e9:9.1f} GFLOP  {flops / counts['floor']:5.3f}"
-        if measured:
-            row = rows[-1]
-            line += f"   time {row['time_ratio']:5.2f}   {row['images_per_second']:7.3f} images/s"
-            line += f"   {row['peak_memory'] / 2**30:6.2f} GiB" if row["peak_memory"] else ""
-        print(line, flush=True)
+    tables = {}
+    for table in args.tables:
+        ways = args.ways if table == "training" else list(SAMPLING)
+        precision = str(args.dtype).removeprefix("torch.")
+        print(f"A {table} step of {args.model}, {args.size} x {args.size}, {precision}", flush=True)
+        flops = {way: count_flops(args, table, way) for way in ways}
+        rows = {way: {"way": way, "flops": flops[way], "flops_ratio": flops[way] / flops[ways[0]]} for way in ways}
+        for way in ways:
+            rows[way]["memory_counted"] = count_memory(args, table, way)
+        for way, measured in ({} if args.count_only else measure(args, table, ways)).items():
+            rows[way] |= measured
+        tables[table] = list(rows.values())
+        print(*map(describe, tables[table]), sep="\n", flush=True)
     if args.json:
         about = {key: str(value) for key, value in vars(args).items()}
-        args.json.write_text(json.dumps({"about": about, "torch": torch.__version__, "rows": rows}, indent=2))
+        args.json.write_text(json.dumps({"about": about, "torch": torch.__version__, **tables}, indent=2))
 
 
 if __name__ == "__main__":
