@@ -9,13 +9,15 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 import hypernet
-from hypernet import Hypernetwork
+from hypernet import Hypernetwork, preview
 from hypernet.config import TrainingConfig
 from hypernet.plot import _ticks, plot_losses
 from hypernet.preview import Previewer, labelled_grid
 
 
-def test_previews_equal_the_pipeline(models_dir):
+@pytest.mark.parametrize("tiled", [False, True])
+def test_previews_equal_the_pipeline(models_dir, monkeypatch, tiled):
+    monkeypatch.setattr(preview, "TILE", 32)
     path, prompts = str(models_dir / "v_prediction"), ["a red star", "a cat"]
     hypernetwork = Hypernetwork([12, 16, 32], weight_init="kaiming_normal", activation="relu")
     models = open_models(path)
@@ -30,12 +32,16 @@ def test_previews_equal_the_pipeline(models_dir):
         num_validation_images=2,
         validation_inference_steps=3,
         validation_guidance_scale=5.0,
+        enable_tiling=tiled,
     )
     rows = Previewer(models, config, Accelerator(cpu=True)).draw()
     assert torch.equal(torch.get_rng_state(), state)
 
     pipe = StableDiffusionPipeline.from_pretrained(path, dtype=torch.float32)
     pipe.text_encoder.float()
+    if tiled:
+        pipe.vae.enable_tiling()
+        pipe.vae.tile_sample_min_size, pipe.vae.tile_latent_min_size = 32, 4
     hypernet.attach(pipe.unet, hypernetwork)
     for row, prompt in zip(rows, prompts):
         for i, image in enumerate(row):

@@ -2,6 +2,7 @@
 
 import csv
 
+import bitsandbytes
 import pytest
 import torch
 from conftest import tiny_unet, train_here
@@ -10,7 +11,7 @@ import hypernet
 from hypernet.attention import attention_layers
 from hypernet.config import TrainingConfig
 from hypernet.errors import UserError
-from hypernet.quantize import quantize, weight_bytes
+from hypernet.quantize import QuantizedLinear, quantize, weight_bytes
 
 NEEDED = {"pretrained_model_name_or_path": "m", "train_data_dir": "d"}
 # How far the quantised UNet is from the plain one, relative; and the cosine between the gradients that they give
@@ -47,6 +48,30 @@ def test_near_the_plain_one_for_every_structure(kind, structure):
     distance, cosine = LIMITS[kind]
     assert 0 < (found - expected).norm() / expected.norm() < distance
     assert torch.cosine_similarity(moved, gradients, dim=0) > cosine
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_a_layer_is_the_linear_one_of_its_rounded_weight(kind):
+    torch.manual_seed(0)
+    linear, x = torch.nn.Linear(96, 40), torch.randn(2, 5, 96, requires_grad=True)
+    if kind == "nf4":
+        rounded = bitsandbytes.functional.dequantize_nf4(*bitsandbytes.functional.quantize_nf4(linear.weight.data))
+    else:
+        packed, scales, _ = bitsandbytes.functional.int8_vectorwise_quant(linear.weight.data.half())
+        rounded = bitsandbytes.functional.int8_vectorwise_dequant(packed, scales)
+    layer = QuantizedLinear(linear, kind, torch.float32, "cpu")
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        y = layer(x)
+    assert {tensor.data_ptr() for tensor in kept} <= {layer.packed.data_ptr(), layer.scales.data_ptr()}
+    expected = torch.nn.functional.linear(x, rounded, linear.bias)
+    torch.testing.assert_close(y, expected)
+    (gradient,), (right,) = (torch.autograd.grad(out.square().sum(), x) for out in (y, expected))
+    torch.testing.assert_close(gradient, right)
+    layer = QuantizedLinear(linear, kind, torch.bfloat16, "cpu")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype is torch.bfloat16  # as of a plain one
+    assert torch.autograd.grad(layer(x).sum(), x)[0].dtype is torch.float32
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
