@@ -69,7 +69,6 @@ SDXL = {
 CONFIGS = {"sd15": {"cross_attention_dim": 768, "attention_head_dim": 8}, "sdxl": SDXL}
 SIZES = {"quickstart": 128, "sd15": 512, "sdxl": 1024}  # pixels a side
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-TABLES = ("training", "sampling")
 
 
 def parse_arguments(arguments=None):
@@ -196,6 +195,7 @@ TRAINING = {
     "lora": lora,
 }
 SAMPLING = {"none": floor, "attached": Ours(), "swish": Ours(activation="swish"), "merged": merged}
+TABLES = {"training": TRAINING, "sampling": SAMPLING}
 
 
 def new_hypernetwork(unet, activation):
@@ -262,14 +262,12 @@ def training_step(unet, is_floor, inputs, optimizer, dtype):
 class Step:
     """A way, ready to make steps on a UNet of its own."""
 
-    def __init__(self, args, table, way, device, dtype):
-        self.is_floor, self.dtype = way == "floor", dtype
-        ways, batch = (TRAINING, args.batch_size) if table == "training" else (SAMPLING, 2)
-        self.unet, prepare = load_unet(args.model, device, dtype), ways[way]
+    def __init__(self, args, prepare, trains: bool, device, dtype):
+        self.unet, self.trains, self.dtype = load_unet(args.model, device, dtype), trains, dtype
+        self.is_floor, self.optimizer, batch = prepare is floor, None, args.batch_size if trains else 2
         parameters = prepare(self.unet, dtype)
         self.inputs = make_inputs(self.unet, batch, args.size, device, dtype)
-        self.trains, self.optimizer = table == "training", None
-        if not self.trains and isinstance(prepare, Ours):
+        if not trains and isinstance(prepare, Ours):
             for hypernetwork, _ in self.unet._hypernetworks.layers:
                 hypernetwork.eval().requires_grad_(False)
         elif parameters and device != "meta" and getattr(prepare, "use_8bit_adam", False):
@@ -287,7 +285,7 @@ class Step:
 
 
 def count_flops(args, table, way) -> int:
-    step = Step(args, table, way, "meta", torch.float32)
+    step = Step(args, TABLES[table][way], table == "training", "meta", torch.float32)
     with FlopCounterMode(display=False) as counter:
         step()
     return counter.get_total_flops()
@@ -296,7 +294,7 @@ def count_flops(args, table, way) -> int:
 def count_memory(args, table, way) -> int:
     """The most bytes that are held at once in a step, after one that has made gradients and moments."""
     with counted() as memory:
-        step = Step(args, table, way, "cpu", args.dtype)
+        step = Step(args, TABLES[table][way], table == "training", "cpu", args.dtype)
         if args.dtype is not torch.float32 and step.trains:  # where it samples, there is no autocast
             norms_as_on_a_gpu(step.unet)
         step()
@@ -311,7 +309,7 @@ def measure(args, table, ways) -> dict[str, dict]:
     for _ in range(args.rounds):
         for way in ways:
             torch.manual_seed(0)
-            step = Step(args, table, way, args.device, args.dtype)
+            step = Step(args, TABLES[table][way], table == "training", args.device, args.dtype)
             step()  # takes memory for gradients and moments, compiles
             synchronize(args.device)
             started = time.perf_counter()
@@ -353,7 +351,7 @@ def main(arguments=None):
     args = parse_arguments(arguments)
     tables = {}
     for table in args.tables:
-        ways = args.ways if table == "training" else list(SAMPLING)
+        ways = args.ways if table == "training" else list(TABLES[table])
         precision = str(args.dtype).removeprefix("torch.")
         print(f"A {table} step of {args.model}, {args.size} x {args.size}, {precision}", flush=True)
         flops = {way: count_flops(args, table, way) for way in ways}

@@ -2,16 +2,13 @@
 """Measure what a hypernetwork costs while drawing, and what is left of it in other forms.
 
     python examples/benchmark_use.py sizes                                      # of SD 1.x files, and of frozen UNets
-    python examples/benchmark_use.py merge                                      # a step of an SD 1.5-shaped UNet
     python examples/benchmark_use.py lora output/quickstart --sheet lora.png    # LoRAs of several ranks, drawn
 
-`merge` takes 9 GB of memory; it times plain, attached and merged steps in turn, so that noise hits all of them alike.
+What a sampling step costs without, with and with merged hypernetworks is in examples/benchmark.py.
 """
 
-import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -36,10 +33,8 @@ from hypernet.to_lora import save_lora, to_lora
 
 def parse_arguments(arguments=None):
     parser = ScriptParser(__doc__)
-    parser.add_argument("what", choices=("sizes", "merge", "lora"))
+    parser.add_argument("what", choices=("sizes", "lora"))
     parser.add_argument("hypernetwork", nargs="?", help="with lora: a folder that the training has written")
-    parser.add_argument("--rounds", type=int, default=15, help="with merge: of timed steps; default: %(default)s")
-    parser.add_argument("--latent_size", type=int, default=32, help="with merge: a side; default: %(default)s")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 4, 16, 64], help="with lora: default: 1 4 16 64")
     parser.add_argument("--sheet", type=Path, help="with lora: PNG to draw")
     args = parser.parse_args(arguments)
@@ -64,34 +59,6 @@ def sizes():
         for kind in (None, "int8", "nf4"):
             held = weight_bytes(unet, kind, torch.float16) / 2**30
             print(f"UNet of {model:5} {'float16' if kind is None else f'--quantize {kind}':16} {held:5.2f} GiB")
-
-
-@torch.no_grad()
-def time_merged(rounds: int, side: int):
-    """Steps of the true SD 1.5 shape with random weights: plain, with a linear hypernetwork attached, and merged."""
-    torch.manual_seed(0)
-    config = {"cross_attention_dim": 768, "attention_head_dim": 8}
-    unets = {name: UNet2DConditionModel(**config).eval() for name in ("plain", "attached", "merged")}
-    for name in ("attached", "merged"):
-        unets[name].load_state_dict(unets["plain"].state_dict())
-    hypernetwork = hypernet.Hypernetwork(weight_init="xavier_normal").eval()
-    for parameter in hypernetwork.parameters():
-        if parameter.ndim == 1:
-            torch.nn.init.normal_(parameter, std=0.1)
-    hypernet.attach(unets["attached"], hypernetwork)
-    hypernet.merge(unets["merged"], hypernetwork)
-    latents, text, times = torch.randn(2, 4, side, side), torch.randn(2, 77, 768), {name: [] for name in unets}
-    results = {name: unet(latents, 500, text).sample for name, unet in unets.items()}  # also to warm up
-    for i in range(rounds):
-        for name in sorted(unets, key=lambda name: (i + len(name)) % 3):
-            started = time.perf_counter()
-            unets[name](latents, 500, text)
-            times[name].append(time.perf_counter() - started)
-    for name in ("attached", "merged"):
-        ratio = statistics.median(mine / plain for mine, plain in zip(times[name], times["plain"]))
-        print(f"{name}: a step takes {ratio:.3f} times the plain one's (median of {rounds} pairs)")
-    difference, size = (results["merged"] - results["attached"]).abs().max(), results["attached"].abs().max()
-    print(f"merged against attached: largest difference {difference:.1e} of values up to {size:.2f}")
 
 
 def compare_loras(args):
@@ -136,8 +103,6 @@ def main(arguments=None):
     args = parse_arguments(arguments)
     if args.what == "sizes":
         sizes()
-    elif args.what == "merge":
-        time_merged(args.rounds, args.latent_size)
     else:
         compare_loras(args)
 

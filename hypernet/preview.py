@@ -29,8 +29,7 @@ class Previewer:
         self.config, self.accelerator, self.vae = config, accelerator, models.vae
         self.vae.enable_slicing()  # one image at a time, for small cards
         if config.enable_tiling:
-            self.vae.enable_tiling()
-            self.vae.tile_sample_min_size, self.vae.tile_latent_min_size = TILE, TILE // 8
+            enable_tiling(self.vae)
         self.embeds = encode_prompts(models, [*config.validation_prompt, ""])
         if note := cut_note(models, config.validation_prompt):
             accelerator.print(note)
@@ -80,6 +79,12 @@ class Previewer:
     def _decode(self, latents):
         pixels = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
         return VaeImageProcessor().postprocess(pixels.float().cpu(), output_type="pil")
+
+
+def enable_tiling(vae):
+    """Decode what is larger than `TILE` in tiles that overlap by a quarter, one after the other."""
+    vae.enable_tiling()
+    vae.tile_sample_min_size, vae.tile_latent_min_size = TILE, TILE // 8
 
 
 def labelled_grid(rows: list[list[Image.Image]], row_labels: list[str], column_labels: list[str]) -> Image.Image:

@@ -8,7 +8,7 @@ from bitsandbytes.optim import AdamW8bit
 from conftest import REPO, run, tiny_unet, unexpected
 
 import hypernet
-from examples import benchmark, benchmark_run
+from examples import benchmark, benchmark_presets, benchmark_run
 from examples.count_memory import MomentsIn8Bits, PeakMemory, counted
 
 GIB = 2**30
@@ -27,10 +27,10 @@ def test_a_step_is_near_the_floor(model, floor, linear, activated):
     assert 1 < ratio["ours, linear"] <= linear < ratio["ours, swish"] <= activated
 
 
-def test_the_memory_of_small_cards():
-    checkpointed = benchmark.count_memory(arguments("sd15"), "training", "ours, checkpointing")
-    smallest = benchmark.count_memory(arguments("sd15"), "training", "ours, smallest")
-    assert smallest < 2.5 * GIB and smallest < checkpointed < 4 * GIB
+@pytest.mark.parametrize("preset, most", [("6gb", 2.5), ("8gb", 4)])
+def test_the_memory_of_small_cards(preset, most):
+    step, preview = benchmark_presets.count(preset)
+    assert 1 * GIB < max(step, preview) < most * GIB
 
 
 def test_a_merged_hypernetwork_costs_nothing():
