@@ -178,7 +178,9 @@ def build_loader(accelerator, dataset: TrainingImages, batches: EpochBatches):
     """A loader that brings batches to the device. It shares nothing out: `batches` has done so, without mixing sizes."""
     pin_memory = accelerator.device.type == "cuda"
     loader = DataLoader(dataset, batch_sampler=batches, collate_fn=lambda batch: batch, pin_memory=pin_memory)
-    return prepare_data_loader(loader, accelerator.device, num_processes=1, process_index=0, put_on_device=True)
+    return prepare_data_loader(
+        loader, accelerator.device, num_processes=1, process_index=0, put_on_device=True, non_blocking=pin_memory
+    )
 
 
 def encode_dataset(
