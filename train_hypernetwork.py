@@ -218,7 +218,7 @@ def main(arguments=None):
             stops = interruption.wants_stop()
             saves = last or stops or done % config.checkpointing_steps == 0
             gives_up = watch.after_step(done, (epoch, epoch_step), rate, began, last, saves)
-            bar.set_postfix(watch.shown)
+            bar.set_postfix(watch.shown, refresh=False)
             ends = last or stops or gives_up
             if (saves or gives_up) and not state.save(done) and ends:
                 raise UserError("the run ends without having been saved; the same command goes on from what was before")

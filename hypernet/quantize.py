@@ -57,8 +57,8 @@ class QuantizedLinear(nn.Module):
             packed, scales = torch.ops.bitsandbytes.quantize_4bit(weight, BLOCK, "nf4", torch.uint8)
         else:
             packed, scales, _ = torch.ops.bitsandbytes.int8_vectorwise_quant(weight.half())
-        self.register_buffer("packed", packed)
-        self.register_buffer("scales", scales)
+        # no buffers, which distributed training would send around at each step
+        self.packed, self.scales = (nn.Parameter(part, requires_grad=False) for part in (packed, scales))
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.to(device), requires_grad=False)
 
     def forward(self, x):  # (..., in_features) -> (..., out_features)
