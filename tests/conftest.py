@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # threads that wait for others hardly hold a core that these may need
 
 import pytest
 import torch
