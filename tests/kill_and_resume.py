@@ -97,9 +97,13 @@ def differing_files(a: Path, b: Path) -> list[str]:
 
 
 def compare(work: Path, flags: list[str], kills: int, seconds: float, seed=0) -> dict:
-    """Run it once as it is and once with up to `kills` kills; `seconds` is about what the training itself takes."""
+    """Run it once with up to `kills` kills, and once as it is, unless `work` has that run already.
+
+    `seconds` is about what the training itself takes.
+    """
     whole, parts, rng = work / "whole", work / "parts", random.Random(seed)
-    finish(whole, flags)
+    if not whole.exists():
+        finish(whole, flags)
     killed = torn = resumed = 0
     while killed < kills and kill_while_training(parts, flags, rng.uniform(0, 2 * seconds / kills)):
         killed += 1
