@@ -7,25 +7,26 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, run, train_here, unexpected
+from conftest import REPO, run, train_here
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 import hypernet
 import show_data
+from examples import generate
 from hypernet.errors import UserError
 
 
-def test_train_and_generate(models_dir, images_dir, tmp_path):
+def test_train_and_generate(models_dir, images_dir, tmp_path, capsys):
     output = tmp_path / "style"
     train_here(models_dir, images_dir, output, "--max_train_steps=2", "--checkpointing_steps=1", "--learning_rate=1e-2")
     flags = ["--prompt", "a red star", "--steps=3", "--seed=4", "--num_images=2", "--output_dir", tmp_path / "images"]
-    done = run(REPO / "examples/generate.py", "--hypernetwork", output, "--strength=0.8", *flags)
-    assert done.returncode == 0, done.stderr
-    assert not unexpected(done.stderr)
+    generate.main([str(flag) for flag in ("--hypernetwork", output, "--strength=0.8", *flags)])
+    paths = capsys.readouterr().out.splitlines()
+    assert len(paths) == 2
     pipe = StableDiffusionPipeline.from_pretrained(models_dir / "epsilon", dtype=torch.float32)
     hypernet.attach(pipe.unet, hypernet.load(output / "style.pt"), 0.8)
-    for i, path in enumerate(done.stdout.split("\n")[:2]):
+    for i, path in enumerate(paths):
         generator = torch.Generator().manual_seed(4 + i)
         expected = pipe("a red star", num_inference_steps=3, guidance_scale=7.5, generator=generator).images[0]
         difference = np.asarray(Image.open(path), np.int16) - np.asarray(expected, np.int16)
@@ -35,7 +36,7 @@ def test_train_and_generate(models_dir, images_dir, tmp_path):
     assert done.returncode == 2 and "--model is missing" in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_show_data(models_dir, mixed_dir, tmp_path):
+def test_show_data(models_dir, mixed_dir, tmp_path, capsys):
     folder, sheet = tmp_path / "images", tmp_path / "sheets" / "data.png"
     shutil.copytree(mixed_dir, folder)
     (folder / "empty.png").write_bytes(b"")
@@ -71,9 +72,10 @@ def test_show_data(models_dir, mixed_dir, tmp_path):
     config = json.loads(config.read_text())
     (right / "vae" / "config.json").write_text(json.dumps({**config, "scaling_factor": 0.7 / deviation}))
     flags[1] = right
-    done = run(REPO / "examples" / "show_data.py", "--sheet", sheet, *flags, "--max_token_chunks=1")
-    assert "nothing suspicious" in done.stdout and not sheet.with_name("data_warnings.png").exists()
-    assert "Encoding" not in done.stderr  # the scale of latents is no part of what is cached
+    show_data.main([str(flag) for flag in ("--sheet", sheet, *flags, "--max_token_chunks=1")])
+    said = capsys.readouterr()
+    assert "nothing suspicious" in said.out and not sheet.with_name("data_warnings.png").exists()
+    assert "Encoding" not in said.err  # the scale of latents is no part of what is cached
 
     for path, message in [
         (folder / "s.png", "it lies in --train_data_dir"),
