@@ -180,15 +180,18 @@ def test_overwrite_leaves_the_files_of_others(models_dir, images_dir, tmp_path):
     assert hypernet.load(tmp_path / "run").config.activation == "relu"
 
 
-@pytest.mark.parametrize("data", ["images_dir", "mixed_dir"])
-def test_two_processes_equal_one_with_the_same_total_batch(models_dir, request, tmp_path, data):
-    images_dir = request.getfixturevalue(data)
-    flags = ["--varsize"] if data == "mixed_dir" else []  # batches of one image, too, which two processes cannot share
+def test_two_processes_equal_one_with_the_same_total_batch(models_dir, images_dir, mixed_dir, tmp_path):
+    shutil.copytree(images_dir, tmp_path / "images")
+    shutil.copytree(mixed_dir, tmp_path / "images" / "mixed")
+    images_dir = tmp_path / "images"
+    flags = ["--varsize"]  # batches of four, and of one image, which two processes cannot share
     flags += ["--learning_rate=1e-3", "--max_train_steps=20", "--name=x", "--activation=mish", "--seed=2"]
     flags += ["--weight_init=kaiming_normal", "--checkpointing_steps=15", f"--adam_epsilon={ADAM_EPSILON}"]
     flags += ["--validation_split=0.3", "--validation_loss_steps=10", "--validation_inference_steps=2"]
     flags += ["--validation_prompt", "a cat", "a dog", "a fish"]
-    train_here(models_dir, images_dir, tmp_path / "one", "--train_batch_size=4", *flags)
+    said = train_here(models_dir, images_dir, tmp_path / "one", "--train_batch_size=4", *flags)
+    sizes = re.findall(r"^ *\d+x\d+ +(\d+) +\d+$", said, re.M)
+    assert "1" in sizes and any(int(count) >= 4 for count in sizes)
     train(models_dir, images_dir, tmp_path / "two", "--train_batch_size=2", *flags, launch=LAUNCH_TWO)
     for folder in ("", "best", "checkpoints/step-000015"):
         one, two = (hypernet.load(tmp_path / run / folder).state_dict() for run in ("one", "two"))
