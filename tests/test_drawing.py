@@ -105,7 +105,7 @@ def in_process(script, arguments):
 
 
 XY = REPO / "examples/xy_plot.py"
-PLOT = ["--y", "strength", "0.5-1 [3]", "--prompt", "a red star", "--seed=3", "--steps=12"]
+PLOT = ["--y", "strength", "0.5-1 [3]", "--prompt", "a red star", "--seed=3", "--steps=6"]
 
 
 def cell_of(grid, row, column, shape, side=64, gap=3):
@@ -150,7 +150,7 @@ def test_xy_plot(models_dir, networks, tmp_path):
         for column, (file, name) in enumerate(zip(files, ("ink-9", "ink-10", "ink")), 1):
             cell = saved[f"a red star <hypernet:{name}:{strength:g}>"]
             assert difference(cell_of(grid, row, column, (3, 4)), cell) == 0
-            options = {"num_inference_steps": 12, "guidance_scale": 4, "seed": 3}
+            options = {"num_inference_steps": 6, "guidance_scale": 4, "seed": 3}
             assert (
                 difference(cell, plain_picture(pipe, [(networks / "ink" / file, strength)], "a red star", **options))
                 <= 1
