@@ -5,6 +5,8 @@ import io
 import os
 import random
 import re
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -136,6 +138,29 @@ def tiny_text_config(tokenizer, **changes):
 def open_models(path, unet_dtype=torch.float32, **options):
     """A model as the training loads it."""
     return load_models(recognise(ModelSource(str(path), **options)), unet_dtype)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def newcomer(request, tmp_path_factory):
+    """README's first command in a copy of the repository, and the copy, if some test wants it.
+
+    It is begun before all tests, because it takes minutes, in which most of them leave a core idle.
+    """
+    if not any("quickstart" in item.fixturenames for item in request.session.items):
+        yield None
+        return
+    copy = tmp_path_factory.mktemp("newcomer") / "repo"
+    left_out = shutil.ignore_patterns(".git", "output", "build", "wandb", "__pycache__", ".*cache", ".venv")
+    shutil.copytree(REPO, copy, ignore=left_out)
+    (command,) = re.findall(r"^pip install -r requirements\.txt && .*$", (copy / "README.md").read_text(), re.M)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    options = {"cwd": copy, "env": {**os.environ, "PATH": path, "HF_HOME": str(copy / "cache")}}
+    with open(copy.with_name("stdout"), "w") as said, open(copy.with_name("stderr"), "w") as errors:
+        process = subprocess.Popen(command, shell=True, stdout=said, stderr=errors, start_new_session=True, **options)
+    yield process, copy
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 @pytest.fixture(scope="session")
