@@ -27,7 +27,7 @@ from hypernet.cache import check_cache_folder
 from hypernet.card import check_hub_login, push_to_hub, write_card
 from hypernet.clipping import clip_gradients
 from hypernet.command_line import parse_config, run_label
-from hypernet.compiling import check_compiled, check_compiler, check_shapes, compile_model, memory_format
+from hypernet.compiling import Compiled, check_compiler, check_shapes, memory_format
 from hypernet.conditions import cast
 from hypernet.config import TrainingConfig
 from hypernet.dataset import EpochBatches, build_loader, describe_data, encode_dataset
@@ -97,7 +97,7 @@ def main(arguments=None):
     # Models
     accelerator.print(f"Loading {base.describe()}")
     dtype, device = weight_dtype(accelerator.mixed_precision), accelerator.device
-    models = load_models(base, dtype, device, unet_waits=True)
+    models = load_models(base, dtype, device, waits=True)
     unet, scheduler = models.unet, models.scheduler
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
@@ -121,13 +121,11 @@ def main(arguments=None):
             output.write_held_out({picture.sha256: held_source.name(picture.row) for picture in held_pictures})
     check_shared(accelerator, output, saved)
     previewer = Previewer(models, config, accelerator) if config.validation_prompt else None
-    if dataset.is_cached:
-        for encoder in models.text_encoders:
-            encoder.to("cpu")
-    models.vae.to("cpu")
+    models.on_device(*([] if dataset.is_cached else models.text_encoders))
     base_hash = models.hash  # as it is, before it may be rounded
     if config.quantize:
         quantize(unet, config.quantize, dtype, device)
+        accelerator.print(f"The UNet's attention blocks are held in {config.quantize}")
     unet.to(device, memory_format=memory_format(device, config.compile))  # now that the others have gone
     if previewer is not None:
         accelerator.print("Drawing previews without the hypernetwork")
@@ -141,6 +139,7 @@ def main(arguments=None):
     on_unet = hypernet.HypernetworkUNet(unet, hypernetwork)
     optimizer = build_optimizer(config, hypernetwork.parameters(), device)
     model, optimizer = accelerator.prepare(on_unet, optimizer)
+    compiled = Compiled(on_unet, accelerator) if config.compile else None
     average = WeightAverage(hypernetwork, config.ema_decay)
     guard = Guard(watches_loss=config.guard)
     state = TrainingState(accelerator, output, config, hypernetwork, optimizer, average, batches, guard)
@@ -170,10 +169,6 @@ def main(arguments=None):
     start_trackers(accelerator, trackers, config, output, run_label(config, arguments), batches.fingerprint)
     watch.begin(on_unet, measure_first_image(models, dataset, dtype, device), first_step, output.changed)
 
-    if config.compile and first_step < last_step:
-        compile_model(on_unet, batches.shapes, accelerator)
-        check_compiled(on_unet, scheduler, dataset, next(iter(batches)), dtype, device)
-
     # Train
     started, stream = time.monotonic(), iter(build_loader(accelerator, dataset, batches))
     bar = tqdm(
@@ -196,6 +191,8 @@ def main(arguments=None):
                     latents, noise, timesteps = batch["latents"], batch["noise"], batch["timesteps"]
                     noisy = scheduler.add_noise(latents, noise, timesteps)
                     given = cast(dataset.conditions(batch), device, dtype)
+                    if compiled is not None:
+                        compiled.meet(noisy.to(dtype), timesteps, given)
                     prediction = model(noisy.to(dtype), timesteps, **given)
                     target, weights = diffusion_target(scheduler, latents, noise, timesteps), batch["weights"]
                     if snr_table is not None:
@@ -275,7 +272,7 @@ def finish(accelerator, output: OutputFolder, config: TrainingConfig, base, watc
     else:
         write_card(output, config, base, hypernetwork, str(output.root))
     prompt = (config.validation_prompt or ["a painting"])[0]
-    lines.append("Look at the pictures first. Then draw your own:")
+    lines.append("Look at the pictures first. Then draw your own:" if config.validation_prompt else "Draw with it:")
     quoted = shlex.join(["--hypernetwork", str(output.root), "--prompt", prompt])
     lines.append(f"  python examples/generate.py {quoted}")
     accelerator.print("\n".join(line for line in lines if line))

@@ -8,12 +8,12 @@
     python examples/benchmark.py --model sd15 --rounds 3             # on a CPU half an hour, 12 GB of memory
 
 The ways take turns in one process, so that noise hits all of them alike; times are medians of ratios to the floor of the
-same round. FLOPs are torch's own count (two for a multiply-add; convolutions, products, attention); FLOPs and memory are
+same round (the quickstart's model is so small that much of its time goes into calling). FLOPs are torch's own count (two for a multiply-add; convolutions, products, attention); FLOPs and memory are
 counted on tensors without data. Memory is the peak of a step's tensors (weights, gradients, moments, activations); on top
 come CUDA's own share and the workspaces of its libraries. On a GPU it is measured, too.
 
 A training step:
-floor              the frozen UNet forward, and backward down to its input (trainings end at the first attention before it)
+floor              the frozen UNet forward, and backward down to its input (a training need not go there)
 webui              modules in every layer for itself, the text's too; attention not fused; every block computed twice
 module by module   one hypernetwork, attached, with its modules computed as they are
 ours, linear       the same (structure 1,2,1), with as few products as the counts in hypernet/folding.py say
@@ -26,13 +26,12 @@ A sampling step, two pictures in a batch as guidance has it: none, attached, swi
 """
 
 import contextlib
-import dataclasses
+import gc
 import json
 import statistics
 import sys
 import time
 from pathlib import Path
-from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -40,33 +39,12 @@ from hypernet.script import ScriptParser, run_script
 
 import bitsandbytes
 import torch
-from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor
-from peft import LoraConfig
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import FlopCounterMode
 
-import hypernet
+from benchmark_ways import TABLES, TRAINING, Ours, floor, is_fake, load_unet, make_inputs
 from count_memory import MomentsIn8Bits, counted, norms_as_on_a_gpu
-from hypernet.attention import attention_layers
-from hypernet.compiling import OPTIONS, memory_format
 from hypernet.errors import UserError
-from hypernet.quantize import quantize
 
-REPO = Path(__file__).resolve().parent.parent
-SDXL = {
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-    "use_linear_projection": True,
-}
-CONFIGS = {"sd15": {"cross_attention_dim": 768, "attention_head_dim": 8}, "sdxl": SDXL}
 SIZES = {"quickstart": 128, "sd15": 512, "sdxl": 1024}  # pixels a side
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -79,7 +57,7 @@ def parse_arguments(arguments=None):
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES), help="default: both")
     parser.add_argument("--batch_size", type=int, default=1, help="of the training step")
     parser.add_argument("--size", type=int, help="side of the pictures; default: 128, 512 or 1024")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
     parser.add_argument(
         "--dtype",
         choices=DTYPES,
@@ -111,137 +89,7 @@ def parse_arguments(arguments=None):
     return args
 
 
-# --- The ways: each makes a new UNet ready for its kind of step and gives the parameters to train
-
-
-def floor(unet, dtype):
-    lay_out(unet)
-    return []
-
-
-@dataclasses.dataclass(frozen=True)
-class Ours:
-    """A hypernetwork attached, with options of the training."""
-
-    activation: str = "linear"
-    folding: bool = True
-    checkpointing: bool = False
-    quantize: str | None = None
-    use_8bit_adam: bool = False
-    compile: bool = False
-
-    def __call__(self, unet, dtype):
-        hypernetwork = new_hypernetwork(unet, self.activation)
-        if self.quantize:
-            quantize(unet, self.quantize, dtype, unet.device)
-        lay_out(unet, self.compile)
-        hypernet.attach(unet, hypernetwork)
-        unet._hypernetworks.folding = self.folding
-        if self.checkpointing:
-            unet.enable_gradient_checkpointing()
-            unet.train()  # or nothing is computed twice
-        if self.compile:
-            unet.compile(dynamic=False, options=OPTIONS)
-        return list(hypernetwork.parameters())
-
-
-def webui(unet, dtype):
-    """From the facts: a pair of float32 modules called in every layer, under autocast if there is one, attention as two
-    products and a softmax, and the recomputation of every block that the WebUI trains with."""
-    hypernetwork = new_hypernetwork(unet, "linear")
-
-    def transform(part):
-        def before(projection, args):
-            x = args[0]
-            return (x + hypernetwork.pairs[str(x.shape[-1])][part](x),)
-
-        return before
-
-    for layer in attention_layers(unet).values():
-        layer.to_k.register_forward_pre_hook(transform("k"))
-        layer.to_v.register_forward_pre_hook(transform("v"))
-    unet.set_attn_processor(AttnProcessor())
-    unet.enable_gradient_checkpointing()
-    unet.train()
-    return list(hypernetwork.parameters())
-
-
-def lora(unet, dtype):
-    config = LoraConfig(r=16, lora_alpha=16, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
-    # on the device at once, for what has no data cannot be moved
-    with torch.device(unet.device), mock.patch.object(torch.nn.Module, "to", lambda module, *args, **kwargs: module):
-        unet.add_adapter(config)
-    return [parameter for parameter in unet.parameters() if parameter.requires_grad]
-
-
-def merged(unet, dtype):
-    lay_out(unet)
-    if not is_fake(unet):  # (its shapes are the plain one's but for a few biases)
-        hypernet.merge(unet, new_hypernetwork(unet, "linear").eval())
-    return []
-
-
-TRAINING = {
-    "floor": floor,
-    "webui": webui,
-    "module by module": Ours(folding=False),
-    "ours, linear": Ours(),
-    "ours, swish": Ours(activation="swish"),
-    "ours, checkpointing": Ours(checkpointing=True),
-    "ours, int8": Ours(quantize="int8"),
-    "ours, nf4": Ours(quantize="nf4"),
-    "ours, smallest": Ours(checkpointing=True, quantize="nf4", use_8bit_adam=True),
-    "ours, compiled": Ours(compile=True),
-    "lora": lora,
-}
-SAMPLING = {"none": floor, "attached": Ours(), "swish": Ours(activation="swish"), "merged": merged}
-TABLES = {"training": TRAINING, "sampling": SAMPLING}
-
-
-def new_hypernetwork(unet, activation):
-    widths = sorted({layer.to_k.in_features for layer in attention_layers(unet).values()})
-    with torch.device(unet.device):
-        return hypernet.Hypernetwork(widths, activation=activation).train()
-
-
-def lay_out(unet, compiled=False):
-    """As the training lays the weights; tensors without data have no say in it."""
-    if not is_fake(unet):
-        unet.to(memory_format=memory_format(unet.device, compiled))
-
-
-def is_fake(unet) -> bool:
-    weight = next(unet.parameters())
-    return weight.is_meta or isinstance(weight.data, FakeTensor)
-
-
 # --- What is measured
-
-
-def load_unet(model, device, dtype=torch.float32):
-    """The UNet, frozen."""
-    if model == "quickstart":
-        config = UNet2DConditionModel.load_config(REPO / "examples" / "quickstart" / "model", subfolder="unet")
-    else:
-        config = CONFIGS[model]
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device(device):
-            return UNet2DConditionModel.from_config(config).requires_grad_(False).eval()
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
-def make_inputs(unet, batch, size, device, dtype):
-    side = size // 8
-    with torch.device(device):
-        latents = torch.randn(batch, 4, side, side, dtype=dtype)
-        text = torch.randn(batch, 77, unet.config.cross_attention_dim, dtype=dtype)
-        more = {}
-        if unet.config.addition_embed_type:
-            added = {"text_embeds": torch.randn(batch, 1280, dtype=dtype), "time_ids": torch.ones(batch, 6)}
-            more = {"added_cond_kwargs": added}
-        return latents, torch.full((batch,), 500), text, more
 
 
 def training_step(unet, is_floor, inputs, optimizer, dtype):
@@ -317,6 +165,7 @@ def measure(args, table, ways) -> dict[str, dict]:
             memory[way] = synchronize(args.device)
             seconds[way].append(time.perf_counter() - started)
             del step
+            gc.collect()  # attention layers and what is attached to them hold one another
     pictures = args.batch_size if table == "training" else 1
     return {
         way: {

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure what a hypernetwork costs while drawing, and what is left of it in other forms.
+"""Measure what files and frozen models take, and what is left of a hypernetwork in other forms.
 
     python examples/benchmark_use.py sizes                                      # of SD 1.x files, and of frozen UNets
     python examples/benchmark_use.py lora output/quickstart --sheet lora.png    # LoRAs of several ranks, drawn

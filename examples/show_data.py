@@ -104,7 +104,7 @@ def open_data(config) -> Data:
     batches = EpochBatches(pictures, config.train_batch_size, config.seed)
     print(describe_data(source, pictures, problems, batches, config))
     print(f"Loading {base.describe()}")
-    models = load_models(base, dtype, device)
+    models = load_models(base, dtype, device, waits=True)
     dataset = encode_dataset(models, source, pictures, config, vae_precision(dtype, device))
     for note in vae_notes(base, dataset.latents):
         print(note)
@@ -176,6 +176,7 @@ def long_prompts(data: Data):
 @torch.no_grad()
 def decode(data: Data, latents: torch.Tensor) -> Image.Image:
     vae = data.models.vae
+    data.models.on_device(vae)
     pixels = vae.decode(latents[None].to(vae.device) / vae.config.scaling_factor).sample
     return VaeImageProcessor().postprocess(pixels.float().cpu(), output_type="pil")[0]
 

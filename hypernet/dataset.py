@@ -186,7 +186,11 @@ def build_loader(accelerator, dataset: TrainingImages, batches: EpochBatches):
 def encode_dataset(
     models: StableDiffusion, source: Source, pictures: list[Picture], config, vae_dtype
 ) -> TrainingImages:
-    """Encode what has not been encoded yet; a second run reads it from the cache."""
+    """Encode what has not been encoded yet; a second run reads it from the cache.
+
+    The VAE has the device to itself first, then the text encoders.
+    """
+    models.on_device(models.vae)
     latents = encode_pictures(models, source, pictures, config, vae_dtype)
     prompts = Prompts(
         ids=latents.ids,
@@ -208,5 +212,6 @@ def encode_dataset(
         }
         if note := cut_note(models, list(images), images):
             print(note)
+    models.on_device(*models.text_encoders)
     embeds = open_embeds(models, prompts.every_prompt(), config.cache_dir)
     return TrainingImages(latents, prompts, embeds, models, config)

@@ -38,7 +38,7 @@ class Map:
 
     def project(self, projection, x):  # (B, tokens, width) -> (B, tokens, out)
         """`projection` of the transformed context; folded into its weight where that is less."""
-        if x.shape[0] * x.shape[1] < self.fold_from or not _is_plain(projection):
+        if x.shape[0] * x.shape[1] < self.fold_from or not is_plain(projection):
             return projection(self.transform(x))
         weight = projection.weight
         matrix, bias = self.matrix.to(weight.dtype), self.bias.to(weight.dtype)
@@ -46,7 +46,7 @@ class Map:
         return F.linear(x, weight + weight @ matrix, moved)
 
 
-def _is_plain(projection) -> bool:
+def is_plain(projection) -> bool:
     """Whether it is its weight and nothing else: no hooks, no offloading (which replaces `forward`), no odd storage."""
     touched = projection._forward_hooks or projection._forward_pre_hooks or "forward" in vars(projection)
     if type(projection) is not nn.Linear or touched or type(projection.weight) is not nn.Parameter:

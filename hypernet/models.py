@@ -38,6 +38,12 @@ class StableDiffusion:
     pipeline: DiffusionPipeline
     base: BaseModel
     scheduler: DDPMScheduler  # of the training; the pipeline's own is for drawing
+    device: torch.device  # where the parts work
+
+    def on_device(self, *modules):
+        """Bring these of VAE and text encoders to the device, and the others to the CPU: a small card has no room for all."""
+        for module in (self.vae, *self.text_encoders):
+            module.to(self.device if any(module is wanted for wanted in modules) else "cpu")
 
     @property
     def unet(self) -> UNet2DConditionModel:
@@ -64,13 +70,13 @@ class StableDiffusion:
 
 
 def load_models(
-    base: BaseModel, unet_dtype=torch.float32, device="cpu", dtype=torch.float32, unet_waits=False
+    base: BaseModel, unet_dtype=torch.float32, device="cpu", dtype=torch.float32, waits=False
 ) -> StableDiffusion:
     """Load the parts frozen and in evaluation mode on `device`, the LoRAs of the source folded in.
 
     Args:
         unet_dtype: of the UNet; `dtype` is that of VAE and text encoders (whose turn is short).
-        unet_waits: leave the UNet on the CPU, so that a small card need not hold all at once.
+        waits: leave them on the CPU for now, so that a small card need not hold all at once.
 
     Raises:
         UserError: if the weights cannot be loaded.
@@ -78,9 +84,9 @@ def load_models(
     try:
         with _quiet():
             pipeline = _load_pipeline(base, unet_dtype, dtype)
-        for name, module in pipeline.components.items():
+        for module in pipeline.components.values():
             if isinstance(module, torch.nn.Module):
-                module.requires_grad_(False).eval().to("cpu" if unet_waits and name == "unet" else device)
+                module.requires_grad_(False).eval().to("cpu" if waits else device)
     except pickle.UnpicklingError:
         raise base.source.error(f"a file of it {UNSAFE}") from None
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
@@ -91,7 +97,7 @@ def load_models(
     with _quiet():
         scheduler = DDPMScheduler.from_config(pipeline.scheduler.config, **changes)
         pipeline.scheduler = choose_sampler(pipeline.scheduler, base.prediction_type, base.zero_snr)
-    models = StableDiffusion(pipeline, base, scheduler)
+    models = StableDiffusion(pipeline, base, scheduler, torch.device(device))
     for tokenizer, encoder in zip(models.tokenizers, models.text_encoders):
         if len(tokenizer) < encoder.config.vocab_size:  # transformers makes one of two tokens where there are no files
             raise base.source.error(f"its tokenizer is missing or damaged; it has {len(tokenizer)} tokens")
@@ -148,7 +154,11 @@ def _plain(is_xl) -> dict:
 def latents_pipeline(models: StableDiffusion) -> DiffusionPipeline:
     """A pipeline of the same UNet and sampler, from embeddings to latents."""
     kept = {"unet": models.unet, "scheduler": models.pipeline.scheduler}
-    return type(models.pipeline)(**{**dict.fromkeys(models.pipeline.components), **kept, **_plain(models.base.is_xl)})
+    pipeline = type(models.pipeline)(
+        **{**dict.fromkeys(models.pipeline.components), **kept, **_plain(models.base.is_xl)}
+    )
+    pipeline.vae_scale_factor = models.base.image_multiple  # without a VAE it would be 8
+    return pipeline
 
 
 @contextlib.contextmanager

@@ -84,7 +84,8 @@ class Previewer:
 def enable_tiling(vae):
     """Decode what is larger than `TILE` in tiles that overlap by a quarter, one after the other."""
     vae.enable_tiling()
-    vae.tile_sample_min_size, vae.tile_latent_min_size = TILE, TILE // 8
+    vae.tile_sample_min_size = TILE
+    vae.tile_latent_min_size = TILE // 2 ** (len(vae.config.block_out_channels) - 1)
 
 
 def labelled_grid(rows: list[list[Image.Image]], row_labels: list[str], column_labels: list[str]) -> Image.Image:

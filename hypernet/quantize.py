@@ -69,7 +69,7 @@ class QuantizedLinear(nn.Module):
 
 def _whole(packed, scales, shape, dtype) -> torch.Tensor:
     if packed.dtype is torch.int8:
-        return packed.to(dtype) * (scales / 127)[:, None].to(dtype)
+        return packed.to(dtype).mul_((scales / 127)[:, None])
     return torch.ops.bitsandbytes.dequantize_4bit(packed, scales, BLOCK, "nf4", shape, dtype)
 
 

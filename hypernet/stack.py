@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from diffusers.models.attention_processor import Attention
 
-from hypernet.folding import Map, Plan, build_map, make_plan, tokens_of_layers
+from hypernet.folding import Map, Plan, build_map, is_plain, make_plan, tokens_of_layers
 from hypernet.network import Hypernetwork, is_linear
 
 
@@ -88,9 +88,8 @@ class Stack:
 
     def _plans(self, unet, hypernetwork, latents, text) -> dict[int, Plan]:
         training = torch.is_grad_enabled() and any(weight.requires_grad for weight in hypernetwork.parameters())
-        if (
-            torch.compiler.is_compiling()
-        ):  # once for each shape; what a compiled graph looks up, it is compiled anew for
+        if torch.compiler.is_compiling():
+            # once for each shape; a graph that looks into a growing dict is compiled anew when it has grown
             return self._make_plans(unet, hypernetwork, latents, text, training)
         structure, pairs = tuple(hypernetwork.config.layer_structure), tuple(hypernetwork.pairs)
         key = (structure, pairs, tuple(latents.shape), tuple(text.shape), training)
@@ -103,7 +102,8 @@ class Stack:
         layers = {text.shape[-1]: [(text.shape[0] * text.shape[1], math.inf)]}
         for name, layer in self.attention.items():
             if not layer.is_cross_attention:
-                layers.setdefault(layer.to_k.in_features, []).append((tokens[name], layer.to_k.out_features))
+                width = layer.to_k.out_features if is_plain(layer.to_k) else math.inf  # into others nothing is folded
+                layers.setdefault(layer.to_k.in_features, []).append((tokens[name], width))
         structure = tuple(hypernetwork.config.layer_structure)
         widths = [width for width in layers if hypernetwork.of_width(width)]
         return {width: make_plan(structure, width, layers[width], training) for width in widths}
