@@ -88,7 +88,8 @@ class Compiled:
     def _gradients(self, forward, args, given) -> dict[int, torch.Tensor]:
         """Width -> the gradient of its parameters in one. What has been accumulated, and random numbers, stay as they are."""
         weights = dict(self.model.hypernetwork.named_parameters())
-        with torch.random.fork_rng():
+        device = args[0].device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(0)  # of dropout
             loss = 1024 * forward(*args, **given).float().square().mean()  # or float16 would lose the gradients
             gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
@@ -107,5 +108,6 @@ def _difference(plain: dict, compiled: dict) -> str | None:
         times = (compiled[width].norm() / expected.norm()).item()
         same = cosine >= LEAST_COSINE and 1 / 2 < times < 2
         if expected.norm() > LEAST_NORM * largest and not same:
-            return f"of width {width} the compiled gradient is not the plain one (cosine {cosine:.2f}, {times:.2g} times its size)"
+            how = f"cosine {cosine:.2f}, {times:.2g} times its size"
+            return f"of width {width} the compiled gradient is not the plain one ({how})"
     return None if largest.isfinite() else "the gradients are not finite, so that they cannot be compared"

@@ -38,11 +38,10 @@ def test_the_memory_of_small_cards(preset, most, capsys):
         benchmark_presets.main([preset, "foo"])
 
 
-@pytest.mark.parametrize("batch, most", [("1", 1.06), ("4", 1.03)])
-def test_larger_batches_are_nearer(batch, most):
-    args = arguments("sd15", "--batch_size", batch)
+def test_a_batch_of_four_is_nearer():
+    args = arguments("sd15", "--batch_size", "4")
     floor, ours = (benchmark.count_flops(args, "training", way) for way in ("floor", "ours, linear"))
-    assert floor < ours <= most * floor
+    assert floor < ours <= 1.03 * floor
 
 
 def test_a_merged_hypernetwork_costs_nothing():
@@ -98,7 +97,7 @@ def test_moments_in_8_bits():
 
 
 def test_the_whole_table(tmp_path, capsys):
-    table, ways = tmp_path / "table.json", ["floor", "webui", "ours, smallest", "lora"]
+    table, ways = tmp_path / "table.json", ["floor", "webui", "lora"]
     benchmark.main(["--rounds=1", "--size=64", f"--json={table}", "--ways", *ways])
     rows = json.loads(table.read_text())
     training, sampling = rows["training"], rows["sampling"]
@@ -107,7 +106,7 @@ def test_the_whole_table(tmp_path, capsys):
     )
     assert len(capsys.readouterr().out.splitlines()) == len(training) + len(sampling) + 2
     assert training[0]["time_ratio"] == training[0]["flops_ratio"] == sampling[0]["time_ratio"] == 1
-    assert training[1]["flops_ratio"] > training[2]["flops_ratio"] > 1
+    assert training[1]["flops_ratio"] > 1 > training[2]["flops_ratio"]
     for row in training + sampling:
         assert row["images_per_second"] > 0 and row["memory_counted"] > 0 and row["memory_measured"] is None
     done = run(REPO / "examples" / "benchmark.py", "--size", "100")
