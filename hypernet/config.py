@@ -105,7 +105,7 @@ class TrainingConfig:
     train_batch_size: int = HfArg(default=1, help="Images per process in one forward pass.")
     gradient_accumulation_steps: int = HfArg(default=1, help="Forward passes per optimizer update.")
     quantize: str | None = HfArg(default=None, help="Hold the frozen UNet's attention blocks in 4 or 8 bits, through bitsandbytes: nf4 or int8; slower and a little less exact, for small cards; int8 is nearer to the whole model, nf4 smaller.")
-    compile: bool = HfArg(default=False, help="Compile the training step with torch.compile: some minutes for each shape of a batch when it first comes (size, images, length of the prompts; 32 sizes at most), faster steps then; its gradients are tried against the plain ones each time.")
+    compile: bool = HfArg(default=False, help="Compile the training step with torch.compile: some minutes for each shape of a batch when it first comes (size, images, length of the prompts; 32 sizes at most), for faster steps on a GPU; its gradients are tried against the plain ones each time.")
     gradient_checkpointing: bool = HfArg(default=False, help="Compute activations twice to save memory.")
     mixed_precision: str | None = HfArg(default=None, help="Precision of the frozen model: no (float32), fp16 or bf16, the hypernetwork stays float32; default: what accelerate is set to.")
     clip_grad_mode: str = HfArg(default="norm", help="Clip gradients by their norm, each by its value, or none.")
