@@ -106,7 +106,7 @@ def test_the_whole_table(tmp_path, capsys):
     )
     assert len(capsys.readouterr().out.splitlines()) == len(training) + len(sampling) + 2
     assert training[0]["time_ratio"] == training[0]["flops_ratio"] == sampling[0]["time_ratio"] == 1
-    assert training[1]["flops_ratio"] > 1 > training[2]["flops_ratio"]
+    assert training[1]["flops_ratio"] > training[2]["flops_ratio"] > 1  # at 64 pixels a LoRA's products show
     for row in training + sampling:
         assert row["images_per_second"] > 0 and row["memory_counted"] > 0 and row["memory_measured"] is None
     done = run(REPO / "examples" / "benchmark.py", "--size", "100")
