@@ -189,11 +189,11 @@ def main(arguments=None):
                 torch.manual_seed(derive_seed(config.seed, "dropout", epoch, epoch_step, accelerator.process_index))
                 with accelerator.accumulate(model):
                     latents, noise, timesteps = batch["latents"], batch["noise"], batch["timesteps"]
-                    noisy = scheduler.add_noise(latents, noise, timesteps)
+                    noisy = scheduler.add_noise(latents, noise, timesteps).to(dtype)
                     given = cast(dataset.conditions(batch), device, dtype)
                     if compiled is not None:
-                        compiled.meet(noisy.to(dtype), timesteps, given)
-                    prediction = model(noisy.to(dtype), timesteps, **given)
+                        compiled.meet(noisy, timesteps, given)
+                    prediction = model(noisy, timesteps, **given)
                     target, weights = diffusion_target(scheduler, latents, noise, timesteps), batch["weights"]
                     if snr_table is not None:
                         weights = weights * snr_table[timesteps].view(-1, 1, 1, 1)

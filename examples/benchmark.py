@@ -8,8 +8,8 @@
     python examples/benchmark.py --model sd15 --rounds 3             # on a CPU half an hour, 12 GB of memory
 
 The ways take turns in one process, so that noise hits all of them alike; times are medians of ratios to the floor of the
-same round (the quickstart's model is so small that much of its time goes into calling). FLOPs are torch's own count (two for a multiply-add; convolutions, products, attention); FLOPs and memory are
-counted on tensors without data. Memory is the peak of a step's tensors (weights, gradients, moments, activations); on top
+same round (the quickstart's model is so small that much of its time goes into calling). FLOPs are torch's own count (two for
+a multiply-add; convolutions, products, attention); FLOPs and memory are counted on tensors without data. Memory is the peak of a step's tensors (weights, gradients, moments, activations); on top
 come CUDA's own share and the workspaces of its libraries. On a GPU it is measured, too.
 
 A training step:
@@ -96,10 +96,8 @@ def training_step(unet, is_floor, inputs, optimizer, dtype):
     """Forward, backward and update; the floor's backward goes down to the latents."""
     latents, timesteps, text, more = inputs
     latents = latents.detach().requires_grad_(is_floor)
-    half = dtype is not torch.float32
-    with (
-        torch.autocast(latents.device.type, dtype) if half else contextlib.nullcontext()
-    ):  # of which meta knows nothing
+    half = dtype is not torch.float32  # (in which nothing runs on the meta device, of which autocast knows nothing)
+    with torch.autocast(latents.device.type, dtype) if half else contextlib.nullcontext():
         prediction = unet(latents, timesteps, text, **more).sample
     prediction.float().square().mean().backward()
     if optimizer is not None:

@@ -20,7 +20,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
 
 import hypernet
-from benchmark import CONFIGS
+from benchmark_ways import CONFIGS
 from hypernet.contexts import gather_contexts
 from hypernet.drawing import load_for_drawing
 from hypernet.drawing_options import training_options

@@ -9,7 +9,7 @@ from bitsandbytes.optim import AdamW8bit
 from conftest import REPO, run, tiny_unet, unexpected
 
 import hypernet
-from examples import benchmark, benchmark_presets, benchmark_run, benchmark_ways
+from examples import benchmark, benchmark_presets, benchmark_run, benchmark_use, benchmark_ways
 from examples.count_memory import MomentsIn8Bits, PeakMemory, counted
 from hypernet.errors import UserError
 
@@ -47,6 +47,14 @@ def test_a_batch_of_four_is_nearer():
 def test_a_merged_hypernetwork_costs_nothing():
     flops = [benchmark.count_flops(arguments("quickstart"), "sampling", way) for way in ("none", "merged", "attached")]
     assert flops[0] == flops[1] < flops[2] < 1.1 * flops[0]
+
+
+def test_the_sizes_of_files_and_frozen_models(capsys):
+    benchmark_use.main(["sizes"])
+    said = capsys.readouterr().out
+    assert re.search(r"^1,2,1 +float32 +83.7 MiB$", said, re.M) and re.search(
+        r"^UNet of sdxl +--quantize nf4 +1.83 GiB$", said, re.M
+    )
 
 
 def test_memory_is_counted_by_hand():
