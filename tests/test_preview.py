@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import open_models
+from conftest import open_models, tiny_pipeline, tiny_vae
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 import hypernet
 from hypernet import Hypernetwork, preview
 from hypernet.config import TrainingConfig
+from hypernet.models import latents_pipeline
 from hypernet.plot import _ticks, plot_losses
 from hypernet.preview import Previewer, labelled_grid
 
@@ -51,6 +52,15 @@ def test_previews_equal_the_pipeline(models_dir, monkeypatch, tiled):
             ).images[0]
             difference = np.asarray(image, np.int16) - np.asarray(expected, np.int16)
             assert np.abs(difference).max() <= 1
+
+
+def test_the_size_of_previews_follows_the_vae(tmp_path):
+    pipe = tiny_pipeline()
+    blocks = {"block_out_channels": (4, 8), "down_block_types": ("DownEncoderBlock2D",) * 2}
+    pipe.register_modules(vae=tiny_vae(**blocks, up_block_types=("UpDecoderBlock2D",) * 2))
+    pipe.save_pretrained(tmp_path)
+    models = open_models(tmp_path)
+    assert latents_pipeline(models).vae_scale_factor == models.base.image_multiple == 2
 
 
 def test_grid_keeps_every_picture():
