@@ -186,7 +186,8 @@ def main(arguments=None):
             for _ in range(config.gradient_accumulation_steps):
                 batch = next(stream)
                 epoch, epoch_step = batch["epoch"], batch["epoch_step"]
-                torch.manual_seed(derive_seed(config.seed, "dropout", epoch, epoch_step, accelerator.process_index))
+                if hypernetwork.config.dropout_structure:
+                    torch.manual_seed(derive_seed(config.seed, "dropout", epoch, epoch_step, accelerator.process_index))
                 with accelerator.accumulate(model):
                     latents, noise, timesteps = batch["latents"], batch["noise"], batch["timesteps"]
                     noisy = scheduler.add_noise(latents, noise, timesteps).to(dtype)
@@ -265,6 +266,7 @@ def finish(accelerator, output: OutputFolder, config: TrainingConfig, base, watc
         f"  model card      {output.card}",
         wandb_sync_line(accelerator) or "",
     ]
+    output.write_result(watch.result())
     if config.log_artifact:
         log_artifact(accelerator, config, output)
     if config.push_to_hub:

@@ -42,7 +42,7 @@ from hypernet.errors import UserError
 
 
 MODELS_OWN = [(HypernetworkUNet, "forward"), (Accelerator, "backward"), (Accelerator, "clip_grad_norm_")]
-MODELS_OWN += [(AcceleratedOptimizer, "step")]
+MODELS_OWN += [(AcceleratedOptimizer, "step"), (AcceleratedOptimizer, "zero_grad")]
 
 
 def parse_arguments(arguments=None):

@@ -50,8 +50,14 @@ def parse_config(arguments=None) -> TrainingConfig:
     if rest:
         raise UserError(_unknown(rest[0].partition("=")[0].lstrip("-"), "--{}"))
     if given.config:
+        # values of these options on the command line would be added to those of the file
         stated = {name for name in SEVERAL if getattr(given, name) is not None}
-        given = parser.parse_args(_flags_from_yaml(given.config, stated) + arguments)
+        options = {key: value for key, value in read_options(given.config).items() if key not in stated}
+        try:
+            flags = options_to_flags(options)
+        except UserError as error:
+            raise UserError(f"--config {given.config}: {error}") from None
+        given = parser.parse_args(flags + arguments)
     options = vars(given)
     options.pop("config")
     return TrainingConfig(**options)
@@ -73,27 +79,37 @@ def run_label(config: TrainingConfig, arguments=None) -> str:
     return ", ".join([config.name, *(f"{key}={value}" for key, value in told.items())])[:120]
 
 
-def _flags_from_yaml(path, without):
-    """A YAML file's entries as command-line flags, so that both are converted by the same rules (5e-6 is a number).
+def read_options(path, where: str = "--config") -> dict:
+    """The entries of a YAML file.
 
-    Those of the options `without`, whose values on the command line would be added to them, are left out.
+    Raises:
+        UserError: if there is no such file, or it holds anything but entries.
     """
     if not Path(path).is_file():
-        raise UserError(f"--config {path}: there is no such file")
+        raise UserError(f"{where} {path}: there is no such file")
     try:
         entries = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"--config {path}: it cannot be read as YAML ({' '.join(str(error).split())})") from None
+        raise UserError(f"{where} {path}: it cannot be read as YAML ({' '.join(str(error).split())})") from None
     if not isinstance(entries, dict):
-        raise UserError(f"--config {path}: it must hold lines such as max_train_steps: 1000")
-    fields, flags = {field.name: field for field in dataclasses.fields(TrainingConfig)}, []
-    for key, value in entries.items():
+        raise UserError(f"{where} {path}: it must hold lines such as max_train_steps: 1000")
+    return entries
+
+
+def options_to_flags(options: dict) -> list[str]:
+    """A YAML file's entries as command-line flags, so that both are converted by the same rules (5e-6 is a number).
+
+    Raises:
+        UserError: for an unknown option (with the nearest one), or a list where none is taken.
+    """
+    fields, flags = {field.name for field in dataclasses.fields(TrainingConfig)}, []
+    for key, value in options.items():
         if key not in fields:
-            raise UserError(f"--config {path}: " + _unknown(str(key), "{}"))
-        if value is None or key in without:
+            raise UserError(_unknown(str(key), "{}"))
+        if value is None:
             continue
         if isinstance(value, list) and key not in LISTS:
-            raise UserError(f"--config {path}: {key}: [...] is a list in YAML; put the value in quotes")
+            raise UserError(f"{key}: [...] is a list in YAML; put the value in quotes")
         if isinstance(value, list) and key in SEVERAL:
             flags += [f"--{key}", *map(str, value)]
         else:

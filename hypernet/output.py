@@ -43,12 +43,13 @@ class OutputFolder:
         self.card = self.root / "README.md"
         self.wandb_id = self.root / "wandb_id"
         self.held_out = self.root / "held_out.json"
+        self.result = self.root / "result.json"  # of a run that has come to its end
         self._run_file = self.root / "run.json"
         folders = [self.checkpoints, self.best, self.previews, self.logs, self.root / "wandb"]
         weights = [self.root / "config.json", self.root / WEIGHTS_NAME, self.webui_file]
         self._to_use = weights
         self._tables = (self.losses, self.val_losses, self.metrics, self.guard_log)
-        files = [self.loss_plot, self.card, self.wandb_id, self.held_out]
+        files = [self.loss_plot, self.card, self.wandb_id, self.held_out, self.result]
         files += [table.path for table in self._tables]
         self._written = [*folders, *weights, *files]  # (run.json is replaced, so that the folder is always somebody's)
         self.changed: list[str] = []  # options of the run in the folder that are others now
@@ -112,8 +113,8 @@ class OutputFolder:
             for path in self._written:
                 remove(path)
         # before any other file: without it the folder is taken for another's
-        with replacing(self._run_file) as temporary:
-            temporary.write_text(json.dumps(self.options, indent=2) + "\n", encoding="utf-8")
+        self._write_json(self._run_file, self.options)
+        remove(self.result)
         for folder in (self.root, self.checkpoints, self.previews):
             folder.mkdir(parents=True, exist_ok=True)
             remove_unfinished(folder)
@@ -126,8 +127,16 @@ class OutputFolder:
             return {}
 
     def write_held_out(self, names: dict[str, str]):
-        with replacing(self.held_out) as temporary:
-            temporary.write_text(json.dumps(names, indent=1), encoding="utf-8")
+        self._write_json(self.held_out, names)
+
+    def write_result(self, result: dict):
+        """Say how the run has ended; who compares runs reads it."""
+        self._write_json(self.result, result)
+
+    @staticmethod
+    def _write_json(path: Path, content: dict):
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:06d}"

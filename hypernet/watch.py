@@ -190,6 +190,14 @@ class Watch:
             self.output.save_picture(plot, self.output.loss_plot)
             self._plotted = time.monotonic()
 
+    def result(self) -> dict:
+        """How the run has ended: its step, and the held-out losses."""
+        found = {"step": self.state.hypernetwork.config.step, "guard_returns": self.guard.returns}
+        if self.held_out is not None:
+            found |= {"val_loss": self.guard.last_loss, "val_loss_base": self.base}
+            found |= {"best_val_loss": self.guard.best_loss, "best_step": self.guard.best_step}
+        return found
+
     def summary(self) -> str:
         """One or two lines on the held-out loss."""
         if self.held_out is None:

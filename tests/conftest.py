@@ -6,12 +6,13 @@ import os
 import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+ALONE = dict(os.environ)  # what a command gets that has all cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run in two processes
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # threads that wait for others hardly hold a core that these may need
 
 import pytest
@@ -142,25 +143,27 @@ def open_models(path, unet_dtype=torch.float32, **options):
 
 @pytest.fixture(scope="session", autouse=True)
 def newcomer(request, tmp_path_factory):
-    """README's first command in a copy of the repository, and the copy, if some test wants it.
+    """README's first command in a copy of the repository: a folder with `repo`, `stdout`, `stderr` and, at its end, `code`.
 
-    It is begun before all tests, because it takes minutes, in which most of them leave a core idle.
+    It is begun before all tests, by the first of the processes that share them out, because it takes minutes.
     """
-    if not any("quickstart" in item.fixturenames for item in request.session.items):
-        yield None
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if worker else base) / "newcomer"  # that of all workers
+    if worker not in (None, "gw0") or not any("quickstart" in item.fixturenames for item in request.session.items):
+        yield folder
         return
-    copy = tmp_path_factory.mktemp("newcomer") / "repo"
     left_out = shutil.ignore_patterns(".git", "output", "build", "wandb", "__pycache__", ".*cache", ".venv")
-    shutil.copytree(REPO, copy, ignore=left_out)
-    (command,) = re.findall(r"^pip install -r requirements\.txt && .*$", (copy / "README.md").read_text(), re.M)
+    shutil.copytree(REPO, folder / "repo", ignore=left_out)
+    (command,) = re.findall(
+        r"^pip install -r requirements\.txt && .*$", (folder / "repo" / "README.md").read_text(), re.M
+    )
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    options = {"cwd": copy, "env": {**os.environ, "PATH": path, "HF_HOME": str(copy / "cache")}}
-    with open(copy.with_name("stdout"), "w") as said, open(copy.with_name("stderr"), "w") as errors:
-        process = subprocess.Popen(command, shell=True, stdout=said, stderr=errors, start_new_session=True, **options)
-    yield process, copy
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    environment = {**ALONE, "PATH": path, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "cache")}
+    script = f"({command}) > ../stdout 2> ../stderr; echo $? > ../code.part; mv ../code.part ../code"
+    process = subprocess.Popen(script, shell=True, cwd=folder / "repo", env=environment)
+    yield folder
+    process.wait()  # another worker may be waiting for it
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import time
 
 import numpy as np
 import pytest
@@ -20,10 +21,11 @@ MODEL = REPO / "examples" / "quickstart" / "model"
 @pytest.fixture(scope="module")
 def quickstart(newcomer):
     """The finished run of README's first command in a copy of the repository, and the copy."""
-    process, copy = newcomer
-    process.wait(timeout=600)
-    said, errors = (copy.with_name(name).read_text() for name in ("stdout", "stderr"))
-    return subprocess.CompletedProcess(process.args, process.returncode, said, errors), copy
+    deadline = time.monotonic() + 600
+    while not (newcomer / "code").exists() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    code, said, errors = ((newcomer / name).read_text() for name in ("code", "stdout", "stderr"))
+    return subprocess.CompletedProcess("README's command", int(code), said, errors), newcomer / "repo"
 
 
 OPEN_MODEL = """
