@@ -1,6 +1,7 @@
 """What a run tells W&B and TensorBoard: what it is, how it goes, what it draws."""
 
 import importlib.metadata
+import os
 import re
 import secrets
 import subprocess
@@ -43,7 +44,8 @@ def start_trackers(accelerator, trackers: list[str], config: TrainingConfig, out
     run = {}
     if "wandb" in trackers and accelerator.is_main_process:
         if not output.wandb_id.is_file():
-            output.wandb_id.write_text(f"{secrets.token_hex(4)}\n{label}\n", encoding="utf-8")
+            number = os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)  # a sweep's agent names its run
+            output.wandb_id.write_text(f"{number}\n{label}\n", encoding="utf-8")
         number, name = output.wandb_id.read_text(encoding="utf-8").split("\n")[:2]  # a resumed run keeps its name
         run = {"name": config.run_name or name, "dir": str(output.root), "mode": wandb_mode(), "id": number}
         run |= {} if run["mode"] == "offline" else {"resume": "allow"}  # offline, W&B joins them when they are sent
@@ -110,8 +112,11 @@ def log_previews(accelerator, rows, prompts, step):
         if tracker.name == "wandb":
             import wandb
 
-            images = [wandb.Image(image, caption=prompt) for row, prompt in zip(rows, prompts) for image in row]
-            tracker.log({"previews": images}, step=step)
+            columns = ["step", "prompt", "number", "preview"]
+            cells = [(prompt, i, image) for row, prompt in zip(rows, prompts) for i, image in enumerate(row)]
+            table = wandb.Table(columns, [[step, prompt, i, wandb.Image(image)] for prompt, i, image in cells])
+            images = [wandb.Image(image, caption=prompt) for prompt, _, image in cells]
+            tracker.log({"previews": images, "preview_table": table}, step=step)  # to compare runs by, row by row
         elif tracker.name == "tensorboard":
             import numpy as np
 

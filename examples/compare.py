@@ -1,0 +1,95 @@
+#!/usr/bin/env python
+"""Train with every combination of some options, one run after the other, and lay the runs side by side on one page.
+
+    python examples/compare.py examples/compare.yaml                    # the quickstart, three activations
+    python examples/compare.py my_grid.yaml --output_dir output/grid --jobs 2
+    python examples/compare.py output/my_style output/my_style_2        # runs that are there already
+
+A grid is a YAML file with options of train_hypernetwork.py, and under `grid:` lists of values of which every combination is
+a run; it needs no account. The same command goes on where it was stopped: runs that are done are not made again, one
+that fails does not stop the others. The page is OUTPUT_DIR/compare.html, one file that needs nothing beside it,
+compare.png, the same as a picture, and compare.csv.
+"""
+
+import itertools
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from hypernet.script import ScriptParser, run_script
+
+import torch
+
+from compare_grid import read_grid
+from compare_page import write_page
+from compare_results import draw_previews, read_result
+from compare_runs import Run, run_all
+from hypernet.drawing_options import parse_count
+from hypernet.errors import UserError
+from hypernet.replacing import check_writable
+
+
+def parse_arguments(arguments=None):
+    parser = ScriptParser(__doc__)
+    parser.add_argument("what", nargs="+", type=Path, help="a YAML file with a grid, or folders of runs")
+    parser.add_argument("--output_dir", type=Path, help="default: output/ and the YAML file's name, or output/compare")
+    parser.add_argument("--jobs", type=parse_count, help="runs at a time; default: as many as there are GPUs, else 1")
+    parser.add_argument("--reach", type=float, help="tell also at which step a run's held-out loss was this low")
+    parser.add_argument("--prompt", nargs="+", help="what to draw with each run; default: its --validation_prompt")
+    parser.add_argument("--max_previews", type=parse_count, default=12, help="draw with so many; default: %(default)s")
+    parser.add_argument("--dry_run", action="store_true", help="only say which runs there would be")
+    parser.add_argument("--overwrite", action="store_true", help="make runs anew whose options are others than before")
+    args = parser.parse_args(arguments)
+    is_grid = args.what[0].suffix.lower() in (".yaml", ".yml")
+    if is_grid and len(args.what) > 1:
+        raise UserError(f"{args.what[1]}: one YAML file, or folders of runs")
+    args.grid = args.what[0] if is_grid else None
+    args.output_dir = args.output_dir or Path("output", args.grid.stem if is_grid else "compare")
+    try:
+        check_writable(args.output_dir)
+    except OSError as error:
+        raise UserError(f"--output_dir {args.output_dir}: it cannot be written ({error.strerror})") from None
+    return args
+
+
+def find_runs(folders: list[Path]) -> list[Run]:
+    """Runs that are there already, called after their folders.
+
+    Raises:
+        UserError: for a folder that holds none.
+    """
+    for folder in folders:
+        if not (folder / "run.json").is_file():
+            raise UserError(
+                f"{folder}: it holds no run; name folders that train_hypernetwork.py has made, or a YAML file"
+            )
+    names = [folder.resolve().name for folder in folders]
+    return [Run(name if names.count(name) == 1 else str(folder), folder, {}) for name, folder in zip(names, folders)]
+
+
+def main(arguments=None):
+    args = parse_arguments(arguments)
+    if args.grid:
+        runs = read_grid(args.grid, args.output_dir)
+        print(
+            f"{len(runs)} runs: {', '.join(itertools.islice((run.name for run in runs), 8))}{', ...' * (len(runs) > 8)}"
+        )
+        if args.dry_run:
+            return
+        failed = run_all(runs, args.output_dir, args.jobs or max(1, torch.cuda.device_count()), args.overwrite)
+    else:
+        runs, failed = find_runs(args.what), {}
+    results = [read_result(run, failed.get(run.name), args.reach) for run in runs]
+    results.sort(key=lambda result: result.rank)
+    previews = draw_previews(results, args.output_dir / "pictures", args.prompt, args.max_previews)
+    for path in write_page(results, previews, args.output_dir, args.grid.name if args.grid else f"{len(runs)} runs"):
+        print(path)
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(runs)} runs have failed; the page says why, and {args.output_dir}/logs all"
+        )
+
+
+if __name__ == "__main__":
+    run_script(main, when_stopped="stopped; what is done is kept, and the same command goes on from here")
