@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import re
 from pathlib import Path
 
 from transformers.hf_argparser import HfArg
@@ -15,6 +14,7 @@ from hypernet.model_source import ModelSource
 from hypernet.optimizers import find_class
 from hypernet.option_checks import check_options
 from hypernet.schedule import Schedule, parse_schedule
+from hypernet.sizes import parse_size
 
 STRUCTURE_OPTIONS = ("widths", "layer_structure", "activation", "weight_init", "layer_norm", "layer_norm_init")
 PATH_OPTIONS = ("pretrained_model_name_or_path", "train_data_dir", "validation_data_dir", "dataset_name", "init_from")
@@ -193,10 +193,7 @@ class TrainingConfig:
     @property
     def size(self) -> tuple[int, int]:
         """(width, height) of the training images."""
-        match = re.fullmatch(r"\s*(\d+)\s*(?:[x,]\s*(\d+)\s*)?", str(self.resolution).lower())
-        if not match or 0 in (size := (int(match[1]), int(match[2] or match[1]))):
-            raise ValueError(f"{self.resolution}: write a side, such as 512, or WIDTHxHEIGHT, such as 768x512")
-        return size
+        return parse_size(self.resolution)
 
     @property
     def templates(self) -> list[str]:

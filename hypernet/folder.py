@@ -27,6 +27,7 @@ class Folder:
     problems: list[str]  # a line for each file or folder that cannot be used
     notes: list[str]  # what the user may have meant otherwise
     captions: list[tuple[str, ...]] = dataclasses.field(default_factory=list)
+    written: list[bool] = dataclasses.field(default_factory=list)  # whether they are texts, and no file's name
 
 
 def read_folder(config, option: str = "train_data_dir") -> Folder:
@@ -36,7 +37,7 @@ def read_folder(config, option: str = "train_data_dir") -> Folder:
         UserError: if there is none, or a caption file cannot be read.
     """
     root = Path(getattr(config, option))
-    option = f"--{option} {root}"
+    option = option_text(config, option)
     if not root.is_dir():
         raise UserError(f"{option}: {'it is a file' if root.exists() else 'there is no such folder'}")
     folder = _walk(root)
@@ -50,11 +51,17 @@ def read_folder(config, option: str = "train_data_dir") -> Folder:
     sidecars = {(path.parent, path.stem): path for path in folder.texts}
     for path in folder.images:
         folder.captions.append(_caption_of(path, sidecars, described, config))
+        folder.written.append((path.parent, path.stem) in sidecars or path in described)
     stems = {(path.parent, path.stem) for path in folder.images + folder.unnamed}
     orphans = [path for place, path in sidecars.items() if place not in stems]
     if orphans:
         folder.notes.append(f"{len(orphans)} .txt files belong to no image, such as {orphans[0]}")
     return folder
+
+
+def option_text(config, option: str) -> str:
+    """How messages name it: "--train_data_dir pictures", or "SRC pictures" where a script takes it by its place."""
+    return f"{option if option.isupper() else f'--{option}'} {Path(getattr(config, option))}"
 
 
 def _walk(root) -> Folder:

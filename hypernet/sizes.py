@@ -2,8 +2,17 @@
 
 import collections
 import functools
+import re
 
 BUCKET_STEP = 64  # sides of aspect buckets are multiples of this
+
+
+def parse_size(text) -> tuple[int, int]:
+    """(width, height) of "512" or "768x512". Raises: ValueError, with what to write instead."""
+    match = re.fullmatch(r"\s*(\d+)\s*(?:[x,]\s*(\d+)\s*)?", str(text).lower())
+    if not match or 0 in (size := (int(match[1]), int(match[2] or match[1]))):
+        raise ValueError(f"{text}: write a side, such as 512, or WIDTHxHEIGHT, such as 768x512")
+    return size
 
 
 @functools.lru_cache

@@ -7,7 +7,7 @@ from pathlib import Path
 import datasets
 
 from hypernet.errors import UserError
-from hypernet.folder import IMAGE_SUFFIXES, alternatives, read_folder
+from hypernet.folder import IMAGE_SUFFIXES, alternatives, option_text, read_folder
 from hypernet.pictures import MAX_BYTES
 
 
@@ -21,6 +21,7 @@ class Source:
     is_folder: bool
     problems: list[str] = dataclasses.field(default_factory=list)  # files and folders that cannot be used at all
     notes: list[str] = dataclasses.field(default_factory=list)  # what the user may have meant otherwise
+    written: list[bool] = dataclasses.field(default_factory=list)  # of a folder: captions that are no file's name
 
     def __len__(self):
         return len(self.captions)
@@ -84,8 +85,8 @@ def open_folder(config, option: str) -> Source:
     folder = read_folder(config, option)
     images = datasets.Dataset.from_dict({"image": [str(path) for path in folder.images]})
     images = images.cast_column("image", datasets.Image(decode=False))
-    option = f"--{option} {getattr(config, option)}"
-    return Source(option, images, folder.captions, True, folder.problems, folder.notes)
+    option = option_text(config, option)
+    return Source(option, images, folder.captions, True, folder.problems, folder.notes, folder.written)
 
 
 def _open_dataset(config):
