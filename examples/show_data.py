@@ -18,7 +18,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from hypernet.script import ScriptParser, run_script
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers.image_processor import VaeImageProcessor
@@ -32,6 +31,7 @@ from hypernet.dataset import EpochBatches, TrainingImages, describe_data, encode
 from hypernet.errors import UserError
 from hypernet.fonts import load_font
 from hypernet.inspection import Picture, find_pictures
+from hypernet.likeness import find_same, thumbnail
 from hypernet.models import StableDiffusion, load_models, vae_precision, weight_dtype
 from hypernet.pictures import on_background, read_picture
 from hypernet.prompt_embeds import cut_prompts
@@ -144,22 +144,12 @@ def find_suspicious(data: Data, config, threshold=0.02) -> dict[int, list[str]]:
 
 
 def same_pictures(data: Data, threshold):
-    """(index, index of an earlier one) of pictures of one shape that differ by less than `threshold`, seen small."""
-    aspects = torch.tensor([picture.width / picture.height for picture in data.pictures]).log()
-
-    def thumbnail(index):
-        image = on_background(read_picture(data.source.read(data.pictures[index].row)), "white")
-        return np.asarray(image.resize((12, 12), Image.Resampling.BOX), np.float32).ravel() / 255
-
-    small = np.stack([thumbnail(index) for index in tqdm(range(len(data.pictures)), desc="Comparing images")])
-    small = torch.from_numpy(small)
-    for start in range(0, len(small), 512):
-        distance = torch.cdist(small[start : start + 512], small, p=1) / small.shape[1]
-        of_one_shape = (aspects[start : start + 512, None] - aspects).abs() < 0.05
-        for row, near in enumerate((distance < threshold) & of_one_shape):
-            earlier = near[: start + row].nonzero()
-            if len(earlier):
-                yield start + row, int(earlier[0])
+    """(index, index of an earlier one) of pictures that are the same, or nearly so."""
+    read = (
+        on_background(read_picture(data.source.read(picture.row)), "white")
+        for picture in tqdm(data.pictures, desc="Comparing images")
+    )
+    return find_same([thumbnail(image) for image in read], [p.width / p.height for p in data.pictures], threshold)
 
 
 def long_prompts(data: Data):
