@@ -15,7 +15,7 @@ from prepare_geometry import automatic_size, enlargement, is_oversized, split_bo
 from prepare_record import output_names
 
 MOST_PARTS = 100  # of one picture; more than that is a strip, and no picture
-COMPRESSION = 3  # of PNG: less than the usual 6, for it takes most of the time; to be measured
+COMPRESSION = 3  # of PNG: less than the usual 6, for it takes most of the time
 
 
 @dataclasses.dataclass(frozen=True)

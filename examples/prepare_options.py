@@ -81,8 +81,9 @@ def parse_arguments(docstring: str, arguments=None):
 def check_arguments(args):
     """Turns --size into numbers. Raises: UserError for values that cannot work, and folders within one another."""
     check_folders(args.SRC, args.DST)
+    option = "size"
     try:
-        option, args.size = "size", parse_size(args.size)
+        args.size = parse_size(args.size)
         option = "background"
         check_color(args.background)
         option = "filename_word_regex"

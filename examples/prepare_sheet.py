@@ -82,7 +82,7 @@ def make_card(args, source: Source, record: Record, job) -> Card | None:
 def cell_sides(count: int) -> tuple[int, int]:
     """(width, height) of each part's place after the arrow."""
     side = CELL // math.ceil(math.sqrt(count))
-    return (side, side) if count == 1 else (side - 4, side - 4)
+    return (side, side) if count == 1 else (side - 12, side - 12)  # a gap between parts
 
 
 def fitted(image: Image.Image, width: int, height: int) -> Image.Image:
