@@ -3,12 +3,14 @@
 
     python examples/benchmark_presets.py                     # all of them, some minutes
     python examples/benchmark_presets.py 8gb 8gb_sdxl
+    python examples/benchmark_presets.py --plot examples/presets.png
 
 "encoding" is the most that the VAE, or the text encoders, take in float32 while pictures and prompts are encoded, before the UNet
 comes; "step" the peak of a training step's tensors, as examples/benchmark.py counts it; "preview" that of decoding a preview
 with all that the training holds meanwhile. On top come CUDA's own share and the workspaces of its libraries, half a GiB or so.
 """
 
+import re
 import sys
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from hypernet.script import ScriptParser, run_script
 import torch
 import yaml
 from diffusers import AutoencoderKL
+from matplotlib.figure import Figure
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from benchmark import Step, parse_arguments
@@ -83,16 +86,41 @@ def count_training(args, way, tiles) -> dict[str, int]:
         return {"step": of_a_step, "preview": memory.peak}
 
 
+def draw_bars(counts: dict[str, dict[str, int]]) -> Figure:
+    """Three bars for each preset, and a line where its card ends."""
+    figure = Figure(figsize=(11, 0.75 * len(counts) + 1), dpi=110, layout="constrained")
+    axis, height = figure.subplots(), 0.27
+    for row, peaks in enumerate(counts.values()):
+        for i, (what, size) in enumerate(peaks.items()):
+            label = what if row == 0 else None
+            axis.barh(row + (i - 1) * height, size / 2**30, height, color=f"C{i}", label=label)
+    cards = [int(found[1]) if (found := re.search(r"(\d+)gb", preset)) else None for preset in counts]
+    for row, card in enumerate(cards):
+        if card:
+            axis.plot([card, card], [row - 0.42, row + 0.42], color="0.2", label="the card" if row == 0 else None)
+    axis.set(yticks=range(len(counts)), yticklabels=counts, xlabel="GiB, counted", ylim=(len(counts) - 0.5, -0.5))
+    axis.grid(axis="x", color="0.9")
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, loc="upper right")
+    return figure
+
+
 def main(arguments=None):
     parser = ScriptParser(__doc__)
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw them, too")
     parser.add_argument("presets", nargs="*", metavar="PRESET", help=f"of {', '.join(PRESETS)}; default: all")
-    presets = parser.parse_args(arguments).presets or PRESETS
+    args, counts = parser.parse_args(arguments), {}
+    presets = args.presets or PRESETS
     for preset in presets:
         if preset not in PRESETS:
             raise UserError(f"{preset}: there is no such preset; choose of {', '.join(PRESETS)}")
     for preset in presets:
-        peaks = ", ".join(f"{what} {size / 2**30:6.2f} GiB" for what, size in count(preset).items())
+        counts[preset] = count(preset)
+        peaks = ", ".join(f"{what} {size / 2**30:6.2f} GiB" for what, size in counts[preset].items())
         print(f"{preset:14} {peaks} counted", flush=True)
+    if args.plot:
+        draw_bars(counts).savefig(args.plot, format="png")
 
 
 if __name__ == "__main__":

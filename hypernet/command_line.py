@@ -121,12 +121,12 @@ def _unknown(word, form):
     names = [field.name for field in dataclasses.fields(TrainingConfig)] + ["config"]
     short = {"vae": "pretrained_vae_model_name_or_path", "model": "pretrained_model_name_or_path"}
     nearest = [short[word]] if word in short else difflib.get_close_matches(word.replace("-", "_"), names, 1, 0.5)
-    hint = f"did you mean {form.format(nearest[0])}?" if nearest else "README.md lists all options"
+    hint = f"did you mean {form.format(nearest[0])}?" if nearest else "examples/options.md lists all"
     return f"unknown option {form.format(word)}; {hint}"
 
 
 def options_table() -> str:
-    """All options as a Markdown table, for the README."""
+    """All options as a Markdown table, for examples/options.md."""
     rows = ["| option | default | meaning |", "| --- | --- | --- |", f"| `--config` |  | {CONFIG_HELP} |"]
     for field in dataclasses.fields(TrainingConfig):
         default = "" if field.default is None else f"`{field.default}`"

@@ -100,7 +100,7 @@ def test_unknown_key_in_yaml(tmp_path):
 
 
 def test_readme_lists_every_option():
-    assert options_table() in Path(REPO / "README.md").read_text(encoding="utf-8")
+    assert options_table() in Path(REPO / "examples" / "options.md").read_text(encoding="utf-8")
 
 
 def test_runs_are_called_after_what_differs(tmp_path):

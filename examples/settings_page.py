@@ -1,0 +1,109 @@
+"""The tables and the plot of settings.md, from settings.csv."""
+
+import json
+import re
+import statistics
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from hypernet.replacing import replacing
+
+PAGE = Path(__file__).with_name("settings.md")
+PLOT = Path(__file__).with_name("settings_rate.png")
+BASE = {
+    "activation": "swish",
+    "learning_rate": "3e-3",
+}  # the run of the rates' section that all others are compared with
+
+
+def write_page(rows: list[dict]):
+    """Renew what stands between `<!-- NAME -->` and `<!-- end -->` in the page, and the plot."""
+    text = PAGE.read_text(encoding="utf-8")
+    tables = {section: write_table(rows, section) for section in dict.fromkeys(row["section"] for row in rows)}
+    for name, table in tables.items():
+        text = re.sub(
+            rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)",
+            lambda m, t=table: f"{m[1]}{t}\n{m[2]}",
+            text,
+            flags=re.S,
+        )
+    with replacing(PAGE) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    draw_rates(rows).savefig(PLOT)
+    print(PAGE, PLOT, sep="\n")
+
+
+def write_table(rows: list[dict], section: str) -> str:
+    """One line for each setting, for each style its figures: mean and deviation of the seeds."""
+    styles = sorted({row["style"] for row in rows})
+    settings = {}
+    if section != "rate":  # begin with what the section changes
+        base = [row for row in rows if row["section"] == "rate" and json.loads(row["options"]) == BASE]
+        settings["*as it was*"] = base
+    for row in rows:
+        if row["section"] == section:
+            settings.setdefault(_label(row), []).append(row)
+    head = [f"{style}: held-out loss | half at step | in the style | subject right" for style in styles]
+    lines = [f"| setting | {' | '.join(head)} | file, kB |", "| --- " * (2 + 4 * len(styles)) + "|"]
+    for label, found in settings.items():
+        cells = [cell for style in styles for cell in _cells([row for row in found if row["style"] == style])]
+        size = next((f"{int(row['file_bytes']) / 1e3:,.0f}" for row in found if row["file_bytes"]), "")
+        lines.append(f"| {label} | {' | '.join(cells)} | {size} |")
+    return "\n".join(lines)
+
+
+def _label(row) -> str:
+    options = {key: value for key, value in json.loads(row["options"]).items()}
+    text = ", ".join(f"{key} {value}" for key, value in options.items())
+    return f"rank {row['rank']}, {text}" if row["rank"] else text
+
+
+def _cells(rows) -> list[str]:
+    halves = [row["half_at_step"] for row in rows]
+    reached = [int(half) for half in halves if half]
+    half = (
+        f"{statistics.fmean(reached):.0f}"
+        if reached and len(reached) == len(rows)
+        else f"{len(reached)} of {len(rows)}"
+    )
+    return [
+        _spread([float(row["val_loss"]) for row in rows if row["val_loss"]], "{:.3f}"),
+        half if rows else "",
+        _spread([float(row["style_share"]) for row in rows if row["style_share"]], "{:.0%}", False),
+        _spread([float(row["subject_share"]) for row in rows if row["subject_share"]], "{:.0%}", False),
+    ]
+
+
+def _spread(values, form, deviation=True) -> str:
+    if not values:
+        return ""
+    text = form.format(statistics.fmean(values))
+    return f"{text} ± {form.format(statistics.stdev(values))}" if deviation and len(values) > 1 else text
+
+
+def draw_rates(rows: list[dict]) -> Figure:
+    """Held-out loss over the rate, a line for each activation, a panel for each style."""
+    rows = [row for row in rows if row["section"] == "rate" and row["val_loss"]]
+    styles = sorted({row["style"] for row in rows})
+    figure = Figure(figsize=(6.5 * max(1, len(styles)), 5), dpi=110, layout="constrained")
+    panels = figure.subplots(1, max(1, len(styles)), squeeze=False)[0]
+    for panel, style in zip(panels, styles):
+        mine = [row for row in rows if row["style"] == style]
+        base = float(mine[0]["val_loss_base"])
+        for activation in dict.fromkeys(json.loads(row["options"])["activation"] for row in mine):
+            losses = {}
+            for row in mine:
+                options = json.loads(row["options"])
+                if options["activation"] == activation:
+                    losses.setdefault(float(options["learning_rate"]), []).append(
+                        min(float(row["val_loss"]), 10 * base)
+                    )
+            points = sorted((rate, statistics.fmean(values)) for rate, values in losses.items())
+            panel.plot(*zip(*points), marker="o", label=activation)
+        panel.axhline(base, color="0.5", linestyle="--", linewidth=1, label="without")
+        panel.set(xscale="log", yscale="log", xlabel="learning rate", title=f"{style}: held-out loss after 150 steps")
+        panel.grid(color="0.9")
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[-1].legend(frameon=False, fontsize="small")
+    return figure

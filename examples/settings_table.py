@@ -1,0 +1,212 @@
+#!/usr/bin/env python
+"""Measure what the settings of a hypernetwork are worth, one at a time, on the quickstart's model; writes settings.csv.
+
+    python examples/settings_table.py                       # everything: two styles, three seeds; hours on two cores
+    python examples/settings_table.py --seeds 0 --styles neon
+    python examples/settings_table.py --write_page          # the tables and plots of settings.md, from settings.csv
+
+Every run is made as examples/compare.py makes it; what is in settings.csv already is not measured again, so the command
+can be stopped and goes on. From the same runs come held-out loss, the step at which half of the loss was gone, and what
+the quickstart's classifier sees in 24 samples: how many are in the style, and how many show what the prompt says.
+"""
+
+import contextlib
+import csv
+import io
+import json
+import random
+import sys
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(REPO), str(REPO / "examples" / "quickstart")]
+
+from hypernet.script import ScriptParser, run_script
+
+import yaml
+
+import hypernet
+from classifier import judge, load_classifier
+from compare_grid import read_grid
+from compare_results import read_result
+from compare_runs import Run, run_all
+from draw import SUBJECTS, write_images
+from hypernet.drawing_options import parse_count
+from hypernet.replacing import replacing
+from measure import load_pipeline, matches, prompt_scenes, sample, share
+from settings_lora import train_lora
+from settings_page import write_page
+
+MODEL = REPO / "examples" / "quickstart" / "model"
+TABLE = REPO / "examples" / "settings.csv"
+STYLES = ("neon", "sunset")
+SAMPLES, SAMPLING_STEPS = 2 * len(SUBJECTS), 12
+
+# What all runs share; what a section says replaces it
+BASE = {
+    "pretrained_model_name_or_path": str(MODEL),
+    "resolution": 128,
+    "train_batch_size": 4,
+    "activation": "swish",
+    "learning_rate": "3e-3",
+    "max_train_steps": 150,
+    "validation_loss_steps": 25,
+    "checkpointing_steps": 150,
+    "guard": False,  # or a bad setting would be mended
+    "report_to": "none",
+}
+ACTIVATIONS = ["linear", "relu", "leakyrelu", "elu", "swish", "mish", "softsign", "tanh"]
+STRUCTURES = ["1,2,1", "1,2,2,1", "1,4,1", "1,1.5,1.5,1", "1,2,3,2,1", "1,2,2,2,1"]
+STRUCTURES += ["1,0.75,0.5,0.5,0.5,0.75,1", "1,0.5,1"]
+RATES = ["3e-5", "3e-4", "3e-3", "3e-2", "3e-1"]
+INITS = ["xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "zero"]
+SECTIONS = {
+    "rate": {"activation": ACTIVATIONS, "learning_rate": RATES},  # (what all others are compared with is one of these)
+    "structure": {"layer_structure": STRUCTURES[1:]},
+    "layer norm": {"layer_norm": [True], "layer_norm_init": ["ones", "normal"]},
+    "dropout": {"dropout_structure": ["0,0.1,0", "0,0.3,0"]},
+    "initialisation": {"weight_init": INITS},
+    "widths": {"widths": ["80", "48,96,128"]},
+    "latents": {"latent_sampling": ["once", "random"]},
+    "tags": {"train_data_dir": ["tags"], "shuffle_tags": [False, True]},
+    "lora": {"learning_rate": ["1e-3", "3e-3", "1e-2"]},  # trained by settings_lora.py
+}
+SEEDS = [0, 1, 2]
+COLUMNS = ["section", "style", "run", "seed", "options", "val_loss", "val_loss_base", "half_at_step", "style_share"]
+COLUMNS += ["subject_share", "file_bytes", "rank"]
+
+
+def parse_arguments(arguments=None):
+    parser = ScriptParser(__doc__)
+    parser.add_argument("--styles", nargs="+", choices=STYLES, default=list(STYLES), help="default: both")
+    parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=SEEDS, help="default: 0 1 2")
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="default: all")
+    parser.add_argument("--output_dir", type=Path, default=Path("output/settings"), help="default: %(default)s")
+    parser.add_argument("--jobs", type=parse_count, default=1, help="runs at a time; default: %(default)s")
+    parser.add_argument("--write_page", action="store_true", help="train nothing; write the page from settings.csv")
+    return parser.parse_args(arguments)
+
+
+# --- Data
+
+
+def draw_data(folder: Path, style: str):
+    """32 pictures to train on, the same with tags as captions, and 8 others."""
+    if (folder / "done").exists():
+        return
+    write_images(folder / "images", style, 32, seed=32)
+    write_images(folder / "held_out", style, 8, seed=999)
+    write_images(folder / "tags", style, 32, seed=32)
+    rng = random.Random(32)
+    for number in range(32):
+        words = (folder / "tags" / f"{number:02d}.txt").read_text().split()
+        scene, background = " ".join(words[1:-4]), words[-2]
+        tags = [*scene.split(), f"{background} background"]
+        rng.shuffle(tags)
+        (folder / "tags" / f"{number:02d}.txt").write_text(", ".join(tags) + "\n", encoding="utf-8")
+    (folder / "done").touch()
+
+
+# --- Runs
+
+
+def open_section(folder: Path, style: str, section: str) -> list[Run]:
+    """The runs of a section, from a file that compare.py takes, too: output/settings/STYLE_SECTION.yaml."""
+    data = folder / "data" / style
+    grid = {"seed": SEEDS, **SECTIONS[section]}
+    if "train_data_dir" in grid:
+        grid["train_data_dir"] = [str(data / name) for name in grid["train_data_dir"]]
+    name = file_name(style, section)
+    shared = {"train_data_dir": str(data / "images"), "validation_data_dir": str(data / "held_out"), "name": style}
+    with replacing(folder / f"{name}.yaml") as temporary:
+        entries = {**BASE, **shared, "cache_dir": str(folder / "cache"), "grid": grid}
+        temporary.write_text(yaml.safe_dump(entries, sort_keys=False), encoding="utf-8")
+    return read_grid(folder / f"{name}.yaml", folder / name)
+
+
+def look(pipeline, classifier, style: str) -> dict[str, float]:
+    """What the classifier sees in samples of the pipeline as it is."""
+    scenes = prompt_scenes(SAMPLES)
+    seen = judge(classifier, sample(pipeline, scenes, steps=SAMPLING_STEPS))
+    return {
+        "style_share": share(each == style for each in seen["style"]),
+        "subject_share": share(matches(scenes, seen, "subject")),
+    }
+
+
+def measure(run: Run, problem: str | None, pipeline, classifier, style: str) -> dict:
+    """The row of a run."""
+    result = read_result(run, problem)
+    row = {"val_loss": result.val_loss, "val_loss_base": result.val_loss_base, "file_bytes": result.file_bytes}
+    half = 0.5 * result.val_loss_base if result.val_loss_base else 0.0
+    row["half_at_step"] = next((step for step, loss in result.held_out if loss <= half), None)
+    if result.problem is None:
+        hypernet.attach(pipeline.unet, hypernet.load(run.folder))
+        row |= look(pipeline, classifier, style)
+        hypernet.detach(pipeline.unet)
+    return row
+
+
+def read_rows() -> list[dict]:
+    if not TABLE.is_file():
+        return []
+    with open(TABLE, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write_rows(rows: list[dict]):
+    with replacing(TABLE) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(sorted(rows, key=lambda row: [str(row[name]) for name in COLUMNS[:4]]))
+
+
+def make_section(args, style: str, section: str, seed: int):
+    """Train and measure what is missing of a section, and write it down."""
+    known = {(row["style"], row["section"], row["run"]) for row in read_rows()}
+    runs = [run for run in open_section(args.output_dir, style, section) if run.options["seed"] == seed]
+    runs = [run for run in runs if (style, section, run.name) not in known]
+    if not runs:
+        return
+    print(f"{style}, {section}, seed {seed}: {len(runs)} runs", flush=True)
+    failed = {} if section == "lora" else run_all(runs, args.output_dir / file_name(style, section), args.jobs)
+    pipeline, classifier = load_pipeline(MODEL), load_classifier()
+    for run in runs:
+        with contextlib.redirect_stderr(io.StringIO()):  # (bars of what takes a blink)
+            if section == "lora":
+                row = train_lora(run.options, run.folder)
+                pipeline.load_lora_weights(run.folder)
+                row |= look(pipeline, classifier, style)
+                pipeline.unload_lora_weights()
+            else:
+                row = measure(run, failed.get(run.name), pipeline, classifier, style)
+        options = {key: shown_option(run.options[key]) for key in SECTIONS[section]}
+        about = {"section": section, "style": style, "run": run.name, "seed": seed, "options": json.dumps(options)}
+        write_rows([*read_rows(), {**about, **row}])
+
+
+def file_name(style: str, section: str) -> str:
+    return f"{style}_{section.replace(' ', '_')}"
+
+
+def shown_option(value):
+    """Folders by their names."""
+    return Path(value).name if Path(str(value)).is_dir() else value
+
+
+def main(arguments=None):
+    args = parse_arguments(arguments)
+    if not args.write_page:
+        for style in args.styles:
+            draw_data(args.output_dir / "data" / style, style)
+        for seed in args.seeds:
+            for style in args.styles:
+                for section in args.sections:
+                    make_section(args, style, section, seed)
+    write_page(read_rows())
+
+
+if __name__ == "__main__":
+    run_script(
+        main, when_stopped="stopped; what is measured is in settings.csv, and the same command goes on from here"
+    )

@@ -1,0 +1,89 @@
+"""examples/settings_table.py: which runs there are, and what becomes of their figures."""
+
+import json
+import statistics
+
+import pytest
+from safetensors.torch import load_file
+
+import hypernet
+import settings_table
+from draw import write_images
+from hypernet.command_line import options_to_flags, parse_config
+from settings_lora import train_lora
+from settings_page import write_table
+from settings_table import SECTIONS, SEEDS, draw_data, open_section
+
+
+def test_every_setting_is_a_run_for_each_seed(tmp_path):
+    (tmp_path / "data").mkdir()
+    settings = {}
+    for section, grid in SECTIONS.items():
+        runs = open_section(tmp_path, "neon", section)
+        configs = [parse_config(options_to_flags(run.options)) for run in runs]
+        assert sorted({config.seed for config in configs}) == SEEDS and not any(config.guard for config in configs)
+        settings[section] = len(runs) // len(SEEDS)
+        assert len({run.name for run in runs}) == len(runs) == len(SEEDS) * settings[section]
+        # but for what the section says, they are those that all others are compared with
+        shared = {name: value for name, value in settings_table.BASE.items() if name not in grid}
+        assert all(run.options[name] == value for run in runs for name, value in shared.items())
+    # eight activations at five rates, ...
+    assert settings == {
+        "rate": 40,
+        "structure": 7,
+        "layer norm": 2,
+        "dropout": 2,
+        "initialisation": 5,
+        "widths": 2,
+        "latents": 2,
+        "tags": 2,
+        "lora": 3,
+    }
+
+
+def test_tags_say_what_the_captions_say(tmp_path):
+    draw_data(tmp_path, "neon")
+    for path in (tmp_path / "images").glob("*.txt"):
+        caption, tags = path.read_text().split(), (tmp_path / "tags" / path.name).read_text().strip().split(", ")
+        assert sorted(" ".join(tags).split()) == sorted(word for word in caption if word not in ("a", "an", "on"))
+        assert (path.with_suffix(".png")).read_bytes() == (tmp_path / "tags" / path.name).with_suffix(
+            ".png"
+        ).read_bytes()
+    held_out = {path.read_bytes() for path in (tmp_path / "held_out").glob("*.png")}
+    assert len(held_out) == 8 and not held_out & {path.read_bytes() for path in (tmp_path / "images").glob("*.png")}
+
+
+def row(style, section, seed, loss, half, options):
+    shares = {"style_share": 0.5, "subject_share": 1.0, "file_bytes": 2000, "val_loss_base": 1.0, "rank": ""}
+    about = {"style": style, "section": section, "seed": seed, "options": json.dumps(options)}
+    return {**about, "val_loss": loss, "half_at_step": half, **shares}
+
+
+def test_a_table_has_mean_and_deviation():
+    base = {"activation": "swish", "learning_rate": "3e-3"}
+    rows = [row("neon", "rate", seed, 0.3 + seed / 10, 25, base) for seed in (0, 1)]
+    rows += [
+        row("neon", "dropout", seed, loss, half, {"dropout_structure": "0,0.1,0"})
+        for seed, loss, half in [(0, 0.5, 50), (1, 0.6, "")]
+    ]
+    *_, as_it_was, changed = write_table(rows, "dropout").splitlines()
+    assert as_it_was == f"| *as it was* | 0.350 ± {statistics.stdev([0.3, 0.4]):.3f} | 25 | 50% | 100% | 2 |"
+    assert (
+        changed
+        == f"| dropout_structure 0,0.1,0 | 0.550 ± {statistics.stdev([0.5, 0.6]):.3f} | 1 of 2 | 50% | 100% | 2 |"
+    )
+
+
+def test_the_lora_is_of_a_hypernetworks_size_and_learns(tmp_path):
+    write_images(tmp_path / "images", "neon", 4, seed=1)
+    write_images(tmp_path / "held_out", "neon", 2, seed=2)
+    options = {**settings_table.BASE, "max_train_steps": 3, "validation_loss_steps": 1, "seed": 0}
+    options |= {"train_data_dir": str(tmp_path / "images"), "validation_data_dir": str(tmp_path / "held_out")}
+    found = train_lora({**options, "cache_dir": str(tmp_path / "cache")}, tmp_path / "lora")
+    weights = load_file(tmp_path / "lora" / "pytorch_lora_weights.safetensors")
+    size = sum(weight.numel() for weight in hypernet.Hypernetwork([48, 80, 96, 128]).parameters())
+    assert sum(weight.numel() for weight in weights.values()) == pytest.approx(size, rel=0.03)
+    assert {weight.shape[0] for name, weight in weights.items() if "lora.down" in name or "lora_A" in name} == {
+        found["rank"]
+    }
+    assert found["val_loss"] < found["val_loss_base"]
