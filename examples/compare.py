@@ -7,11 +7,11 @@
 
 A grid is a YAML file with options of train_hypernetwork.py, and under `grid:` lists of values of which every combination is
 a run; it needs no account. The same command goes on where it was stopped: runs that are done are not made again, one
-that fails does not stop the others. The page is OUTPUT_DIR/compare.html, one file that needs nothing beside it,
+that fails does not stop the others. The page is
+OUTPUT_DIR/compare.html, one file that needs nothing beside it,
 compare.png, the same as a picture, and compare.csv.
 """
 
-import itertools
 import sys
 from pathlib import Path
 
@@ -33,10 +33,16 @@ from hypernet.replacing import check_writable
 def parse_arguments(arguments=None):
     parser = ScriptParser(__doc__)
     parser.add_argument("what", nargs="+", type=Path, help="a YAML file with a grid, or folders of runs")
-    parser.add_argument("--output_dir", type=Path, help="default: output/ and the YAML file's name, or output/compare")
+    parser.add_argument(
+        "--output_dir", type=Path, help="default: output/ and the YAML file's name, or output/compared_runs"
+    )
     parser.add_argument("--jobs", type=parse_count, help="runs at a time; default: as many as there are GPUs, else 1")
     parser.add_argument("--reach", type=float, help="tell also at which step a run's held-out loss was this low")
-    parser.add_argument("--prompt", nargs="+", help="what to draw with each run; default: its --validation_prompt")
+    parser.add_argument(
+        "--prompt",
+        nargs="+",
+        help="what to draw with all runs; default: the --validation_prompt of the best that has any",
+    )
     parser.add_argument("--max_previews", type=parse_count, default=12, help="draw with so many; default: %(default)s")
     parser.add_argument("--dry_run", action="store_true", help="only say which runs there would be")
     parser.add_argument("--overwrite", action="store_true", help="make runs anew whose options are others than before")
@@ -45,11 +51,10 @@ def parse_arguments(arguments=None):
     if is_grid and len(args.what) > 1:
         raise UserError(f"{args.what[1]}: one YAML file, or folders of runs")
     args.grid = args.what[0] if is_grid else None
-    args.output_dir = args.output_dir or Path("output", args.grid.stem if is_grid else "compare")
-    try:
-        check_writable(args.output_dir)
-    except OSError as error:
-        raise UserError(f"--output_dir {args.output_dir}: it cannot be written ({error.strerror})") from None
+    for option in () if is_grid else ("jobs", "dry_run", "overwrite"):
+        if getattr(args, option):
+            raise UserError(f"--{option}: it is for a YAML file with a grid; the runs of folders are there already")
+    args.output_dir = args.output_dir or Path("output", args.grid.stem if is_grid else "compared_runs")
     return args
 
 
@@ -68,27 +73,39 @@ def find_runs(folders: list[Path]) -> list[Run]:
     return [Run(name if names.count(name) == 1 else str(folder), folder, {}) for name, folder in zip(names, folders)]
 
 
+def check_output(folder: Path):
+    """Raises: UserError if it cannot be written."""
+    try:
+        check_writable(folder)
+    except OSError as error:
+        raise UserError(f"--output_dir {folder}: it cannot be written ({error.strerror})") from None
+
+
 def main(arguments=None):
     args = parse_arguments(arguments)
+    failed = {}
     if args.grid:
         runs = read_grid(args.grid, args.output_dir)
-        print(
-            f"{len(runs)} runs: {', '.join(itertools.islice((run.name for run in runs), 8))}{', ...' * (len(runs) > 8)}"
-        )
+        names = [run.name for run in runs]
+        print(f"{len(runs)} runs: {', '.join(names[:8])}{', ...' * (len(names) > 8)}")
         if args.dry_run:
             return
+        check_output(args.output_dir)
         failed = run_all(runs, args.output_dir, args.jobs or max(1, torch.cuda.device_count()), args.overwrite)
     else:
-        runs, failed = find_runs(args.what), {}
+        runs = find_runs(args.what)
+        check_output(args.output_dir)
     results = [read_result(run, failed.get(run.name), args.reach) for run in runs]
     results.sort(key=lambda result: result.rank)
+    title = args.grid.name if args.grid else f"{len(runs)} runs"
+    paths = write_page(results, None, args.output_dir, title)  # whatever becomes of the pictures
     previews = draw_previews(results, args.output_dir / "pictures", args.prompt, args.max_previews)
-    for path in write_page(results, previews, args.output_dir, args.grid.name if args.grid else f"{len(runs)} runs"):
-        print(path)
+    if previews is not None:
+        write_page(results, previews, args.output_dir, title)
+    print(*paths, sep="\n")
     if failed:
-        raise UserError(
-            f"{len(failed)} of {len(runs)} runs have failed; the page says why, and {args.output_dir}/logs all"
-        )
+        logs = args.output_dir / "logs"
+        raise UserError(f"{len(failed)} of {len(runs)} runs have failed; the page says why, and {logs} all they said")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from hypernet.command_line import options_to_flags, parse_config, read_options
 from hypernet.errors import UserError
 from compare_runs import Run
 
-MOST_LETTERS = 100  # of a run's name; it names a folder
+MOST_BYTES = 120  # of a run's name; it names a folder
 OWN = ("output_dir", "overwrite", "run_name")  # set for each run
 
 
@@ -23,7 +23,7 @@ def read_grid(path: Path, output_dir: Path) -> list[Run]:
         UserError: for an unknown option, or a value that cannot work, before anything is trained.
     """
     try:
-        entries = read_options(path, "")
+        entries = read_options(path, "a grid is to be read from")
         grids = entries.pop("grid", None)
         config = entries.pop("config", None)
         shared = {**(read_options(config, "config:") if config else {}), **entries}
@@ -34,7 +34,9 @@ def read_grid(path: Path, output_dir: Path) -> list[Run]:
         names = _names(points)
         runs = []
         for name, point in zip(names, points):
-            options = {**shared, **point, "output_dir": str(output_dir / "runs" / name), "run_name": name}
+            # one name for all, or templates with [name] would give each run prompts of its own
+            options = {"name": output_dir.resolve().name, **shared, **point}
+            options |= {"output_dir": str(output_dir / "runs" / name), "run_name": name}
             options.pop("overwrite", None)
             parse_config(options_to_flags(options))
             runs.append(Run(name, output_dir / "runs" / name, options))
@@ -60,16 +62,20 @@ def shown(value) -> str:
 
 
 def _names(points: list[dict]) -> list[str]:
-    """ "activation=swish,seed=1" of each point: the options that differ among them, fit for a folder's name."""
+    """ "activation=swish,seed=1" of each point: the options that differ among them, fit for a folder's name.
+
+    One point alone is called after all its options.
+    """
     texts = [{key: shown(value) for key, value in point.items()} for point in points]
     keys = dict.fromkeys(key for text in texts for key in text)
-    differing = [key for key in keys if len({text.get(key) for text in texts}) > 1]
+    differing = [key for key in keys if len({text.get(key) for text in texts}) > 1 or len(texts) == 1]
     names = []
     for text in texts:
         told = ",".join(f"{key}={text[key]}" for key in differing if key in text) or "run"
         name = re.sub(r"[^\w.=,+-]+", "_", told).strip("._")
-        if len(name) > MOST_LETTERS or name in names:  # those that are alike but for letters that no folder takes
-            name = f"{name[:MOST_LETTERS]}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+        if len(name.encode()) > MOST_BYTES or name in names:  # alike but for letters that no folder takes
+            short = name.encode()[:MOST_BYTES].decode(errors="ignore")
+            name = f"{short}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
         if texts.count(text) > 1:
             raise UserError(f"grid: {told} is there twice")
         names.append(name)

@@ -4,6 +4,7 @@ import base64
 import csv
 import dataclasses
 import io
+import math
 import statistics
 import textwrap
 from pathlib import Path
@@ -68,17 +69,19 @@ def group_runs(results: list[Result]) -> list[Group]:
 def table(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
     """Headings, and a row of texts for each group; columns that no run has anything to say in are left out."""
     columns = {
-        "held-out loss": [_spread(group.of("val_loss"), "{:.4f}") for group in groups],
-        "best": [_spread(group.of("best_val_loss"), "{:.4f}") for group in groups],
-        "at step": [_spread(group.of("best_step"), "{:.0f}") for group in groups],
-        "reached at step": [_spread(group.of("reached"), "{:.0f}") for group in groups],
-        "training loss": [_spread(group.of("last_loss"), "{:.4f}") for group in groups],
-        "images / s": [_spread(group.of("images_per_second"), "{:.2f}") for group in groups],
-        "memory, GiB": [_spread(group.of("peak_memory_gib"), "{:.2f}") for group in groups],
-        "file, MB": [_spread([size / 1e6 for size in group.of("file_bytes")], "{:.2f}") for group in groups],
-        "guard went back": [_spread([n for n in group.of("guard_returns") if n], "{:.0f}") for group in groups],
-        "": [f"{group.problem}" if group.problem else "" for group in groups],
+        "held-out loss": [spread(group.of("val_loss"), "{:.4f}") for group in groups],
+        "best": [spread(group.of("best_val_loss"), "{:.4f}") for group in groups],
+        "at step": [spread(group.of("best_step"), "{:.0f}") for group in groups],
+        "reached at step": [_reached(group) for group in groups],
+        "training loss": [spread(group.of("last_loss"), "{:.4f}") for group in groups],
+        "images / s": [spread(group.of("images_per_second"), "{:.2f}") for group in groups],
+        "memory, GiB": [spread(group.of("peak_memory_gib"), "{:.2f}") for group in groups],
+        "file, MB": [spread([size / 1e6 for size in group.of("file_bytes")], "{:.2f}") for group in groups],
+        "guard went back": [spread(group.of("guard_returns"), "{:.1f}") for group in groups],
+        "": [group.problem or "" for group in groups],
     }
+    if not any(sum(group.of("guard_returns")) for group in groups):
+        del columns["guard went back"]
     columns = {name: texts for name, texts in columns.items() if any(texts)}
     options = list(groups[0].values) or ["run"]
     several = any(len(group.results) > 1 for group in groups)
@@ -89,13 +92,26 @@ def table(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
     return [*options, *(["runs"] * several), *columns], rows
 
 
-def _spread(values: list, form: str) -> str:
-    """The value, or the mean of several and their standard deviation."""
-    if not values:
-        return ""
-    text = form.format(statistics.fmean(values))
-    spread = form.format(statistics.stdev(values)) if len(values) > 1 else "0"
-    return f"{text} ± {spread}" if float(spread) else text
+def _reached(group: Group) -> str:
+    """At which step the held-out loss was as low as asked, if all its runs came there; else how many did."""
+    reached = group.of("reached")
+    return (
+        f"{len(reached)} of {len(group.results)}"
+        if 0 < len(reached) < len(group.results)
+        else spread(reached, "{:.0f}")
+    )
+
+
+def spread(values: list, form: str) -> str:
+    """The value, or the mean of several and their standard deviation; those that are not finite are counted apart."""
+    finite = [value for value in values if math.isfinite(value)]
+    lost = f"{len(values) - len(finite)} not finite" if len(finite) < len(values) else ""
+    if not finite:
+        return lost
+    text = form.format(statistics.fmean(finite))
+    spread = form.format(statistics.stdev(finite)) if len(finite) > 1 else "0"
+    text = f"{text} ± {spread}" if float(spread) else text
+    return f"{text}, {lost}" if lost else text
 
 
 def write_csv(results: list[Result], path: Path):
@@ -127,7 +143,7 @@ def draw_curves(groups: list[Group]) -> Image.Image:
         for number, group in reversed(list(enumerate(groups))):
             for i, result in enumerate(group.results):
                 steps, losses = _smooth(getattr(result, name), window)
-                label = textwrap.shorten(group.name, 80) if i == 0 and number < MOST_NAMED else None
+                label = _label(group.name) if i == 0 and number < MOST_NAMED else None
                 axis.plot(steps, losses, color=group.color, label=label, linewidth=1.6, zorder=3 - number / len(groups))
         axis.set(title=title, xlabel="step")
         axis.grid(color="0.9")
@@ -155,6 +171,11 @@ def draw_curves(groups: list[Group]) -> Image.Image:
     return Image.open(buffer).convert("RGB")
 
 
+def _label(name):
+    """Fit for a legend, in which matplotlib takes $ for mathematics and hides what begins with an underscore."""
+    return " " + textwrap.shorten(name, 80).replace("$", r"\$")
+
+
 def _color(groups):
     few = len(groups) <= 10
     for number, group in enumerate(groups):
@@ -171,7 +192,8 @@ def _smooth(pairs, window):
 
 def _limit(axis, groups, name):
     """Let what has run away not flatten all others."""
-    values = [value for group in groups for result in group.results for _, value in getattr(result, name) if value > 0]
+    values = [value for group in groups for result in group.results for _, value in getattr(result, name)]
+    values = [value for value in values if math.isfinite(value) and value > 0]
     if values:
         axis.set_ylim(0.9 * min(values), min(1.1 * max(values), 20 * min(values)))
 

@@ -8,14 +8,15 @@ import math
 import statistics
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from compare_grid import shown
 from compare_runs import Run
 from hypernet.drawing import PictureSettings
-from hypernet.drawing_options import find_model, parse_size
-from hypernet.errors import UserError
+from hypernet.command_line import options_to_flags, parse_config
+from hypernet.drawing_options import find_model
 from hypernet.infotext import read_png_infotext
+from hypernet.sizes import parse_size
 from xy_plot import cell_key, draw_missing
 
 # Options in which runs differ without being other runs
@@ -63,13 +64,21 @@ class Result:
 
 def read_result(run: Run, problem: str | None, reach: float | None = None) -> Result:
     """The run's tables and files; `problem` says why it has failed."""
-    folder, options = run.folder, {**run.options, **run.told}
+    folder = run.folder
+    # (one that has failed early has written nothing down)
+    options = run.told or vars(parse_config(options_to_flags(run.options)))
     held_out, metrics = _pairs(folder / "validation_loss.csv", "val_loss"), _rows(folder / "metrics.csv")
     end = folder / "result.json"
     ended = json.loads(end.read_text(encoding="utf-8")) if end.is_file() else {}
     if not ended and problem is None:
         problem = f"not finished, at step {metrics[-1]['step'] if metrics else 0}"
     webui_file = folder / f"{options.get('name')}.pt"
+    if held_out:
+        ended = {
+            "val_loss": held_out[-1][1],
+            "val_loss_base": _pairs(folder / "validation_loss.csv", "val_loss_base")[0][1],
+            **ended,
+        }
     names = {field.name for field in dataclasses.fields(Result)}
     return Result(
         run,
@@ -165,26 +174,20 @@ def _model(result):
 
 def _settings(result: Result, prompt: str, seed: int, stack) -> PictureSettings:
     options = result.options
-    try:
-        size = parse_size(str(options.get("resolution", 512)).replace(",", "x").replace(" ", ""))
-    except argparse.ArgumentTypeError as error:
-        raise UserError(f"{result.run.folder}: resolution {error}") from None
     return PictureSettings(
         prompt=prompt,
         seed=seed,
         steps=int(options.get("validation_inference_steps", 25)),
         guidance_scale=float(options.get("validation_guidance_scale", 7.5)),
-        size=size,
+        size=parse_size(str(options.get("resolution", 512))),
         hypernetworks=stack,
     )
 
 
-def open_pictures(previews: Previews, width: int | None = None) -> list[list[Image.Image]]:
-    """The pictures, as they are or of one width."""
+def open_pictures(previews: Previews, side: int | None = None) -> list[list[Image.Image]]:
+    """The pictures as they are, or all fitted into the same white square of `side` pixels."""
     rows = [[Image.open(path).convert("RGB") for path in row] for row in previews.paths]
-    if width is None:
+    if side is None:
         return rows
-    return [
-        [image.resize((width, round(width * image.height / image.width)), Image.Resampling.LANCZOS) for image in row]
-        for row in rows
-    ]
+    how = {"method": Image.Resampling.LANCZOS, "color": "white"}
+    return [[ImageOps.pad(image, (side, side), **how) for image in row] for row in rows]

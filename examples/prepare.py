@@ -88,7 +88,7 @@ def plan(args, source: Source, record: Record) -> tuple[list[Job], dict[str, str
             reasons[name] = str(error)
             continue
         name_text = caption_from_name(Path(name).stem, args.filename_word_regex, args.filename_join_string)
-        stamp = "/".join(stamps[row].rsplit("/", 2)[1:])  # its size and time, for SRC may be moved
+        stamp = "/".join(stamps[row].rsplit("/", 2)[1:])  # its size and time
         jobs.append(Job(row, name, base, stamp, written_text(source, row), name_text))
     return jobs, reasons
 
@@ -227,6 +227,8 @@ def main(arguments=None):
         reasons |= {copy: f"the same picture as {kept}, or nearly so" for copy, kept in again}
         pending = [job for job in pending if job.source not in reasons]
     reasons |= run_jobs(args, source, record, pending, captioners)
+    for name in reasons.keys() & record.entries.keys():
+        record.append({**record.entries[name], "left_out": reasons[name]})  # what may be called so is not ours
     if not args.skip_duplicates:
         copies = find_copies(args, source, record, jobs)
     reasons |= dict(problem.rsplit(": ", 1) for problem in source.problems)

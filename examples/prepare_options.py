@@ -135,6 +135,9 @@ def recorded(args) -> dict:
     """The options that shape what is made, as they are kept beside it."""
     options = {name: value for name, value in vars(args).items() if name not in CHANGEABLE}
     options["focus"] = args.focus is not None
+    for name, decides in (("max_enlarged", args.skip_small), ("same_threshold", args.skip_duplicates)):
+        if not decides:  # then it is only told
+            del options[name]
     options = {"SRC": os.path.realpath(args.SRC), **options}
     return json.loads(json.dumps(options))
 

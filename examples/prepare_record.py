@@ -23,7 +23,7 @@ class Record:
     """The options that a folder was made with, and for each source what is planned or made of it.
 
     An entry has "source" and "base" (paths in the two folders, with slashes, the latter without ending), and once it is
-    done "stamp", "width", "height", "size", "boxes", "thumbnail" and "files".
+    done "stamp", "width", "height", "size", "boxes", "thumbnail" and "files", or, if nothing was made of it, "left_out".
     """
 
     def __init__(self, folder: Path):
@@ -62,7 +62,8 @@ class Record:
     def own_files(self) -> list[Path]:
         """All that was made and is still there, finished or not."""
         named = {name for entry in self.entries.values() for name in entry.get("files", [])}
-        bases = {entry["base"] for entry in self.entries.values() if "files" not in entry}
+        unfinished = (entry for entry in self.entries.values() if not {"files", "left_out"} & set(entry))
+        bases = {entry["base"] for entry in unfinished}
         for name in existing_files(self.folder) if bases else ():
             if bases & set(roots(stem_of(name), self.options.get("split"), self.options.get("flip"))):
                 named.add(name)

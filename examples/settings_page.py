@@ -7,6 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from compare_page import spread
 from hypernet.replacing import replacing
 
 PAGE = Path(__file__).with_name("settings.md")
@@ -17,10 +18,13 @@ BASE = {
 }  # the run of the rates' section that all others are compared with
 
 
-def write_page(rows: list[dict]):
-    """Renew what stands between `<!-- NAME -->` and `<!-- end -->` in the page, and the plot."""
+def write_page(rows: list[dict], base: dict):
+    """Renew what stands between `<!-- NAME -->` and `<!-- end -->` in the page, and the plot.
+
+    `base` are the options of that run of the rates' section with which all other sections are compared.
+    """
     text = PAGE.read_text(encoding="utf-8")
-    tables = {section: write_table(rows, section) for section in dict.fromkeys(row["section"] for row in rows)}
+    tables = {section: write_table(rows, section, base) for section in dict.fromkeys(row["section"] for row in rows)}
     for name, table in tables.items():
         text = re.sub(
             rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)",
@@ -34,13 +38,14 @@ def write_page(rows: list[dict]):
     print(PAGE, PLOT, sep="\n")
 
 
-def write_table(rows: list[dict], section: str) -> str:
+def write_table(rows: list[dict], section: str, base: dict) -> str:
     """One line for each setting, for each style its figures: mean and deviation of the seeds."""
     styles = sorted({row["style"] for row in rows})
     settings = {}
     if section != "rate":  # begin with what the section changes
-        base = [row for row in rows if row["section"] == "rate" and json.loads(row["options"]) == BASE]
-        settings["*as it was*"] = base
+        settings["*as it was*"] = [
+            row for row in rows if row["section"] == "rate" and json.loads(row["options"]) == base
+        ]
     for row in rows:
         if row["section"] == section:
             settings.setdefault(_label(row), []).append(row)
@@ -54,8 +59,7 @@ def write_table(rows: list[dict], section: str) -> str:
 
 
 def _label(row) -> str:
-    options = {key: value for key, value in json.loads(row["options"]).items()}
-    text = ", ".join(f"{key} {value}" for key, value in options.items())
+    text = ", ".join(f"{key} {value}" for key, value in json.loads(row["options"]).items())
     return f"rank {row['rank']}, {text}" if row["rank"] else text
 
 
@@ -68,18 +72,14 @@ def _cells(rows) -> list[str]:
         else f"{len(reached)} of {len(rows)}"
     )
     return [
-        _spread([float(row["val_loss"]) for row in rows if row["val_loss"]], "{:.3f}"),
+        spread([float(row["val_loss"]) for row in rows if row["val_loss"]], "{:.3f}"),
         half if rows else "",
-        _spread([float(row["style_share"]) for row in rows if row["style_share"]], "{:.0%}", False),
-        _spread([float(row["subject_share"]) for row in rows if row["subject_share"]], "{:.0%}", False),
+        *(_mean([float(row[name]) for row in rows if row[name]]) for name in ("style_share", "subject_share")),
     ]
 
 
-def _spread(values, form, deviation=True) -> str:
-    if not values:
-        return ""
-    text = form.format(statistics.fmean(values))
-    return f"{text} ± {form.format(statistics.stdev(values))}" if deviation and len(values) > 1 else text
+def _mean(shares) -> str:
+    return f"{statistics.fmean(shares):.0%}" if shares else ""
 
 
 def draw_rates(rows: list[dict]) -> Figure:

@@ -180,6 +180,9 @@ def make_section(args, style: str, section: str, seed: int):
                 pipeline.unload_lora_weights()
             else:
                 row = measure(run, failed.get(run.name), pipeline, classifier, style)
+            if row.get("val_loss") is None:
+                print(f"{run.name}: {failed.get(run.name)}; it is tried again the next time")
+                continue
         options = {key: shown_option(run.options[key]) for key in SECTIONS[section]}
         about = {"section": section, "style": style, "run": run.name, "seed": seed, "options": json.dumps(options)}
         write_rows([*read_rows(), {**about, **row}])
@@ -203,7 +206,7 @@ def main(arguments=None):
             for style in args.styles:
                 for section in args.sections:
                     make_section(args, style, section, seed)
-    write_page(read_rows())
+    write_page(read_rows(), {name: BASE[name] for name in SECTIONS["rate"]})
 
 
 if __name__ == "__main__":

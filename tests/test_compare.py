@@ -2,18 +2,25 @@
 
 import csv
 import json
+import math
 import re
+import signal
 import statistics
+import struct
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 import yaml
 from conftest import REPO, run, train_here
 from PIL import Image
+from wandb.proto.wandb_internal_pb2 import Record
 
 import compare
 from compare_grid import read_grid
-from compare_page import group_runs, table
+from compare_page import group_runs, table, write_page
 from compare_results import Result
 from compare_runs import Run
 from hypernet.command_line import options_to_flags, parse_config
@@ -95,6 +102,23 @@ def test_a_folder_without_a_run(tmp_path):
         compare.main([str(tmp_path), "--output_dir", str(tmp_path / "out")])
 
 
+def wandb_run(log):
+    """What a run's file tells W&B of the run. (LevelDB's log format: blocks of 32 KiB with parts of records.)"""
+    data, place, parts = log.read_bytes(), 7, b""
+    while place < len(data):
+        if 32768 - place % 32768 < 7:  # no room for a part's header
+            place += 32768 - place % 32768
+        length, kind = struct.unpack_from("<xxxxHB", data, place)
+        parts += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # a whole record, or its last part
+            record = Record()
+            record.ParseFromString(parts)
+            if record.HasField("run"):
+                return record.run
+            parts = b""
+
+
 def test_from_a_grid_to_a_page(tmp_path, shared, monkeypatch, capsys):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.chdir(tmp_path)
@@ -121,6 +145,7 @@ def test_from_a_grid_to_a_page(tmp_path, shared, monkeypatch, capsys):
         assert float(row["val_loss_base"]) == pytest.approx(float(measured[0]["val_loss_base"]), abs=1e-6)
     assert float(rows[0]["val_loss"]) <= float(rows[1]["val_loss"])
 
+    assert list(rows[0])[:3] == ["run", "widths", "learning_rate"]  # that is all in which they differ
     page = (out / "compare.html").read_text()
     assert "999" in page and page.index(rows[0]["learning_rate"]) < page.index(rows[1]["learning_rate"])
     sources = re.findall(r'(?:src|href)="([^"]{,40})', page)
@@ -132,7 +157,8 @@ def test_from_a_grid_to_a_page(tmp_path, shared, monkeypatch, capsys):
     # in W&B they are of one group, each called after what differs, with the previews as a table
     (folder,) = (out / "runs" / rows[0]["run"] / "wandb").glob("offline-run-*")
     (log,) = folder.glob("*.wandb")
-    assert b"my" in log.read_bytes() and rows[0]["run"].encode() in log.read_bytes()
+    record = wandb_run(log)
+    assert (record.run_group, record.display_name) == ("my", rows[0]["run"])
     (previews, *_) = sorted(folder.glob("files/media/table/preview_table*.json"))
     previews = json.loads(previews.read_text())
     assert previews["columns"] == ["step", "prompt", "number", "preview"] and len(previews["data"]) == 2
@@ -160,6 +186,40 @@ def test_runs_that_are_there(tmp_path, models_dir, images_dir, capsys):
     assert "no pictures" in capsys.readouterr().out
 
 
+def test_ctrl_c_lets_the_run_save_and_the_same_command_goes_on(tmp_path, shared):
+    def grid(steps):
+        return write(tmp_path / "grid.yaml", **shared, report_to="none", max_train_steps=steps, grid={"seed": [1, 2]})
+
+    command = [sys.executable, REPO / "examples" / "compare.py", grid(100000), "--output_dir", tmp_path / "out"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    first, second = (tmp_path / "out" / "runs" / f"seed={seed}" for seed in (1, 2))
+    deadline = time.monotonic() + 120
+    while not (first / "hypernetwork_loss.csv").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    said, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in errors, errors
+    assert errors.strip().splitlines()[-1] == "stopped; what is done is kept, and the same command goes on from here"
+    (state,) = (first / "checkpoints").iterdir()  # saved, and nobody is at work there any more
+    step = int(state.name.removeprefix("step-"))
+    assert not second.exists()
+    compare.main([str(grid(step + 2)), "--output_dir", str(tmp_path / "out")])
+    rows = {row["run"]: row for row in csv.DictReader(open(tmp_path / "out" / "compare.csv"))}
+    assert {row["step"] for row in rows.values()} == {str(step + 2)}
+    assert f"Going on from {state}" in (tmp_path / "out" / "logs" / "seed=1.txt").read_text()
+
+
+def test_losses_that_are_not_finite_are_told(tmp_path):
+    results = [result("relu 0", val_loss=math.nan), result("relu 1", val_loss=0.5), result("swish 0", val_loss=0.6)]
+    for each in results:
+        each.losses, each.held_out = [(10, math.nan), (20, math.inf)], [(10, each.val_loss)]
+    paths = write_page(sorted(results, key=lambda each: each.rank), None, tmp_path, "$x^2 runs")
+    assert all(path.stat().st_size for path in paths)
+    _, rows = table(group_runs(results))
+    assert rows[0][:3] == ["swish", "1", "0.6000"] and rows[1][:3] == ["relu", "2", "0.5000, 1 not finite"]
+
+
 def result(name, **values):
     options = {"activation": name.split()[0], "seed": int(name.split()[1])}
     return Result(Run(name, None, options), options, values.pop("problem", None), [], [], **values)
@@ -170,7 +230,7 @@ def test_seeds_are_taken_together():
     results = [result(name, val_loss=loss) for name, loss in losses.items()]
     results += [result("mish 0", problem="it died"), result("mish 1", val_loss=0.1)]
     headings, rows = table(group_runs(results))
-    assert headings == ["activation", "runs", "held-out loss", "guard went back", ""][:3] + [""]
+    assert headings == ["activation", "runs", "held-out loss", ""]
     assert [row[0] for row in rows] == ["swish", "relu", "mish"]  # by the mean; one that failed comes last
     assert rows[1][2] == f"{statistics.fmean([0.2, 0.4]):.4f} ± {statistics.stdev([0.2, 0.4]):.4f}"
     assert rows[2][-1] == "it died"

@@ -445,6 +445,24 @@ def test_nothing_is_overwritten_unless_asked(tmp_path):
     assert Image.open(sheet).size == (3, 3)
 
 
+def test_what_lies_in_the_place_of_a_picture_that_was_left_out_is_not_deleted(tmp_path):
+    source = write(tmp_path / "in", {"a.png": (60, 60), "small.png": (9, 9)})
+    assert "left out: small.png" in run_here(source, tmp_path / "out", "--size=32", "--skip_small")
+    scene(3).save(tmp_path / "out" / "small.png")
+    (tmp_path / "out" / "small.txt").write_text("mine")
+    mine = {name: data for name, data in contents(tmp_path / "out").items() if name.startswith("small")}
+    run_here(source, tmp_path / "out", "--size=48", "--skip_small", "--overwrite")
+    assert Image.open(tmp_path / "out" / "a.png").size == (48, 48)
+    assert {name: data for name, data in contents(tmp_path / "out").items() if name.startswith("small")} == mine
+    assert len(mine) == 2
+
+
+def test_what_is_only_told_may_be_told_otherwise(tmp_path):
+    source = write(tmp_path / "in", {"a.png": (30, 30)})
+    assert "small: a.png" in run_here(source, tmp_path / "out", "--size=32")
+    assert "small" not in run_here(source, tmp_path / "out", "--size=32", "--max_enlarged=2")
+
+
 def test_a_picture_that_has_changed_or_gone_is_told(tmp_path):
     source = write(tmp_path / "in", {"a.png": (60, 60), "b.png": (60, 60)})
     run_here(source, tmp_path / "out", "--size=32")

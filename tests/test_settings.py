@@ -66,7 +66,7 @@ def test_a_table_has_mean_and_deviation():
         row("neon", "dropout", seed, loss, half, {"dropout_structure": "0,0.1,0"})
         for seed, loss, half in [(0, 0.5, 50), (1, 0.6, "")]
     ]
-    *_, as_it_was, changed = write_table(rows, "dropout").splitlines()
+    *_, as_it_was, changed = write_table(rows, "dropout", base).splitlines()
     assert as_it_was == f"| *as it was* | 0.350 ± {statistics.stdev([0.3, 0.4]):.3f} | 25 | 50% | 100% | 2 |"
     assert (
         changed
