@@ -1,0 +1,235 @@
+"""examples/colab.ipynb, executed from its first cell to its last on the quickstart's model; what its cells call."""
+
+import base64
+import io
+import json
+import os
+import random
+import re
+import signal
+import sys
+import threading
+import types
+import zipfile
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+from conftest import REPO
+from IPython.core.inputtransformer2 import TransformerManager
+from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell
+from PIL import Image
+
+import colab
+import hypernet
+from draw import caption, draw, random_scene
+from hypernet.command_line import parse_config
+
+NOTEBOOK = REPO / "examples" / "colab.ipynb"
+SETTINGS = {"NAME": "drawn", "SIZE": 64, "STEPS": 12, "SAVE_EVERY": 6, "PREPARE": "--split --focus"}
+SETTINGS |= {"PROMPTS": "a red star on a blue background; a white cat on a purple background"}
+SETTINGS |= {"MORE": {"validation_inference_steps": 3, "train_batch_size": 2, "validation_split": 0.2}}
+SETTINGS |= {"PRESET": "examples/quickstart.yaml", "MODEL": "examples/quickstart/model"}
+AFTERWARDS = """
+OPTIONS["max_train_steps"] = 14
+said = colab.train(OPTIONS)
+print(*said, sep="\\n")
+try:
+    colab.train({**OPTIONS, "pretrained_model_name_or_path": "no/where"})
+except colab.Notice as notice:
+    print("NOTICE", notice)
+raise colab.Notice("one line")
+"""
+
+
+def cells(kind):
+    return {cell.id: cell for cell in nbformat.read(NOTEBOOK, 4).cells if cell.cell_type == kind}
+
+
+def pictures(cell) -> list[Image.Image]:
+    """The pictures below an executed cell."""
+    found = [output["data"]["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
+    return [Image.open(io.BytesIO(base64.b64decode(data))) for data in found]
+
+
+def text(cell) -> str:
+    """The texts below it."""
+    shown = [output.get("text") or output.get("data", {}).get("text/plain", "") for output in cell.outputs]
+    return "\n".join(shown)
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """The executed cells by their ids, one of ours at the end, and the folder of the work."""
+    folder, rng = tmp_path_factory.mktemp("notebook"), random.Random(0)
+    (folder / "raw").mkdir()
+    for i, sides in enumerate([(96, 96), (96, 96), (96, 80), (220, 96), (96, 96), (80, 96)]):
+        scene = random_scene(rng)
+        draw(scene, "neon", size=96).resize(sides).save(folder / "raw" / f"{i}.png")
+        (folder / "raw" / f"{i}.txt").write_text(caption(scene))
+    settings = {**SETTINGS, "PICTURES": str(folder / "raw"), "WORK": str(folder / "work")}
+    notebook = nbformat.read(NOTEBOOK, 4)
+    notebook.cells.append(new_code_cell(AFTERWARDS, id="afterwards"))
+    client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(NOTEBOOK.parent)}})
+    client.allow_errors = True
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HYPERNET_NOTEBOOK", json.dumps(settings))
+        client.execute()
+    return {cell.id: cell for cell in notebook.cells}, folder / "work"
+
+
+def test_every_cell_runs_and_shows_its_pictures(executed):
+    ran, work = executed
+    for cell in ran.values():
+        if cell.cell_type == "code":
+            assert cell.execution_count, cell.id
+        if cell.cell_type == "code" and cell.id != "afterwards":
+            assert not [output for output in cell.outputs if output.output_type == "error"], (cell.id, cell.outputs)
+    assert "8 pictures from 6 of 6 files, 1 split" in text(ran["prepare"])
+    assert "6 files" not in text(ran["fetch"]) and "12 files" in text(ran["fetch"])
+    assert {name: len(pictures(ran[name])) for name in ("prepare", "compare", "plot")} == dict.fromkeys(
+        ("prepare", "compare", "plot"), 1
+    )
+    assert len(pictures(ran["data"])) in (1, 2)
+    loss, previews = pictures(ran["train"])
+    assert loss.size == (800, 450)
+    for picture, path in [
+        (loss, work / "drawn" / "loss.png"),
+        (pictures(ran["plot"])[0], work / "drawn_plot.png"),
+        (previews, work / "drawn" / "previews" / "before_after.png"),
+    ]:
+        assert np.asarray(picture).std() > 5 and picture.width <= colab.WIDTH, path
+        assert path.exists()
+    hypernetwork = hypernet.load(work / "drawn" / "drawn.pt")
+    assert hypernetwork.config.step in (12, 14) and "drawn.pt" in text(ran["download"])
+
+
+def test_of_the_progress_the_last_bar_is_shown_and_all_that_is_said(executed):
+    shown = text(executed[0]["train"])
+    assert "12 steps in" in shown and "drawn.pt" in shown and "trained:" in shown
+    assert not re.search(r"\d+/\d+ \[", shown) and "\r" not in shown  # at the end no bar is at work
+
+
+def test_the_same_cell_goes_on_and_a_mistake_is_one_line(executed):
+    said = text(executed[0]["afterwards"])
+    assert re.search(r"Going on from .*step-000012, step 12", said) and "2 steps in" in said
+    (notice,) = re.findall("^NOTICE (.*)$", said, re.M)
+    assert notice.startswith("error: --pretrained_model_name_or_path no/where"), notice
+    (error,) = [output for output in executed[0]["afterwards"].outputs if output.output_type == "error"]
+    assert error.traceback == ["one line"]  # and no traceback
+
+
+def test_the_committed_notebook_is_clean_and_no_cell_is_long():
+    notebook = nbformat.read(NOTEBOOK, 4)
+    nbformat.validate(notebook)
+    assert notebook.metadata.accelerator == "GPU" and notebook.metadata.colab.gpuType == "T4"
+    assert notebook.metadata.kernelspec.name == "python3"
+    before = None
+    for cell in notebook.cells:
+        assert len(cell.source.splitlines()) <= 25 and max(map(len, cell.source.splitlines())) <= 160, cell.id
+        if cell.cell_type == "code":
+            assert not cell.outputs and cell.execution_count is None, cell.id
+            assert before.cell_type == "markdown" and re.search(r"\*\*Look (for|at)\*\*", before.source), cell.id
+        before = cell
+    for link in re.findall(r"\]\(([^)h][^)]*)\)", "".join(cell.source for cell in notebook.cells)):
+        assert (NOTEBOOK.parent / link).exists(), link
+
+
+def test_the_cells_for_colab_alone(tmp_path, monkeypatch):
+    """With Colab's modules played: the upload is unpacked, the .pt is handed over, and all is kept on the Drive."""
+    calls, code = [], cells("code")
+
+    def upload():
+        with zipfile.ZipFile("some.ZIP", "w") as archive:
+            archive.writestr("cat.png", b"picture")
+        Path("dog.png").write_bytes(b"picture")
+        return {"some.ZIP": b"", "dog.png": b""}
+
+    module = types.ModuleType("google.colab")
+    module.drive = types.SimpleNamespace(mount=calls.append)
+    module.files = types.SimpleNamespace(upload=upload, download=calls.append)
+    monkeypatch.setitem(sys.modules, "google", types.ModuleType("google"))
+    monkeypatch.setitem(sys.modules, "google.colab", module)
+    monkeypatch.delenv("HYPERNET_NOTEBOOK", raising=False)
+    monkeypatch.chdir(REPO)
+    names = {"IN_COLAB": True, "os": os, "Path": Path}
+    for name in ("settings", "options"):
+        exec(code[name].source, names)
+    config = parse_config(colab.flags(names["OPTIONS"]))
+    assert {config.output_dir, config.cache_dir, config.train_data_dir} == {
+        f"/content/drive/MyDrive/hypernetworks/{name}" for name in ("my_style", "cache", "my_style_pictures")
+    }
+    assert config.mixed_precision == "fp16" and config.validation_split == 0.1 and config.report_to == "none"
+    assert len(config.validation_prompt) == 3 and config.checkpointing_steps == 250
+
+    names |= {"PICTURES": str(tmp_path / "raw"), "OUTPUT": tmp_path}
+    (tmp_path / "my_style.pt").write_bytes(b"hypernetwork")
+    for name in ("fetch", "download"):
+        exec(code[name].source, names)
+    assert sorted(path.name for path in (tmp_path / "raw").iterdir()) == ["cat.png", "dog.png"]
+    assert calls == ["/content/drive", str(tmp_path / "my_style.pt")]
+    compile(TransformerManager().transform_cell(code["get"].source), "get", "exec")
+
+
+def test_untouched_settings_are_the_quickstarts_elsewhere(monkeypatch):
+    monkeypatch.delenv("HYPERNET_NOTEBOOK", raising=False)
+    monkeypatch.chdir(REPO)
+    names = {"IN_COLAB": False, "os": os, "Path": Path}
+    for name in ("settings", "options"):
+        exec(cells("code")[name].source, names)
+    config = parse_config(colab.flags(names["OPTIONS"]))
+    assert config.pretrained_model_name_or_path == "examples/quickstart/model" and config.output_dir.endswith("neon")
+
+
+SCRIPT = """
+import signal, sys, time
+pressed = []
+signal.signal(signal.SIGINT, lambda *_: pressed.append(1))
+print("ready")
+while not pressed:
+    time.sleep(0.02)
+time.sleep(0.5)
+print(f"stopped after {len(pressed)} presses; saved")
+"""
+
+
+def test_the_interrupt_button_reaches_the_script_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(colab, "SECONDS", 0.1)
+    shown = []
+    monkeypatch.setattr(colab._Place, "put", lambda self, bundle: shown.append(bundle["text/plain"]))
+    (tmp_path / "script.py").write_text(SCRIPT)
+
+    def press_thrice():
+        if shown and "ready" in shown[-1] and not press_thrice.done:
+            press_thrice.done = True
+            for delay in (0, 0.1, 0.2):
+                threading.Timer(delay, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
+
+    press_thrice.done, before = False, signal.getsignal(signal.SIGINT)
+    with pytest.raises(colab.Notice, match=r"^stopped after 1 presses; saved; to go on, run this cell again$"):
+        colab._follow([sys.executable, tmp_path / "script.py"], press_thrice)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_run_that_is_still_at_work_is_watched_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(colab, "SECONDS", 0.1)
+    monkeypatch.setattr(colab._Place, "put", lambda self, bundle: None)
+    (tmp_path / "script.py").write_text("import time; print('begun', flush=True); time.sleep(2); print('ended')")
+    command = [sys.executable, str(tmp_path / "script.py")]
+    first = colab._start(command, tmp_path / "log")
+    assert colab._find(command).pid == first.pid
+    first.kill()
+    first.wait()
+    assert colab._find(command) is None
+    (tmp_path / "script.py").write_text("raise SystemExit('it is broken')")
+    with pytest.raises(colab.Notice, match="^it is broken$"):
+        colab.run(tmp_path / "script.py")
+
+
+def test_the_console_as_a_terminal_shows_it():
+    said = "begun\r\n\rEncoding:   0%|  | 0/8 [00:00<?]\rEncoding: 100%|##| 8/8 [00:01<00:00]\n\r          \rstep 3: saved\n"
+    bar = "\rTraining:  10%|# | 1/10 [00:00<00:02]\rTraining:  30%|###| 3/10 [00:00<00:02]"
+    assert colab._console(said + bar) == ["begun", "step 3: saved", "Training:  30%|###| 3/10 [00:00<00:02]"]
+    assert colab._console("") == []
