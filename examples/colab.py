@@ -28,7 +28,8 @@ from PIL import Image
 REPO = Path(__file__).resolve().parent.parent
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--num_processes=1", "--num_machines=1"]
 LAUNCH += ["--mixed_precision=no", "--dynamo_backend=no"]  # said here, so that Accelerate has nothing to remark on
-SECONDS, LINES, WIDTH = 2, 30, 1100  # between two looks; shown at most; of a picture, in pixels
+SECONDS, LINES = 2, 30  # between two looks; shown at most
+WIDTH, LARGE = 1100, 2**20  # of a picture below a cell, and from so many pixels on it is a JPEG
 BAR = re.compile(r"\d+/\d+ \[\d\d:\d\d<|\d+it \[\d\d:\d\d")  # a progress bar
 
 
@@ -98,11 +99,12 @@ class _Place:
 
 @functools.lru_cache(maxsize=4)
 def _picture(path: Path, mtime: int) -> dict:
-    """What Jupyter takes for a picture; wide ones are made smaller, for they are stored in the notebook."""
+    """What Jupyter takes for a picture; not larger than need be, for it is stored in the notebook."""
     image, file = Image.open(path).convert("RGB"), io.BytesIO()
     image.thumbnail((WIDTH, image.height))
-    image.save(file, "PNG")
-    return {"image/png": base64.b64encode(file.getvalue()).decode(), "text/plain": path.name}
+    form = "png" if image.width * image.height <= LARGE else "jpeg"
+    image.save(file, form, quality=92)
+    return {f"image/{form}": base64.b64encode(file.getvalue()).decode(), "text/plain": path.name}
 
 
 def _follow(command, show_more=lambda: None) -> list[str]:
@@ -115,12 +117,13 @@ def _follow(command, show_more=lambda: None) -> list[str]:
             with contextlib.suppress(psutil.TimeoutExpired):
                 code = process.wait(SECONDS)  # None of a process that an earlier notebook started
             lines = _console(log.read_text(encoding="utf-8", errors="replace"))
-            text.put({"text/plain": "\n".join(lines[-LINES:])})
+            text.put({"text/plain": "\n".join(lines[-LINES:]) or "starting ..."})
             show_more()
     stops = [line for line in lines if line.startswith("stopped")]
     errors = [line for line in lines if line.startswith("error: ")]
     if presses and (stops or code):
-        raise Notice((stops or ["stopped"])[-1] + "; to go on, run this cell again")
+        line = (stops or ["stopped; to go on, run the same command again"])[-1]
+        raise Notice(line.replace("the same command", "this cell"))
     if code or (code is None and errors):
         raise Notice((errors or lines or [f"it ended with exit code {code}, and said nothing"])[-1])
     return lines
