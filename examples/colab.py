@@ -110,8 +110,7 @@ def _picture(path: Path, mtime: int) -> dict:
 def _follow(command, show_more=lambda: None) -> list[str]:
     """Start a command and show its last lines until it ends; all of them in the end."""
     command = list(map(str, command))
-    log = Path(tempfile.gettempdir(), f"hypernetwork-{zlib.crc32(repr(command).encode()):08x}.log")
-    process, text, code = _find(command) or _start(command, log), _Place(), ...
+    process, log, text, code = _find(command) or _start(command), _log(command), _Place(), ...
     with _interrupt_button(process) as presses:
         while code is ...:
             with contextlib.suppress(psutil.TimeoutExpired):
@@ -129,10 +128,15 @@ def _follow(command, show_more=lambda: None) -> list[str]:
     return lines
 
 
-def _start(command, log: Path) -> psutil.Popen:
+def _log(command) -> Path:
+    """What the command says; not on the Drive, which may be away for a while."""
+    return Path(tempfile.gettempdir(), f"hypernetwork-{zlib.crc32(repr(command).encode()):08x}.log")
+
+
+def _start(command) -> psutil.Popen:
     """In a session of its own, which the interrupt button's signal does not reach: it is handed on once, below."""
     changes = {"PYTHONUNBUFFERED": "1", "TQDM_MININTERVAL": "1", "MPLBACKEND": "Agg"}  # the notebook's fits no other
-    with open(log, "wb") as file:
+    with open(_log(command), "wb") as file:
         return psutil.Popen(
             command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env={**os.environ, **changes}
         )

@@ -225,18 +225,15 @@ def test_the_interrupt_button_reaches_the_script_once(tmp_path, monkeypatch):
 
 
 def test_a_run_that_is_still_at_work_is_watched_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(colab, "SECONDS", 0.1)
     monkeypatch.setattr(colab._Place, "put", lambda self, bundle: None)
-    (tmp_path / "script.py").write_text("import time; print('begun', flush=True); time.sleep(2); print('ended')")
-    command = [sys.executable, str(tmp_path / "script.py")]
-    first = colab._start(command, tmp_path / "log")
-    assert colab._find(command).pid == first.pid
-    first.kill()
-    first.wait()
-    assert colab._find(command) is None
-    (tmp_path / "script.py").write_text("raise SystemExit('it is broken')")
+    script = tmp_path / "script.py"
+    script.write_text("import os, time; print('process', os.getpid()); time.sleep(1); print('ended')")
+    first = colab._start([sys.executable, str(script)])
+    assert colab.run(script) == [f"process {first.pid}", "ended"]
+    assert colab.run(script) != [f"process {first.pid}", "ended"]
+    script.write_text("raise SystemExit('it is broken')")
     with pytest.raises(colab.Notice, match="^it is broken$"):
-        colab.run(tmp_path / "script.py")
+        colab.run(script)
 
 
 def test_the_console_as_a_terminal_shows_it():
