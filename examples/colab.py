@@ -68,10 +68,8 @@ def train(options: dict) -> list[str]:
     output, loss, previews = Path(options["output_dir"]), _Place(), _Place()
 
     def show_pictures():
-        for place, found in (loss, output.glob("loss.png")), (previews, output.glob("previews/*.png")):
-            newest = max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
-            if newest is not None:
-                place.put(_picture(newest, newest.stat().st_mtime_ns))
+        loss.put_newest(output.glob("loss.png"))
+        previews.put_newest(output.glob("previews/*.png"))
 
     return _follow([*LAUNCH, REPO / "train_hypernetwork.py", *flags(options)], show_pictures)
 
@@ -95,6 +93,13 @@ class _Place:
         else:
             self.handle.update(bundle, raw=True)
         self.shown = bundle
+
+    def put_newest(self, paths):
+        """Put the newest of these pictures; a Drive that is away for a moment must not end the watch."""
+        with contextlib.suppress(OSError):
+            newest = max(paths, key=lambda path: path.stat().st_mtime_ns, default=None)
+            if newest is not None:
+                self.put(_picture(newest, newest.stat().st_mtime_ns))
 
 
 @functools.lru_cache(maxsize=4)

@@ -236,6 +236,22 @@ def test_a_run_that_is_still_at_work_is_watched_again(tmp_path, monkeypatch):
         colab.run(script)
 
 
+def test_large_pictures_are_made_smaller_and_broken_ones_wait(tmp_path, monkeypatch):
+    shown, place = [], colab._Place()
+    monkeypatch.setattr(colab._Place, "put", lambda self, bundle: shown.append(bundle))
+    place.put_newest(tmp_path.glob("*.png"))
+    (tmp_path / "step-1.png").write_bytes(b"not yet")
+    place.put_newest(tmp_path.glob("*.png"))
+    assert not shown
+    for i, sides in enumerate([(2200, 400), (1100, 1400)]):
+        Image.linear_gradient("L").resize(sides).save(tmp_path / f"step-{i}.png")
+        os.utime(tmp_path / f"step-{i}.png", (2e9 + i, 2e9 + i))
+        place.put_newest(tmp_path.glob("*.png"))
+    small, large = shown
+    assert Image.open(io.BytesIO(base64.b64decode(small["image/png"]))).size == (1100, 200)
+    assert Image.open(io.BytesIO(base64.b64decode(large["image/jpeg"]))).size == (1100, 1400)
+
+
 def test_the_console_as_a_terminal_shows_it():
     said = "begun\r\n\rEncoding:   0%|  | 0/8 [00:00<?]\rEncoding: 100%|##| 8/8 [00:01<00:00]\n\r          \rstep 3: saved\n"
     bar = "\rTraining:  10%|# | 1/10 [00:00<00:02]\rTraining:  30%|###| 3/10 [00:00<00:02]"
