@@ -8,6 +8,7 @@ import random
 import re
 import signal
 import sys
+import tempfile
 import threading
 import types
 import zipfile
@@ -90,6 +91,7 @@ def executed(tmp_path_factory):
     client.allow_errors = True
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HYPERNET_NOTEBOOK", json.dumps(settings))
+        patch.setenv("TMPDIR", str(folder))  # where the scripts' output goes
         client.execute()
     return {cell.id: cell for cell in notebook.cells}, folder / "work"
 
@@ -208,6 +210,7 @@ print(f"stopped after {len(pressed)} presses; the same command goes on")
 
 def test_the_interrupt_button_reaches_the_script_once(tmp_path, monkeypatch):
     monkeypatch.setattr(colab, "SECONDS", 0.1)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     shown = []
     monkeypatch.setattr(colab._Place, "put", lambda self, bundle: shown.append(bundle["text/plain"]))
     (tmp_path / "script.py").write_text(SCRIPT)
@@ -226,6 +229,7 @@ def test_the_interrupt_button_reaches_the_script_once(tmp_path, monkeypatch):
 
 def test_a_run_that_is_still_at_work_is_watched_again(tmp_path, monkeypatch):
     monkeypatch.setattr(colab._Place, "put", lambda self, bundle: None)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     script = tmp_path / "script.py"
     script.write_text("import os, time; print('process', os.getpid()); time.sleep(1); print('ended')")
     first = colab._start([sys.executable, str(script)])
