@@ -24,7 +24,7 @@ import torch
 from compare_grid import read_grid
 from compare_page import write_page
 from compare_results import draw_previews, read_result
-from compare_runs import Run, run_all
+from compare_runs import Run, Runner, run_all
 from hypernet.drawing_options import parse_count
 from hypernet.errors import UserError
 from hypernet.replacing import check_writable
@@ -87,8 +87,14 @@ def main(arguments=None):
     if args.grid:
         runs = read_grid(args.grid, args.output_dir)
         names = [run.name for run in runs]
-        print(f"{len(runs)} runs: {', '.join(names[:8])}{', ...' * (len(names) > 8)}")
+        print(f"{len(runs)} run{'s' * (len(runs) > 1)}: {', '.join(names[:8])}{', ...' * (len(names) > 8)}")
         if args.dry_run:
+            done = (
+                [run.name for run in runs if Runner(args.output_dir, 1).is_done(run)]
+                if args.output_dir.exists()
+                else []
+            )
+            print(*(f"  {'done' if run.name in done else 'to be made':12}{run.name}" for run in runs), sep="\n")
             return
         check_output(args.output_dir)
         failed = run_all(runs, args.output_dir, args.jobs or max(1, torch.cuda.device_count()), args.overwrite)
@@ -99,13 +105,15 @@ def main(arguments=None):
     results.sort(key=lambda result: result.rank)
     title = args.grid.name if args.grid else f"{len(runs)} runs"
     paths = write_page(results, None, args.output_dir, title)  # whatever becomes of the pictures
-    previews = draw_previews(results, args.output_dir / "pictures", args.prompt, args.max_previews)
+    previews = draw_previews(results, args.output_dir / "pictures", args.prompt, args.max_previews, runs)
     if previews is not None:
         write_page(results, previews, args.output_dir, title)
-    print(*paths, sep="\n")
+    print(f"Look at {paths[0]} (or {paths[1].name}, the same as a picture; {paths[2].name} has the figures)")
     if failed:
         logs = args.output_dir / "logs"
-        raise UserError(f"{len(failed)} of {len(runs)} runs have failed; the page says why, and {logs} all they said")
+        raise UserError(
+            f"{len(failed)} of {len(runs)} runs have failed; the page says why, all that they said is in {logs}"
+        )
 
 
 if __name__ == "__main__":

@@ -22,10 +22,11 @@ def read_grid(path: Path, output_dir: Path) -> list[Run]:
     Raises:
         UserError: for an unknown option, or a value that cannot work, before anything is trained.
     """
+    entries = read_options(path, "grid")
     try:
-        entries = read_options(path, "a grid is to be read from")
         grids = entries.pop("grid", None)
         config = entries.pop("config", None)
+        options_to_flags(entries)  # are there such options?
         shared = {**(read_options(config, "config:") if config else {}), **entries}
         points = [point for grid in (grids if isinstance(grids, list) else [grids]) for point in _combinations(grid)]
         for name in OWN:
@@ -47,7 +48,7 @@ def read_grid(path: Path, output_dir: Path) -> list[Run]:
 
 def _combinations(grid) -> list[dict]:
     if not isinstance(grid, dict) or not grid:
-        raise UserError("grid: it must hold lines such as activation: [linear, swish]")
+        raise UserError("grid: it is missing, or holds no lines such as activation: [linear, swish]")
     values = [value if isinstance(value, list) else [value] for value in grid.values()]
     for key, choices in zip(grid, values):
         options_to_flags({key: None})  # is there such an option?

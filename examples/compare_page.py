@@ -12,11 +12,11 @@ from pathlib import Path
 import jinja2
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
 from PIL import Image, ImageDraw
 
 from compare_grid import shown
-from compare_results import Previews, Result, differing, open_pictures
+from compare_results import Previews, Result, differing, open_pictures, short
 from hypernet.fonts import load_font
 from hypernet.replacing import replacing
 from hypernet.sheet import labelled_sheet
@@ -36,7 +36,12 @@ class Group:
 
     @property
     def name(self) -> str:
-        return ", ".join(f"{key} {value}" for key, value in self.values.items()) or self.results[0].run.name
+        told = ", ".join(f"{key} {value}" for key, value in self.values.items())
+        return told if told and self.results[0].run.options else self.runs
+
+    @property
+    def runs(self) -> str:
+        return ", ".join(result.run.name for result in self.results)
 
     @property
     def problem(self) -> str | None:
@@ -51,7 +56,7 @@ def group_runs(results: list[Result]) -> list[Group]:
     """The best first, by the mean held-out loss of each group's runs."""
     keys, groups = [key for key in differing(results) if key != "seed"], {}
     for result in results:
-        values = {key: shown(result.options.get(key)) for key in keys}
+        values = {key: short(result.options.get(key)) for key in keys}
         groups.setdefault(tuple(values.values()) or (result.run.name,), Group(values, [])).results.append(result)
     if not keys and len(results) > 1 and len({result.options.get("seed") for result in results}) == len(results):
         groups = {"all": Group({}, results)}
@@ -83,13 +88,15 @@ def table(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
     if not any(sum(group.of("guard_returns")) for group in groups):
         del columns["guard went back"]
     columns = {name: texts for name, texts in columns.items() if any(texts)}
-    options = list(groups[0].values) or ["run"]
     several = any(len(group.results) > 1 for group in groups)
+    named = (
+        not groups[0].values or not groups[0].results[0].run.options
+    )  # those that were there have names of their own
     rows = []
     for i, group in enumerate(groups):
-        row = list(group.values.values()) or [group.results[0].run.name if len(group.results) == 1 else "all"]
-        rows.append([*row, *([str(len(group.results))] * several), *(texts[i] for texts in columns.values())])
-    return [*options, *(["runs"] * several), *columns], rows
+        row = [*([group.runs] * named), *group.values.values(), *([str(len(group.results))] * several)]
+        rows.append([*row, *(texts[i] for texts in columns.values())])
+    return [*(["run"] * named), *groups[0].values, *(["runs"] * several), *columns], rows
 
 
 def _reached(group: Group) -> str:
@@ -144,11 +151,13 @@ def draw_curves(groups: list[Group]) -> Image.Image:
             for i, result in enumerate(group.results):
                 steps, losses = _smooth(getattr(result, name), window)
                 label = _label(group.name) if i == 0 and number < MOST_NAMED else None
-                axis.plot(steps, losses, color=group.color, label=label, linewidth=1.6, zorder=3 - number / len(groups))
+                how = {"color": group.color, "linewidth": 1.6, "marker": "." if name == "held_out" else None}
+                axis.plot(steps, losses, label=label, zorder=3 - number / len(groups), **how)
         axis.set(title=title, xlabel="step")
         axis.grid(color="0.9")
         axis.spines[["top", "right"]].set_visible(False)
         axis.set_yscale("log")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.yaxis.set_major_formatter(ScalarFormatter())
         axis.yaxis.set_minor_formatter(ScalarFormatter())
         _limit(axis, groups, name)

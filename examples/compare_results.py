@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import statistics
+import textwrap
 from pathlib import Path
 
 from PIL import Image, ImageOps
@@ -22,6 +23,8 @@ from xy_plot import cell_key, draw_missing
 # Options in which runs differ without being other runs
 SILENT = {"output_dir", "overwrite", "run_name", "name", "cache_dir", "resume_from_checkpoint", "report_to"}
 SILENT |= {"tracker_project_name", "logging_steps", "checkpointing_steps", "checkpoints_total_limit"}
+SILENT |= {"validation_prompt", "validation_steps", "num_validation_images", "validation_inference_steps"}
+SILENT |= {"validation_guidance_scale", "validation_loss_steps", "enable_tiling"}
 
 
 @dataclasses.dataclass
@@ -116,6 +119,19 @@ def differing(results: list[Result]) -> list[str]:
     return [key for key in keys if key not in SILENT and len({shown(r.options.get(key)) for r in results}) > 1]
 
 
+def label_of(result: Result, results: list[Result]) -> str:
+    """What tells a run of a grid from the others; one that was there already has its folder's name."""
+    told = [f"{key} {short(result.options.get(key))}" for key in differing(results)]
+    return ", ".join(told if result.run.options else []) or result.run.name
+
+
+def short(value) -> str:
+    """An option's value, of a path its end, at most forty letters of it."""
+    text = shown(value)
+    text = Path(text).name if "/" in text else text
+    return textwrap.shorten(text, 40, placeholder="…") if " " in text else text[:40]
+
+
 # --- Pictures
 
 
@@ -128,8 +144,12 @@ class Previews:
     paths: list[list[Path]]
 
 
-def draw_previews(results: list[Result], folder: Path, prompts: list[str] | None, most: int) -> Previews | None:
+def draw_previews(
+    results: list[Result], folder: Path, prompts: list[str] | None, most: int, order: list[Run]
+) -> Previews | None:
     """The same prompts and seeds without a hypernetwork and with the first `most` runs; what is there is not drawn again.
+
+    They stand in the runs' own order, since the one of lowest loss is not always the one to like.
 
     Seeds begin at 0 whatever `--seed` a run was trained with. None if no run can draw, or nothing says what.
     """
@@ -146,13 +166,14 @@ def draw_previews(results: list[Result], folder: Path, prompts: list[str] | None
     count = max(int(result.options.get("num_validation_images") or 1) for result in drawing)
     lines = [(prompt, seed) for prompt in prompts for seed in range(count)]
     labels = [f"{prompt}, seed {seed}" if count > 1 else prompt for prompt, seed in lines]
-    keys, columns, paths = differing(results), [], []
+    drawing.sort(key=lambda result: order.index(result.run))
+    columns, paths = [], []
     wanted: dict = {}  # source -> {file: settings}
     for result in drawing:
         source = _model(result)
         new = source not in wanted
         files = wanted.setdefault(source, {})
-        label = ", ".join(f"{key} {shown(result.options.get(key))}" for key in keys) or result.run.name
+        label = label_of(result, results)
         for column, stack in [("without", ())] * new + [(label, ((str(result.run.folder), 1.0),))]:
             cells = [_settings(result, prompt, seed, stack) for prompt, seed in lines]
             columns.append(column)

@@ -91,6 +91,7 @@ class Runner:
             with self.lock:
                 if self.stopped:
                     return None
+                print(f"training {run.name}; what it says is in {self._log(run)}", flush=True)
                 # in a session of its own, or Ctrl-C would reach it twice: from the terminal and from here
                 options = {"env": environment, "stdout": log, "stderr": subprocess.STDOUT}
                 process = subprocess.Popen(command, start_new_session=True, **options)
@@ -162,8 +163,9 @@ def run_all(runs: list[Run], output_dir: Path, jobs: int, overwrite: bool = Fals
                 if problem:
                     failed[run.name] = problem
                 left = (time.monotonic() - began) / number * (len(waiting) - number) / 60
-                what = f"FAILED: {problem}" if problem else "done"
-                print(f"[{number}/{len(waiting)}] {run.name}: {what}; about {left:.0f} min left", flush=True)
+                told = f" (about {left:.0f} min for the other runs)" if number < len(waiting) else ""
+                what = f"FAILED, {problem.removeprefix('error: ')}" if problem else "done"
+                print(f"[{number}/{len(waiting)}] {run.name}: {what}{told}", flush=True)
         except KeyboardInterrupt:
             print("\nstopping; the runs save their state (once more ends them at once)", file=sys.stderr, flush=True)
             runner.stop()

@@ -34,6 +34,8 @@ from prepare_options import named, parse_arguments, recorded
 from prepare_record import Names, Record, output_names, printable
 from prepare_sheet import write_sheet
 
+MOST_TOLD = 12  # of the pictures that are too small
+
 
 def open_pictures(args) -> Source:
     """SRC as the trainer reads it. Raises: UserError if there is no picture in it, or DST can be reached from within."""
@@ -52,6 +54,9 @@ def open_record(args) -> Record:
     except OSError as error:
         raise UserError(f"DST {args.DST}: it cannot be written ({error.strerror})") from None
     record = Record(args.DST)
+    foreign = record.foreign_file()
+    if foreign is not None:
+        raise UserError(f"DST {args.DST}: it is no folder of pictures, {foreign.name} is in it; name a new folder")
     differing = record.differences(recorded(args))
     if differing and not args.overwrite:
         names = ", ".join(f"{named(name)} ({record.options.get(name)} then)" for name in differing)
@@ -183,13 +188,25 @@ def say_before(args, source: Source, record: Record, jobs, pending):
         print(f"note: {len(gone)} pictures are no longer in SRC, such as {name}; what was made of them stays")
 
 
-def say_after(args, record: Record, jobs, before, copies, reasons):
-    """What was made, what was left out and why, what is worth a look."""
+def small_ones(args, record: Record, jobs) -> list[tuple[float, Job]]:
+    """(how many times it is enlarged, picture) of those that are too small, the smallest first."""
+    found = []
     for job in jobs:
         entry = record.entries[job.source]
         times = max((enlargement(box, entry["size"]) for box in entry.get("boxes", [])), default=0)
         if "files" in entry and is_small(times, args.max_enlarged):
-            print(f"small: {printable(job.source)} ({entry['width']}x{entry['height']}), enlarged {times:.2g} times")
+            found.append((times, job))
+    return sorted(found, key=lambda pair: (-pair[0], pair[1].source))
+
+
+def say_after(args, record: Record, jobs, before, copies, reasons):
+    """What was made, what was left out and why, what is worth a look."""
+    small = small_ones(args, record, jobs)
+    for times, job in small[:MOST_TOLD]:
+        entry = record.entries[job.source]
+        print(f"small: {printable(job.source)} ({entry['width']}x{entry['height']}), enlarged {times:.2g} times")
+    if len(small) > MOST_TOLD:
+        print(f"small: {len(small) - MOST_TOLD} others, enlarged less; --skip_small leaves all of them out")
     for copy, kept in copies:
         if copy.source not in reasons:
             print(f"the same picture, or nearly so: {printable(copy.source)} and {printable(kept.source)}")
@@ -202,7 +219,7 @@ def say_after(args, record: Record, jobs, before, copies, reasons):
     told += [f"{sum(len(entry['boxes']) > 1 for entry in made)} split"] if args.split else []
     told += [f"{pictures // 2} of them mirrored copies"] if args.flip else []
     told += [f"{len(files) - pictures} with a caption beside them"]
-    told += [f"{before} files were done before"] if before else []
+    told += [f"{before} of the files were done before" + ", nothing is new" * (before == len(made))] if before else []
     print(f"{args.DST}: {', '.join(told)}")
 
 
@@ -235,7 +252,9 @@ def main(arguments=None):
     say_after(args, record, jobs, before, copies, reasons)
     if not any("files" in entry for entry in record.entries.values()):
         raise UserError(f"SRC {args.SRC}: none of its pictures can be used; the lines above say why")
-    write_sheet(args, source, record, jobs)
+    remarks = {job.source: f"enlarged {times:.2g} times" for times, job in small_ones(args, record, jobs)}
+    remarks |= {copy.source: f"like {kept.source}" for copy, kept in copies}
+    write_sheet(args, source, record, jobs, remarks)
 
 
 if __name__ == "__main__":

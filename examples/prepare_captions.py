@@ -8,6 +8,7 @@ import dataclasses
 import io
 import os
 import re
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -122,7 +123,7 @@ def _load_processors(name):
 
 def cannot_load(name, error, problem="it cannot be loaded, neither from here nor from the Hub") -> UserError:
     """The one line for a model that cannot be used, and how to go on."""
-    reason = " ".join(str(error).split())[:160] or type(error).__name__
+    reason = textwrap.shorten(str(error).partition("\n")[0], 160, placeholder="…") or type(error).__name__
     return UserError(f"--caption {name}: {problem} ({reason}); {GO_ON}")
 
 

@@ -12,6 +12,8 @@ import re
 import unicodedata
 from pathlib import Path, PurePosixPath
 
+from PIL import Image
+
 from hypernet.errors import UserError
 from hypernet.replacing import replacing
 
@@ -47,6 +49,13 @@ class Record:
         except ValueError:
             pass
         raise UserError(f"{self.path}: it is no record of prepare.py; name another folder, or delete the file")
+
+    def foreign_file(self) -> Path | None:
+        """A file that shows that the folder is of another kind: in a folder without a record, one that no picture goes with."""
+        if self.options is not None or not self.folder.is_dir():
+            return None
+        known = {*Image.registered_extensions(), ".txt", ".jsonl", ".csv", ""}
+        return next((path for path in sorted(self.folder.iterdir()) if path.suffix.lower() not in known), None)
 
     def differences(self, options: dict) -> list[str]:
         """The names of options that were others when the folder was made."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 from tqdm.auto import tqdm
 
+from hypernet.captions import read_text
 from hypernet.fonts import load_font
 from hypernet.inspection import in_threads
 from hypernet.pictures import on_background, read_picture
@@ -18,22 +19,24 @@ from prepare_record import Record, printable
 CELL, PAD, GAP, FONT = 208, 12, 16, 14  # pixels: a picture's longer side, inside a card, between cards, letters
 ARROW = 28  # pixels between before and after
 LINE = FONT + 6
-CARD = 2 * CELL + ARROW + 2 * PAD, CELL + 2 * LINE + 3 * PAD - 4  # width and height
-COLUMNS = 3
+CARD = 2 * CELL + ARROW + 2 * PAD, CELL + 3 * LINE + 3 * PAD - 4  # width and height
+COLUMNS, FEW = 5, 12  # of a sheet; one of few pictures has three
 SHOWN = 9  # parts of a picture
 COLORS = ("#ff8c1a", "#1aa3ff", "#ff3d81", "#35b54a")  # of frames, in turns
-CARD_COLOR, FRAME, TITLE, NAME, WORDS = "#f3f3f1", "#cfcfca", "#222222", "#222222", "#6d6d68"
+CARD_COLOR, TITLE, NAME, WORDS, ODD = "#f3f3f1", "#222222", "#222222", "#6d6d68", "#b3261e"
 DIMMED = 0.45  # of what is not taken is left
 
 
 @dataclasses.dataclass
 class Card:
-    """One picture on the sheet: before with frames, the parts after, two lines below."""
+    """One picture on the sheet: before with frames, the parts after, three lines below."""
 
     before: Image.Image
     after: list[Image.Image]
     name: str
+    caption: str
     words: str
+    is_odd: bool  # the words are to be seen
 
 
 def sheet_path(folder: Path) -> Path:
@@ -42,8 +45,8 @@ def sheet_path(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}_sheet.png")
 
 
-def write_sheet(args, source: Source, record: Record, jobs):
-    """Write it if it is wanted, unless somebody else's file is in its way; and say so."""
+def write_sheet(args, source: Source, record: Record, jobs, remarks: dict[str, str]):
+    """Write it, with remarks on some of the pictures, if it is wanted, unless somebody else's file is in its way; and say so."""
     made = [job for job in jobs if "files" in record.entries[job.source]]
     if not args.sheet_images or not made:
         return
@@ -53,7 +56,9 @@ def write_sheet(args, source: Source, record: Record, jobs):
         return
     count = min(len(made), args.sheet_images)
     chosen = [made[i * len(made) // count] for i in range(count)]
-    with contextlib.closing(in_threads(lambda job: make_card(args, source, record, job), chosen)) as cards:
+    with contextlib.closing(
+        in_threads(lambda job: make_card(args, source, record, job, remarks.get(job.source, "")), chosen)
+    ) as cards:
         drawn = [card for card in tqdm(cards, total=len(chosen), desc="Drawing the sheet") if card]
     if not record.sheet:
         record.sheet = True
@@ -64,7 +69,7 @@ def write_sheet(args, source: Source, record: Record, jobs):
     print(f"{path}: before and after, to look at")
 
 
-def make_card(args, source: Source, record: Record, job) -> Card | None:
+def make_card(args, source: Source, record: Record, job, remark: str) -> Card | None:
     """What is shown of a picture; None if it has gone meanwhile."""
     entry, size = record.entries[job.source], "x".join(map(str, record.entries[job.source]["size"]))
     names = [name for name in entry["files"] if name.endswith(".png")][:: 2 if args.flip else 1]
@@ -76,7 +81,12 @@ def make_card(args, source: Source, record: Record, job) -> Card | None:
         return None
     words = f"{entry['width']}x{entry['height']} to {f'{len(names)} of ' if len(names) > 1 else ''}{size}"
     words += ", and mirrored" if args.flip else ""
-    return Card(framed(before, entry["boxes"]), after, job.source, words)
+    text = args.DST / Path(names[0]).with_suffix(".txt")
+    caption = read_text(text).strip() if text.exists() else job.name_text
+    words = f"{words}: {remark}" if remark else words
+    return Card(
+        framed(before, entry["boxes"]), after, job.source, f"“{' '.join(caption.split())}”", words, bool(remark)
+    )
 
 
 def cell_sides(count: int) -> tuple[int, int]:
@@ -123,8 +133,8 @@ def framed(image: Image.Image, boxes) -> Image.Image:
 
 
 def draw_sheet(cards: list[Card], title: str) -> Image.Image:
-    """Cards in rows of three, below a title."""
-    columns = min(COLUMNS, len(cards))
+    """Cards in rows, below a title."""
+    columns = min(COLUMNS if len(cards) > FEW else 3, len(cards))
     rows, head = -(-len(cards) // columns), 3 * FONT
     size = columns * (CARD[0] + GAP) + GAP, rows * (CARD[1] + GAP) + GAP + head
     sheet = Image.new("RGB", size, "white")
@@ -146,7 +156,8 @@ def draw_card(sheet: Image.Image, card: Card, left: int, top: int):
     draw.polygon([(x - 5, y - 7), (x + 6, y), (x - 5, y + 7)], fill=WORDS)
     draw_parts(sheet, card.after, left + CELL + ARROW, top)
     below = top + CELL + PAD - 2
-    for text, color, line in ((card.name, NAME, 0), (card.words, WORDS, 1)):
+    lines = (card.name, NAME), (card.caption, NAME), (card.words, ODD if card.is_odd else WORDS)
+    for line, (text, color) in enumerate(lines):
         font = load_font(FONT, text)
         text = shortened(text, font, CARD[0] - 2 * PAD)
         draw.text((left, below + line * LINE + LINE // 2), text, fill=color, font=font, anchor="lm")

@@ -89,6 +89,9 @@ def read_options(path, where: str = "--config") -> dict:
         raise UserError(f"{where} {path}: there is no such file")
     try:
         entries = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise UserError(f"{where} {path}: it cannot be read as YAML (line {line}: {error.problem})") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{where} {path}: it cannot be read as YAML ({' '.join(str(error).split())})") from None
     if not isinstance(entries, dict):

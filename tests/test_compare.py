@@ -82,8 +82,9 @@ def test_the_files_win_over_their_config(tmp_path, shared):
         ({"grid": {"activaton": ["relu"]}}, "unknown option activaton; did you mean activation?"),
         ({"activaton": "relu", "grid": {"seed": [1]}}, "unknown option activaton; did you mean activation?"),
         ({"grid": {"activation": ["relu", "nosuch"]}}, "nosuch"),
+        ({"gird": {"seed": [1]}}, "unknown option gird"),
         ({"grid": {"activation": []}}, "grid: activation: the list is empty"),
-        ({"seed": 1}, "grid: it must hold lines such as activation: [linear, swish]"),
+        ({"seed": 1}, "grid: it is missing, or holds no lines such as activation: [linear, swish]"),
         ({"grid": {"seed": [1, 1]}}, "is there twice"),
         ({"grid": {"output_dir": ["a"]}}, "output_dir: each run gets its own; leave it out"),
         ({"config": "nosuch.yaml", "grid": {"seed": [1]}}, "nosuch.yaml: there is no such file"),
@@ -169,7 +170,7 @@ def test_from_a_grid_to_a_page(tmp_path, shared, monkeypatch, capsys):
     with pytest.raises(UserError, match="1 of 3 runs have failed"):
         compare.main([str(path), "--reach", "100"])
     said = capsys.readouterr().out
-    assert "2 of them are done already" in said and "[1/1] widths=999: FAILED" in said
+    assert "2 of them are done already" in said and "[1/1] widths=999: FAILED, " in said
     assert {file: file.stat().st_mtime_ns for file in out.rglob("*.png") if file.parent != out} == before
     assert [row["reached"] for row in csv.DictReader(open(out / "compare.csv"))] == ["0", "0", ""]
 

@@ -251,7 +251,7 @@ def test_200_files_of_all_kinds(mixed, tmp_path):
     before = hashes(out)
     said = run_here(source, out, "--size=48x64", "--split", "--flip", "--focus", "--sheet_images=0")
     assert {**hashes(out), "prepare.jsonl": 0} == {**before, "prepare.jsonl": 0}
-    assert f"{len(done)} files were done before" in said and "left out: " in said
+    assert f"{len(done)} of the files were done before, nothing is new" in said and "left out: " in said
 
 
 def captions_of(folder):
@@ -381,7 +381,7 @@ def test_killed_half_way_it_ends_as_if_left_alone(mixed, tmp_path):
     with open(tmp_path / "out" / "prepare.jsonl", "a") as file:
         file.write('{"source": "half a li')
     said = run_here(source, tmp_path / "out", *flags)
-    assert re.search(r"[1-9]\d* files were done before", said)
+    assert re.search(r"[1-9]\d* of the files were done before", said)
     assert contents(tmp_path / "out") == whole
     after = hashes(tmp_path / "out")
     assert all(after[name] == found for name, found in half.items())  # not written again
