@@ -6,6 +6,7 @@ import statistics
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
 from compare_page import spread
 from hypernet.replacing import replacing
@@ -46,7 +47,7 @@ def write_table(rows: list[dict], section: str, base: dict) -> str:
         settings["*as it was*"] = [
             row for row in rows if row["section"] == "rate" and json.loads(row["options"]) == base
         ]
-    for row in rows:
+    for row in sorted(rows, key=_order):
         if row["section"] == section:
             settings.setdefault(_label(row), []).append(row)
     head = [f"{style}: held-out loss | half at step | in the style | subject right" for style in styles]
@@ -56,6 +57,12 @@ def write_table(rows: list[dict], section: str, base: dict) -> str:
         size = next((f"{int(row['file_bytes']) / 1e3:,.0f}" for row in found if row["file_bytes"]), "")
         lines.append(f"| {label} | {' | '.join(cells)} | {size} |")
     return "\n".join(lines)
+
+
+def _order(row) -> list:
+    """Rates by their size, all else by the alphabet."""
+    options = json.loads(row["options"])
+    return [(0.0, str(value)) if key != "learning_rate" else (float(value), "") for key, value in options.items()]
 
 
 def _label(row) -> str:
@@ -103,6 +110,8 @@ def draw_rates(rows: list[dict]) -> Figure:
             panel.plot(*zip(*points), marker="o", label=activation)
         panel.axhline(base, color="0.5", linestyle="--", linewidth=1, label="without")
         panel.set(xscale="log", yscale="log", xlabel="learning rate", title=f"{style}: held-out loss after 150 steps")
+        for axis in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):
+            axis(ScalarFormatter())
         panel.grid(color="0.9")
         panel.spines[["top", "right"]].set_visible(False)
     panels[-1].legend(frameon=False, fontsize="small")
