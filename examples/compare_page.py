@@ -57,7 +57,8 @@ def group_runs(results: list[Result]) -> list[Group]:
     keys, groups = [key for key in differing(results) if key != "seed"], {}
     for result in results:
         values = {key: short(result.options.get(key)) for key in keys}
-        groups.setdefault(tuple(values.values()) or (result.run.name,), Group(values, [])).results.append(result)
+        whole = tuple(shown(result.options.get(key)) for key in keys)  # what is alike when shortened is not the same
+        groups.setdefault(whole or (result.run.name,), Group(values, [])).results.append(result)
     if not keys and len(results) > 1 and len({result.options.get("seed") for result in results}) == len(results):
         groups = {"all": Group({}, results)}
 

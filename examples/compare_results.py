@@ -76,12 +76,9 @@ def read_result(run: Run, problem: str | None, reach: float | None = None) -> Re
     if not ended and problem is None:
         problem = f"not finished, at step {metrics[-1]['step'] if metrics else 0}"
     webui_file = folder / f"{options.get('name')}.pt"
-    if held_out:
-        ended = {
-            "val_loss": held_out[-1][1],
-            "val_loss_base": _pairs(folder / "validation_loss.csv", "val_loss_base")[0][1],
-            **ended,
-        }
+    if held_out:  # one that has not ended has its last measurement
+        ((_, base), *_) = _pairs(folder / "validation_loss.csv", "val_loss_base")
+        ended = {"val_loss": held_out[-1][1], "val_loss_base": base, **ended}
     names = {field.name for field in dataclasses.fields(Result)}
     return Result(
         run,

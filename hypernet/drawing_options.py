@@ -3,13 +3,13 @@
 import argparse
 import dataclasses
 import json
-import re
 import sys
 import typing
 from pathlib import Path
 
 from transformers.hf_argparser import string_to_bool
 
+from hypernet import sizes
 from hypernet.config import TrainingConfig
 from hypernet.drawing import PictureSettings
 from hypernet.errors import UserError
@@ -57,10 +57,10 @@ def add_drawing_options(parser):
 
 def parse_size(text: str) -> tuple[int, int]:
     """(width, height) of "512" or "768x512"."""
-    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text.strip().lower())
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text}: write a side, such as 512, or WIDTHxHEIGHT, such as 768x512")
-    return int(match[1]), int(match[2] or match[1])
+    try:
+        return sizes.parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def parse_count(text: str) -> int:

@@ -237,6 +237,12 @@ def test_seeds_are_taken_together():
     assert rows[2][-1] == "it died"
 
 
+def test_values_that_are_alike_when_shortened_are_not_the_same():
+    results = [result(f"{'x' * 60}{end} 0", val_loss=loss) for end, loss in (("a", 0.2), ("b", 0.4))]
+    groups = group_runs(results)
+    assert [len(group.results) for group in groups] == [1, 1] and len(groups[0].values["activation"]) == 40
+
+
 def test_the_sweeps_options_are_the_trainings(tmp_path):
     sweep = yaml.safe_load((REPO / "examples" / "sweep.yaml").read_text())
     values = {
