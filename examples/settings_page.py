@@ -10,13 +10,10 @@ from matplotlib.ticker import ScalarFormatter
 
 from compare_page import spread
 from hypernet.replacing import replacing
+from settings_time import read_times, shape
 
 PAGE = Path(__file__).with_name("settings.md")
 PLOT = Path(__file__).with_name("settings_rate.png")
-BASE = {
-    "activation": "swish",
-    "learning_rate": "3e-3",
-}  # the run of the rates' section that all others are compared with
 
 
 def write_page(rows: list[dict], base: dict):
@@ -24,8 +21,10 @@ def write_page(rows: list[dict], base: dict):
 
     `base` are the options of that run of the rates' section with which all other sections are compared.
     """
-    text = PAGE.read_text(encoding="utf-8")
-    tables = {section: write_table(rows, section, base) for section in dict.fromkeys(row["section"] for row in rows)}
+    text, times = PAGE.read_text(encoding="utf-8"), read_times()
+    tables = {
+        section: write_table(rows, section, base, times) for section in dict.fromkeys(row["section"] for row in rows)
+    }
     for name, table in tables.items():
         text = re.sub(
             rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)",
@@ -39,7 +38,7 @@ def write_page(rows: list[dict], base: dict):
     print(PAGE, PLOT, sep="\n")
 
 
-def write_table(rows: list[dict], section: str, base: dict) -> str:
+def write_table(rows: list[dict], section: str, base: dict, times: dict[str, float]) -> str:
     """One line for each setting, for each style its figures: mean and deviation of the seeds."""
     styles = sorted({row["style"] for row in rows})
     settings = {}
@@ -51,11 +50,11 @@ def write_table(rows: list[dict], section: str, base: dict) -> str:
         if row["section"] == section:
             settings.setdefault(_label(row), []).append(row)
     head = [f"{style}: held-out loss | half at step | in the style | subject right" for style in styles]
-    lines = [f"| setting | {' | '.join(head)} | file, kB |", "| --- " * (2 + 4 * len(styles)) + "|"]
+    lines = [f"| setting | {' | '.join(head)} | time per step | file, kB |", "| --- " * (3 + 4 * len(styles)) + "|"]
     for label, found in settings.items():
         cells = [cell for style in styles for cell in _cells([row for row in found if row["style"] == style])]
         size = next((f"{int(row['file_bytes']) / 1e3:,.0f}" for row in found if row["file_bytes"]), "")
-        lines.append(f"| {label} | {' | '.join(cells)} | {size} |")
+        lines.append(f"| {label} | {' | '.join(cells)} | {_time(found, times)} | {size} |")
     return "\n".join(lines)
 
 
@@ -83,6 +82,11 @@ def _cells(rows) -> list[str]:
         half if rows else "",
         *(_mean([float(row[name]) for row in rows if row[name]]) for name in ("style_share", "subject_share")),
     ]
+
+
+def _time(rows, times) -> str:
+    name = "lora" if rows and rows[0]["rank"] else shape(json.loads(rows[0]["options"])) if rows else ""
+    return f"{times[name]:.2f}" if name in times else ""
 
 
 def _mean(shares) -> str:

@@ -3,7 +3,8 @@
 
     python examples/settings_table.py                       # everything: two styles, three seeds; hours on two cores
     python examples/settings_table.py --seeds 0 --styles neon
-    python examples/settings_table.py --write_page          # the tables and plots of settings.md, from settings.csv
+    python examples/settings_table.py --times               # only what a step costs, side by side; settings_time.csv
+    python examples/settings_table.py --write_page          # the tables and plots of settings.md, from the two files
 
 Every run is made as examples/compare.py makes it; what is in settings.csv already is not measured again, so the command
 can be stopped and goes on. From the same runs come held-out loss, the step at which half of the loss was gone, and what
@@ -36,6 +37,7 @@ from hypernet.replacing import replacing
 from measure import load_pipeline, matches, prompt_scenes, sample, share
 from settings_lora import train_lora
 from settings_page import write_page
+from settings_time import PLAIN, measure_times, shape, write_times
 
 MODEL = REPO / "examples" / "quickstart" / "model"
 TABLE = REPO / "examples" / "settings.csv"
@@ -47,7 +49,7 @@ BASE = {
     "pretrained_model_name_or_path": str(MODEL),
     "resolution": 128,
     "train_batch_size": 4,
-    "activation": "swish",
+    **PLAIN,
     "learning_rate": "3e-3",
     "max_train_steps": 150,
     "validation_loss_steps": 25,
@@ -83,6 +85,7 @@ def parse_arguments(arguments=None):
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="default: all")
     parser.add_argument("--output_dir", type=Path, default=Path("output/settings"), help="default: %(default)s")
     parser.add_argument("--jobs", type=parse_count, default=1, help="runs at a time; default: %(default)s")
+    parser.add_argument("--times", action="store_true", help="train nothing; measure what a step of each setting costs")
     parser.add_argument("--write_page", action="store_true", help="train nothing; write the page from settings.csv")
     return parser.parse_args(arguments)
 
@@ -122,6 +125,12 @@ def open_section(folder: Path, style: str, section: str) -> list[Run]:
         entries = {**BASE, **shared, "cache_dir": str(folder / "cache"), "grid": grid}
         temporary.write_text(yaml.safe_dump(entries, sort_keys=False), encoding="utf-8")
     return read_grid(folder / f"{name}.yaml", folder / name)
+
+
+def every_setting(folder: Path) -> list[Run]:
+    """One run for each setting of a hypernetwork."""
+    runs = [run for section in SECTIONS if section != "lora" for run in open_section(folder, STYLES[0], section)]
+    return [run for run in runs if run.options["seed"] == SEEDS[0]]
 
 
 def look(pipeline, classifier, style: str) -> dict[str, float]:
@@ -199,7 +208,10 @@ def shown_option(value):
 
 def main(arguments=None):
     args = parse_arguments(arguments)
-    if not args.write_page:
+    if args.times:
+        settings = {shape(run.options): run.options for run in every_setting(args.output_dir)}
+        write_times(measure_times({**settings, "lora": None}, BASE["train_batch_size"], BASE["resolution"]))
+    elif not args.write_page:
         for style in args.styles:
             draw_data(args.output_dir / "data" / style, style)
         for seed in args.seeds:

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 import hypernet
 import settings_table
+import settings_time
 from draw import write_images
 from hypernet.command_line import options_to_flags, parse_config
 from settings_lora import train_lora
@@ -60,18 +61,29 @@ def row(style, section, seed, loss, half, options):
 
 
 def test_a_table_has_mean_and_deviation():
-    base = {"activation": "swish", "learning_rate": "3e-3"}
+    base, changed = {"activation": "swish", "learning_rate": "3e-3"}, {"dropout_structure": "0,0.1,0"}
     rows = [row("neon", "rate", seed, 0.3 + seed / 10, 25, base) for seed in (0, 1)]
-    rows += [
-        row("neon", "dropout", seed, loss, half, {"dropout_structure": "0,0.1,0"})
-        for seed, loss, half in [(0, 0.5, 50), (1, 0.6, "")]
-    ]
-    *_, as_it_was, changed = write_table(rows, "dropout", base).splitlines()
-    assert as_it_was == f"| *as it was* | 0.350 ± {statistics.stdev([0.3, 0.4]):.3f} | 25 | 50% | 100% | 2 |"
+    rows += [row("neon", "dropout", seed, loss, half, changed) for seed, loss, half in [(0, 0.5, 50), (1, 0.6, "")]]
+    *_, as_it_was, with_dropout = write_table(
+        rows, "dropout", base, {"{}": 1.0, json.dumps(changed): 1.25}
+    ).splitlines()
+    assert as_it_was == f"| *as it was* | 0.350 ± {statistics.stdev([0.3, 0.4]):.3f} | 25 | 50% | 100% | 1.00 | 2 |"
     assert (
-        changed
-        == f"| dropout_structure 0,0.1,0 | 0.550 ± {statistics.stdev([0.5, 0.6]):.3f} | 1 of 2 | 50% | 100% | 2 |"
+        with_dropout
+        == f"| dropout_structure 0,0.1,0 | 0.550 ± {statistics.stdev([0.5, 0.6]):.3f} | 1 of 2 | 50% | 100% | 1.25 | 2 |"
     )
+
+
+def test_a_step_is_timed_for_every_setting(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    settings = {settings_time.shape(run.options): run.options for run in settings_table.every_setting(tmp_path)}
+    # 8 activations, 7 other structures, LayerNorm, two dropouts, two choices of widths; the rest makes the same steps
+    assert len(settings) == 20 and not {"learning_rate", "weight_init", "seed"} & set("".join(settings).split('"'))
+    monkeypatch.setattr(settings_time, "ROUNDS", 1)
+    monkeypatch.setattr(settings_time, "STEPS", 1)
+    few = {name: options for name, options in settings.items() if name in ("{}", '{"widths": "80"}')}
+    times = settings_time.measure_times({**few, "lora": None}, batch_size=1, size=64)
+    assert times["{}"] == 1.0 and set(times) == {*few, "lora"} and all(ratio > 0 for ratio in times.values())
 
 
 def test_the_lora_is_of_a_hypernetworks_size_and_learns(tmp_path):
