@@ -13,7 +13,8 @@ from hypernet.replacing import replacing
 from settings_time import read_times, shape
 
 PAGE = Path(__file__).with_name("settings.md")
-PLOT = Path(__file__).with_name("settings_rate.png")
+RATES_PLOT = Path(__file__).with_name("settings_rate.png")
+EFFECTS_PLOT = Path(__file__).with_name("settings_effects.png")
 
 
 def write_page(rows: list[dict], base: dict):
@@ -34,8 +35,9 @@ def write_page(rows: list[dict], base: dict):
         )
     with replacing(PAGE) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    draw_rates(rows).savefig(PLOT)
-    print(PAGE, PLOT, sep="\n")
+    draw_rates(rows).savefig(RATES_PLOT)
+    draw_effects(rows, base).savefig(EFFECTS_PLOT)
+    print(PAGE, RATES_PLOT, EFFECTS_PLOT, sep="\n")
 
 
 def write_table(rows: list[dict], section: str, base: dict, times: dict[str, float]) -> str:
@@ -66,7 +68,7 @@ def _order(row) -> list:
 
 def _label(row) -> str:
     text = ", ".join(f"{key} {value}" for key, value in json.loads(row["options"]).items())
-    return f"rank {row['rank']}, {text}" if row["rank"] else text
+    return f"LoRA of rank {row['rank']}, {text}" if row["rank"] else text
 
 
 def _cells(rows) -> list[str]:
@@ -119,4 +121,41 @@ def draw_rates(rows: list[dict]) -> Figure:
         panel.grid(color="0.9")
         panel.spines[["top", "right"]].set_visible(False)
     panels[-1].legend(frameon=False, fontsize="small")
+    return figure
+
+
+def effects(rows: list[dict], base: dict) -> dict[str, list[tuple[str, float]]]:
+    """Setting -> (style, held-out loss over that of the same style and seed with `base`); of the rates' section only those
+    with the rate of `base`."""
+    plain = {(row["style"], row["seed"]): float(row["val_loss"]) for row in rows if json.loads(row["options"]) == base}
+    found = {}
+    for row in sorted(rows, key=lambda row: (row["section"], _order(row))):
+        options, key = json.loads(row["options"]), (row["style"], row["seed"])
+        other_rate = row["section"] == "rate" and options["learning_rate"] != base["learning_rate"]
+        if options == base or key not in plain or other_rate:
+            continue
+        label = f"activation {options['activation']}" if row["section"] == "rate" else _label(row)
+        found.setdefault(label, []).append((row["style"], float(row["val_loss"]) / plain[key]))
+    return found
+
+
+def draw_effects(rows: list[dict], base: dict) -> Figure:
+    """A dot for each run: how much loss it has left beside the one that all are compared with; a colour for each style."""
+    found = effects(rows, base)
+    figure = Figure(figsize=(9, 1 + 0.24 * len(found)), dpi=110, layout="constrained")
+    panel = figure.subplots()
+    for number, style in enumerate(sorted({row["style"] for row in rows})):
+        dots = [(ratio, line) for line, label in enumerate(found) for name, ratio in found[label] if name == style]
+        if dots:
+            panel.scatter(*zip(*dots), s=28, alpha=0.7, color=f"C{number}", label=style, linewidths=0, zorder=3)
+    panel.axvline(1, color="0.4", linewidth=1)
+    panel.set(xscale="log", xlabel="held-out loss over that of 1,2,1 with swish, same seed (less is better)")
+    panel.set_yticks(range(len(found)), list(found))
+    panel.invert_yaxis()
+    for axis in (panel.xaxis.set_major_formatter, panel.xaxis.set_minor_formatter):
+        axis(ScalarFormatter())
+    panel.grid(color="0.92")
+    panel.spines[["top", "right"]].set_visible(False)
+    if found:
+        panel.legend(frameon=False, loc="lower right")
     return figure

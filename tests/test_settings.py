@@ -12,7 +12,7 @@ import settings_time
 from draw import write_images
 from hypernet.command_line import options_to_flags, parse_config
 from settings_lora import train_lora
-from settings_page import write_table
+from settings_page import effects, write_table
 from settings_table import SECTIONS, SEEDS, draw_data, open_section
 
 
@@ -72,6 +72,22 @@ def test_a_table_has_mean_and_deviation():
         with_dropout
         == f"| dropout_structure 0,0.1,0 | 0.550 ± {statistics.stdev([0.5, 0.6]):.3f} | 1 of 2 | 50% | 100% | 1.25 | 2 |"
     )
+
+
+def test_effects_are_compared_within_a_style_and_a_seed():
+    base, other = {"activation": "swish", "learning_rate": "3e-3"}, {"activation": "relu", "learning_rate": "3e-3"}
+    rows = [row(style, "rate", seed, loss, 25, base) for style, seed, loss in [("neon", 0, 0.2), ("sunset", 0, 0.4)]]
+    rows += [row("neon", "rate", 0, 0.3, 25, other), row("sunset", "rate", 0, 0.3, 25, other)]
+    rows += [row("neon", "rate", 0, 0.9, 25, {**other, "learning_rate": "3e-5"})]  # another rate
+    rows += [
+        row("neon", "dropout", seed, 0.1, 25, {"dropout_structure": "0,0.1,0"}) for seed in (0, 1)
+    ]  # 1 has no base
+    found = effects(rows, base)
+    assert {label: dict(dots) for label, dots in found.items()} == {
+        "activation relu": {"neon": pytest.approx(1.5), "sunset": pytest.approx(0.75)},
+        "dropout_structure 0,0.1,0": {"neon": pytest.approx(0.5)},
+    }
+    assert len(found["dropout_structure 0,0.1,0"]) == 1
 
 
 def test_a_step_is_timed_for_every_setting(tmp_path, monkeypatch):
