@@ -15,9 +15,9 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from hypernet.errors import UserError
+from hypernet.origins import RECORD
 from hypernet.replacing import replacing
 
-FILE = "prepare.jsonl"
 LONGEST = 180  # bytes of a name before its ending; file systems take 255
 
 
@@ -30,7 +30,7 @@ class Record:
 
     def __init__(self, folder: Path):
         """Read what there is. Raises: UserError if it is no such file."""
-        self.folder, self.path = folder, folder / FILE
+        self.folder, self.path = folder, folder / RECORD
         self.options, self.sheet, self.entries = None, False, {}
         for line in self._lines():
             self.options = line.get("options", self.options)

@@ -16,6 +16,7 @@ from hypernet.errors import UserError
 from hypernet.inspection import Picture, find_pictures
 from hypernet.loss import diffusion_loss, diffusion_target
 from hypernet.models import StableDiffusion
+from hypernet.origins import find_origins
 from hypernet.seeds import derive_seed
 from hypernet.sources import Source, open_folder
 
@@ -31,26 +32,42 @@ def open_held_out(config) -> Source | None:
 def hold_out(source: Source, folder: Source | None, pictures: list[Picture], config, multiple: int, before=()):
     """(source, pictures) to measure on, of the folder or a share of the pictures; and the pictures left to train on.
 
-    A share is chosen by the images' bytes, so that copies stay together. Those that a run has held out `before` (their
-    sha256) stay so, and whatever is new is trained on: no image goes from one side to the other.
+    A share is chosen by the images' bytes, so that copies stay together; so do the parts and mirrored copies that
+    examples/prepare.py has made of one picture. Those that a run has held out `before` (their sha256) stay so, and
+    whatever is new is trained on: no image goes from one side to the other.
 
     Raises:
         UserError: if nothing is left on either side.
     """
     if folder is not None:
         return _from_folder(folder, pictures, config, multiple)
-    chosen = {picture.sha256 for picture in pictures} & set(before) or _choose(pictures, config)
+    chosen = {picture.sha256 for picture in pictures} & set(before) or _choose(source, pictures, config)
     held = [picture for picture in pictures if picture.sha256 in chosen]
     return source, held, [picture for picture in pictures if picture.sha256 not in chosen]
 
 
-def _choose(pictures, config) -> set[str]:
-    order = sorted({picture.sha256 for picture in pictures}, key=lambda sha256: derive_seed("held out", sha256))
-    count = max(1, round(config.validation_split * len(order)))
-    if count >= len(order):
-        problem = f"of {len(order)} different images nothing would be left to train on; lower it"
+def _choose(source, pictures, config) -> set[str]:
+    """The sha256 of so many images; a little more, if they are of one picture."""
+    families = _families(source, pictures, config)
+    total, chosen = len({picture.sha256 for picture in pictures}), set()
+    count = max(1, round(config.validation_split * total))
+    for family in sorted(families, key=lambda family: derive_seed("held out", min(family))):
+        if len(chosen) < count:
+            chosen |= family
+    if len(chosen) == total:
+        problem = f"of {total} different images nothing would be left to train on; lower it"
         raise UserError(f"--validation_split {config.validation_split}: {problem}, or add images")
-    return set(order[:count])
+    return chosen
+
+
+def _families(source, pictures, config) -> list[set[str]]:
+    """The sha256 of all images, together with those that are made of the same picture."""
+    names = [source.images[picture.row]["image"]["path"] for picture in pictures] if source.is_folder else []
+    origins, family_of, families = find_origins(config.train_data_dir, names), {}, {}
+    for index, picture in enumerate(pictures):  # a copy belongs where the first one does
+        family = family_of.setdefault(picture.sha256, origins.get(index, picture.sha256))
+        families.setdefault(family, set()).add(picture.sha256)
+    return list(families.values())
 
 
 def _from_folder(source, pictures, config, multiple):

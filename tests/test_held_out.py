@@ -1,6 +1,7 @@
 """Held-out images: which they are, and their loss against a plain re-computation with diffusers' own pieces."""
 
 import copy
+import dataclasses
 import hashlib
 import shutil
 
@@ -15,6 +16,7 @@ from PIL import Image
 from test_attention import with_hooks
 
 import hypernet
+import prepare
 from hypernet.command_line import parse_config
 from hypernet.effect import PER_LAYER, Effect
 from hypernet.errors import UserError
@@ -49,6 +51,35 @@ def test_the_share_depends_on_the_images_alone(models_dir, images_dir, tmp_path)
     before = [kept[0].sha256]  # what a run has begun with stays, whatever the share would choose now
     _, again, rest = hold_out(source, open_held_out(config), pictures, config, 8, before)
     assert {picture.sha256 for picture in again} == set(before) and len(again) + len(rest) == 16
+
+
+def test_parts_and_mirrored_copies_of_a_picture_stay_together(models_dir, images_dir, tmp_path):
+    raw, folder = tmp_path / "raw", tmp_path / "prepared"
+    raw.mkdir()
+    for i in range(8):
+        with Image.open(images_dir / f"{i}.png") as image:
+            image.resize((64, 200)).save(raw / f"{i}.png")  # in four parts
+    prepare.main([str(raw), str(folder), "--size=64", "--split", "--flip", "--sheet_images=0"])
+    config, source, pictures = opened(models_dir, folder, tmp_path, "--validation_split=0.2")
+    assert len(pictures) == 64
+
+    def named(pictures):
+        return {source.label(picture.row).split("-")[0] for picture in pictures}
+
+    _, held, kept = hold_out(source, open_held_out(config), pictures, config, 8)
+    assert not named(held) & named(kept) and len(held) + len(kept) == 64
+    assert len(held) == 16  # 13 are a fifth; both pictures that they are of are whole
+
+    with open(folder / "prepare.jsonl", "ab") as record:  # a run of prepare.py that was killed
+        record.write(b'{"source": "9.png", "fil')
+    assert hold_out(source, open_held_out(config), pictures, config, 8)[1] == held
+    more = dataclasses.replace(config, validation_split=0.95)
+    with pytest.raises(UserError, match="nothing would be left"):  # 61 of 64 would be all eight pictures
+        hold_out(source, open_held_out(more), pictures, more, 8)
+
+    (folder / "prepare.jsonl").unlink()  # without it nothing tells that they belong together
+    _, held, kept = hold_out(source, open_held_out(config), pictures, config, 8)
+    assert len(held) == 13 and named(held) & named(kept)
 
 
 def test_images_of_a_folder_of_their_own(models_dir, images_dir, mixed_dir, tmp_path):
