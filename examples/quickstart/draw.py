@@ -251,10 +251,13 @@ def main():
     own = (args.style, args.count, args.seed) == ("neon", 32, 32)
     if args.sheet:
         sheet().save(args.sheet)
+        print(args.sheet)
     elif args.output_dir is None and not own:
         parser.error("--output_dir is missing: a folder for the pictures")
     else:
-        write_images(args.output_dir or Path(__file__).parent / "images", args.style, args.count, args.seed)
+        folder = args.output_dir or Path(__file__).parent / "images"
+        write_images(folder, args.style, args.count, args.seed)
+        print(f"{args.count} {args.style} pictures with captions: {folder}")
 
 
 if __name__ == "__main__":

@@ -152,3 +152,4 @@ if __name__ == "__main__":
     parser.add_argument("--mixed", action="store_true", help="200 files of all kinds instead")
     args = parser.parse_args()
     (write_mixed_pictures if args.mixed else write_odd_pictures)(args.folder)
+    print(f"odd pictures: {args.folder}")
