@@ -34,7 +34,7 @@ def hold_out(source: Source, folder: Source | None, pictures: list[Picture], con
 
     A share is chosen by the images' bytes, so that copies stay together; so do the parts and mirrored copies that
     examples/prepare.py has made of one picture. Those that a run has held out `before` (their sha256) stay so, and
-    whatever is new is trained on: no image goes from one side to the other.
+    whatever has been added since is trained on: no image goes from one side to the other.
 
     Raises:
         UserError: if nothing is left on either side.
@@ -47,27 +47,35 @@ def hold_out(source: Source, folder: Source | None, pictures: list[Picture], con
 
 
 def _choose(source, pictures, config) -> set[str]:
-    """The sha256 of so many images; a little more, if they are of one picture."""
-    families = _families(source, pictures, config)
-    total, chosen = len({picture.sha256 for picture in pictures}), set()
+    """The sha256 of the share: as many whole families as go into it, and of too large ones the smallest."""
+    families = sorted(_families(source, pictures), key=lambda family: derive_seed("held out", min(family)))
+    total, chosen = sum(map(len, families)), set()
     count = max(1, round(config.validation_split * total))
-    for family in sorted(families, key=lambda family: derive_seed("held out", min(family))):
-        if len(chosen) < count:
+    for family in families:
+        if len(chosen | family) <= count:
             chosen |= family
+    chosen = chosen or min(families, key=len)
     if len(chosen) == total:
-        problem = f"of {total} different images nothing would be left to train on; lower it"
-        raise UserError(f"--validation_split {config.validation_split}: {problem}, or add images")
+        problem = f"of {total} different images nothing would be left to train on"
+        hint = (
+            "they are all made of one picture; add others" if len(families) == 1 < total else "lower it, or add images"
+        )
+        raise UserError(f"--validation_split {config.validation_split}: {problem}; {hint}")
     return chosen
 
 
-def _families(source, pictures, config) -> list[set[str]]:
+def _families(source, pictures) -> list[set[str]]:
     """The sha256 of all images, together with those that are made of the same picture."""
-    names = [source.images[picture.row]["image"]["path"] for picture in pictures] if source.is_folder else []
-    origins, family_of, families = find_origins(config.train_data_dir, names), {}, {}
-    for index, picture in enumerate(pictures):  # a copy belongs where the first one does
-        family = family_of.setdefault(picture.sha256, origins.get(index, picture.sha256))
-        families.setdefault(family, set()).add(picture.sha256)
-    return list(families.values())
+    paths = [image["path"] for image in source.images["image"][:]] if source.is_folder else None
+    origins = find_origins([paths[picture.row] for picture in pictures]) if paths else {}
+    families = {}  # of each sha256 and each origin all that belong together, of both kinds
+    for picture in pictures:
+        origin = origins.get(paths[picture.row]) if paths else None
+        keys = {picture.sha256, origin} - {None}
+        together = keys.union(*(families.get(key, ()) for key in keys))
+        families |= dict.fromkeys(together, together)
+    distinct = {id(family): family for family in families.values()}.values()
+    return [{key for key in family if isinstance(key, str)} for family in distinct]
 
 
 def _from_folder(source, pictures, config, multiple):

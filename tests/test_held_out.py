@@ -3,8 +3,10 @@
 import copy
 import dataclasses
 import hashlib
+import json
 import shutil
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -20,10 +22,10 @@ import prepare
 from hypernet.command_line import parse_config
 from hypernet.effect import PER_LAYER, Effect
 from hypernet.errors import UserError
-from hypernet.held_out import HeldOutLoss, encode_held_out, hold_out, open_held_out
-from hypernet.inspection import find_pictures
+from hypernet.held_out import HeldOutLoss, _families, encode_held_out, hold_out, open_held_out
+from hypernet.inspection import Picture, find_pictures
 from hypernet.seeds import derive_seed
-from hypernet.sources import open_source
+from hypernet.sources import Source, open_source
 
 
 def opened(models_dir, images_dir, tmp_path, *flags, model="epsilon"):
@@ -66,20 +68,54 @@ def test_parts_and_mirrored_copies_of_a_picture_stay_together(models_dir, images
     def named(pictures):
         return {source.label(picture.row).split("-")[0] for picture in pictures}
 
-    _, held, kept = hold_out(source, open_held_out(config), pictures, config, 8)
-    assert not named(held) & named(kept) and len(held) + len(kept) == 64
-    assert len(held) == 16  # 13 are a fifth; both pictures that they are of are whole
+    def split(config):
+        _, held, kept = hold_out(source, open_held_out(config), pictures, config, 8)
+        assert sorted([*held, *kept], key=lambda picture: picture.row) == pictures
+        return held, kept
 
+    held, kept = split(config)
+    assert not named(held) & named(kept) and len(held) == 8  # a fifth is 13; two pictures would be 16
     with open(folder / "prepare.jsonl", "ab") as record:  # a run of prepare.py that was killed
         record.write(b'{"source": "9.png", "fil')
-    assert hold_out(source, open_held_out(config), pictures, config, 8)[1] == held
-    more = dataclasses.replace(config, validation_split=0.95)
-    with pytest.raises(UserError, match="nothing would be left"):  # 61 of 64 would be all eight pictures
-        hold_out(source, open_held_out(more), pictures, more, 8)
+    assert split(config)[0] == held
+    assert len(split(dataclasses.replace(config, validation_split=0.02))[0]) == 8  # less than a picture is none
+    assert len(split(dataclasses.replace(config, validation_split=0.98))[1]) == 8
 
     (folder / "prepare.jsonl").unlink()  # without it nothing tells that they belong together
-    _, held, kept = hold_out(source, open_held_out(config), pictures, config, 8)
+    held, kept = split(config)
     assert len(held) == 13 and named(held) & named(kept)
+
+
+def test_families_of_images(tmp_path):
+    """Made up: images are what their records and their bytes say, wherever the records lie."""
+
+    def families(files: dict[str, str], records: dict[str, dict]):
+        for name, text in files.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(text)
+        for name, made in records.items():
+            lines = [json.dumps({"source": source, "files": made[source]}, ensure_ascii=False) for source in made]
+            (tmp_path / name / "prepare.jsonl").write_text("\n".join([*lines, '{"files": ["x.png"]}', "[]", "{"]))
+        paths = [str(tmp_path / name) for name in files]
+        images = datasets.Dataset.from_dict({"image": [{"path": path} for path in paths]})
+        source = Source("--train_data_dir", images, [("",)] * len(paths), is_folder=True)
+        pictures = [Picture(row, text, 8, 8, False, (8, 8)) for row, text in enumerate(files.values())]
+        return sorted("".join(sorted(family)) for family in _families(source, pictures))
+
+    # a copy outside of the record ("0"), and two pictures that share a part ("c"), join what they are copies of
+    files = {"0.png": "a", "cat-1.png": "a", "cat-2.png": "b", "dog-1.png": "c", "dog-2.png": "d", "fox-1.png": "c"}
+    made = {"cat.jpg": ["cat-1.png", "cat-2.png"], "dog.jpg": ["dog-1.png", "dog-2.png"]}
+    made |= {"fox.jpg": ["fox-1.png", "fox\u2028-2.png"]}
+    assert families({**files, "fox\u2028-2.png": "e", "x.png": "f", "y.png": "g"}, {"": made}) == [
+        "ab",
+        "cde",
+        "f",
+        "g",
+    ]
+    # the nearest record counts, and pictures of two records are two, whatever they are called
+    records = {f"more/{i}": {"1.jpg": ["deep/1.png", "2.png"]} for i in "pq"}
+    inner = {f"more/{i}/{name}": f"{i}{name[0]}" for i in "pq" for name in ("deep/1.png", "2.png")}
+    assert families(inner, records) == ["p2pd", "q2qd"]
 
 
 def test_images_of_a_folder_of_their_own(models_dir, images_dir, mixed_dir, tmp_path):
