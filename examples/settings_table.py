@@ -37,7 +37,7 @@ from hypernet.replacing import replacing
 from measure import load_pipeline, matches, prompt_scenes, sample, share
 from settings_lora import train_lora
 from settings_page import write_page
-from settings_time import PLAIN, measure_times, shape, write_times
+from settings_time import PLAIN, measure_settings, write_times
 
 MODEL = REPO / "examples" / "quickstart" / "model"
 TABLE = REPO / "examples" / "settings.csv"
@@ -70,7 +70,7 @@ SECTIONS = {
     "initialisation": {"weight_init": INITS},
     "widths": {"widths": ["80", "48,96,128"]},
     "latents": {"latent_sampling": ["once", "random"]},
-    "tags": {"train_data_dir": ["tags"], "shuffle_tags": [False, True]},
+    "tags": {"shuffle_tags": [False, True]},  # with tags for captions, of the held-out pictures, too
     "lora": {"learning_rate": ["1e-3", "3e-3", "1e-2"]},  # trained by settings_lora.py
 }
 SEEDS = [0, 1, 2]
@@ -94,19 +94,19 @@ def parse_arguments(arguments=None):
 
 
 def draw_data(folder: Path, style: str):
-    """32 pictures to train on, the same with tags as captions, and 8 others."""
+    """32 pictures to train on and 8 others; of both a copy with tags as captions."""
     if (folder / "done").exists():
         return
-    write_images(folder / "images", style, 32, seed=32)
-    write_images(folder / "held_out", style, 8, seed=999)
-    write_images(folder / "tags", style, 32, seed=32)
-    rng = random.Random(32)
-    for number in range(32):
-        words = (folder / "tags" / f"{number:02d}.txt").read_text().split()
-        scene, background = " ".join(words[1:-4]), words[-2]
-        tags = [*scene.split(), f"{background} background"]
-        rng.shuffle(tags)
-        (folder / "tags" / f"{number:02d}.txt").write_text(", ".join(tags) + "\n", encoding="utf-8")
+    for name, count, seed in (("images", 32, 32), ("held_out", 8, 999)):
+        write_images(folder / name, style, count, seed)
+        write_images(folder / f"{name}_tags", style, count, seed)
+        rng = random.Random(seed)
+        for path in sorted((folder / f"{name}_tags").glob("*.txt")):
+            words = path.read_text().split()
+            scene, background = " ".join(words[1:-4]), words[-2]
+            tags = [*scene.split(), f"{background} background"]
+            rng.shuffle(tags)
+            path.write_text(", ".join(tags) + "\n", encoding="utf-8")
     (folder / "done").touch()
 
 
@@ -115,12 +115,10 @@ def draw_data(folder: Path, style: str):
 
 def open_section(folder: Path, style: str, section: str) -> list[Run]:
     """The runs of a section, from a file that compare.py takes, too: output/settings/STYLE_SECTION.yaml."""
-    data = folder / "data" / style
-    grid = {"seed": SEEDS, **SECTIONS[section]}
-    if "train_data_dir" in grid:
-        grid["train_data_dir"] = [str(data / name) for name in grid["train_data_dir"]]
-    name = file_name(style, section)
-    shared = {"train_data_dir": str(data / "images"), "validation_data_dir": str(data / "held_out"), "name": style}
+    data, captions = folder / "data" / style, "_tags" if section == "tags" else ""
+    grid, name = {"seed": SEEDS, **SECTIONS[section]}, file_name(style, section)
+    shared = {"train_data_dir": str(data / f"images{captions}"), "name": style}
+    shared["validation_data_dir"] = str(data / f"held_out{captions}")
     with replacing(folder / f"{name}.yaml") as temporary:
         entries = {**BASE, **shared, "cache_dir": str(folder / "cache"), "grid": grid}
         temporary.write_text(yaml.safe_dump(entries, sort_keys=False), encoding="utf-8")
@@ -192,7 +190,7 @@ def make_section(args, style: str, section: str, seed: int):
             if row.get("val_loss") is None:
                 print(f"{run.name}: {failed.get(run.name)}; it is tried again the next time")
                 continue
-        options = {key: shown_option(run.options[key]) for key in SECTIONS[section]}
+        options = {key: run.options[key] for key in SECTIONS[section]}
         about = {"section": section, "style": style, "run": run.name, "seed": seed, "options": json.dumps(options)}
         write_rows([*read_rows(), {**about, **row}])
 
@@ -201,16 +199,11 @@ def file_name(style: str, section: str) -> str:
     return f"{style}_{section.replace(' ', '_')}"
 
 
-def shown_option(value):
-    """Folders by their names."""
-    return Path(value).name if Path(str(value)).is_dir() else value
-
-
 def main(arguments=None):
     args = parse_arguments(arguments)
     if args.times:
-        settings = {shape(run.options): run.options for run in every_setting(args.output_dir)}
-        write_times(measure_times({**settings, "lora": None}, BASE["train_batch_size"], BASE["resolution"]))
+        settings = [run.options for run in every_setting(args.output_dir)]
+        write_times(measure_settings(settings, BASE["train_batch_size"], BASE["resolution"]))
     elif not args.write_page:
         for style in args.styles:
             draw_data(args.output_dir / "data" / style, style)

@@ -1,6 +1,8 @@
 """examples/settings_table.py: which runs there are, and what becomes of their figures."""
 
+import itertools
 import json
+import math
 import statistics
 
 import pytest
@@ -12,12 +14,11 @@ import settings_time
 from draw import write_images
 from hypernet.command_line import options_to_flags, parse_config
 from settings_lora import train_lora
-from settings_page import effects, write_table
+from settings_page import draw_effects, effects, seed_deviation, write_table
 from settings_table import SECTIONS, SEEDS, draw_data, open_section
 
 
 def test_every_setting_is_a_run_for_each_seed(tmp_path):
-    (tmp_path / "data").mkdir()
     settings = {}
     for section, grid in SECTIONS.items():
         runs = open_section(tmp_path, "neon", section)
@@ -44,14 +45,21 @@ def test_every_setting_is_a_run_for_each_seed(tmp_path):
 
 def test_tags_say_what_the_captions_say(tmp_path):
     draw_data(tmp_path, "neon")
-    for path in (tmp_path / "images").glob("*.txt"):
-        caption, tags = path.read_text().split(), (tmp_path / "tags" / path.name).read_text().strip().split(", ")
-        assert sorted(" ".join(tags).split()) == sorted(word for word in caption if word not in ("a", "an", "on"))
-        assert (path.with_suffix(".png")).read_bytes() == (tmp_path / "tags" / path.name).with_suffix(
-            ".png"
-        ).read_bytes()
-    held_out = {path.read_bytes() for path in (tmp_path / "held_out").glob("*.png")}
-    assert len(held_out) == 8 and not held_out & {path.read_bytes() for path in (tmp_path / "images").glob("*.png")}
+    pictures = {}
+    for name, count in (("images", 32), ("held_out", 8)):
+        paths = sorted((tmp_path / name).glob("*.txt"))
+        assert len(paths) == count
+        for path in paths:
+            tagged = tmp_path / f"{name}_tags" / path.name
+            caption, tags = path.read_text().split(), tagged.read_text().strip().split(", ")
+            assert sorted(" ".join(tags).split()) == sorted(word for word in caption if word not in ("a", "an", "on"))
+            assert path.with_suffix(".png").read_bytes() == tagged.with_suffix(".png").read_bytes()
+        pictures[name] = {path.with_suffix(".png").read_bytes() for path in paths}
+    assert not pictures["images"] & pictures["held_out"]
+    for section, ending in (("tags", "_tags"), ("latents", "")):
+        options = open_section(tmp_path, "neon", section)[0].options
+        assert options["train_data_dir"].endswith(f"images{ending}")
+        assert options["validation_data_dir"].endswith(f"held_out{ending}")
 
 
 def row(style, section, seed, loss, half, options):
@@ -74,32 +82,61 @@ def test_a_table_has_mean_and_deviation():
     )
 
 
-def test_effects_are_compared_within_a_style_and_a_seed():
+def test_effects_are_compared_within_a_style():
     base, other = {"activation": "swish", "learning_rate": "3e-3"}, {"activation": "relu", "learning_rate": "3e-3"}
-    rows = [row(style, "rate", seed, loss, 25, base) for style, seed, loss in [("neon", 0, 0.2), ("sunset", 0, 0.4)]]
-    rows += [row("neon", "rate", 0, 0.3, 25, other), row("sunset", "rate", 0, 0.3, 25, other)]
+    runs = [("neon", 0, 0.2), ("neon", 1, 0.4), ("sunset", 0, 0.4)]
+    rows = [row(style, "rate", seed, loss, 25, base) for style, seed, loss in runs]
+    rows += [row("neon", "rate", 0, 0.3, 25, other), row("sunset", "rate", 0, "nan", 25, other)]
     rows += [row("neon", "rate", 0, 0.9, 25, {**other, "learning_rate": "3e-5"})]  # another rate
-    rows += [
-        row("neon", "dropout", seed, 0.1, 25, {"dropout_structure": "0,0.1,0"}) for seed in (0, 1)
-    ]  # 1 has no base
+    rows += [row("neon", "dropout", 0, 0.15, 25, {"dropout_structure": "0,0.1,0"})]
+    rows += [row("neon", "tags", 0, 0.15, 25, {"shuffle_tags": True})]
+    rows += [row("other", "dropout", 0, 0.15, 25, {"dropout_structure": "0,0.1,0"})]  # a style without its base
     found = effects(rows, base)
-    assert {label: dict(dots) for label, dots in found.items()} == {
-        "activation relu": {"neon": pytest.approx(1.5), "sunset": pytest.approx(0.75)},
-        "dropout_structure 0,0.1,0": {"neon": pytest.approx(0.5)},
+    assert {label: [(style, round(ratio, 9)) for style, ratio in dots] for label, dots in found.items()} == {
+        "*as it was*": [("neon", 0.666666667), ("neon", 1.333333333), ("sunset", 1.0)],
+        "activation relu": [("neon", 1.0), ("sunset", 25.0)],  # what has died has ten times the loss of nothing
+        "dropout_structure 0,0.1,0": [("neon", 0.5)],
     }
-    assert len(found["dropout_structure 0,0.1,0"]) == 1
+    # the only setting with two seeds of one style
+    assert seed_deviation(found) == pytest.approx(statistics.stdev([0, math.log(2)]))
+    labels = [label.get_text() for label in draw_effects(rows, base).axes[0].get_yticklabels()]
+    assert labels == ["as it was", "dropout_structure 0,0.1,0", "activation relu"]
+
+
+def test_ratios_are_those_of_the_same_round():
+    now = [0.0]
+    costs = {"plain": itertools.cycle([1.0, 2.0]), "dear": itertools.cycle([3.0, 10.0])}
+
+    def step(name):
+        calls = itertools.count()
+
+        def run():  # what it costs changes from round to round; the first call of a round is not measured
+            call = next(calls)
+            cost = next(costs[name]) if call % (settings_time.STEPS + 1) == 0 else run.cost
+            run.cost = cost
+            now[0] += 1000.0 if call % (settings_time.STEPS + 1) == 0 else cost
+
+        return run
+
+    steps = {name: step(name) for name in costs}
+    ratios = settings_time.measure_ratios(steps, "plain", lambda: now[0])
+    assert ratios["plain"] == [1.0] * settings_time.ROUNDS
+    assert ratios["dear"] == ([3.0, 5.0] * settings_time.ROUNDS)[: settings_time.ROUNDS]
 
 
 def test_a_step_is_timed_for_every_setting(tmp_path, monkeypatch):
-    (tmp_path / "data").mkdir()
-    settings = {settings_time.shape(run.options): run.options for run in settings_table.every_setting(tmp_path)}
+    settings = [run.options for run in settings_table.every_setting(tmp_path)]
+    shapes = {settings_time.shape(options) for options in settings}
     # 8 activations, 7 other structures, LayerNorm, two dropouts, two choices of widths; the rest makes the same steps
-    assert len(settings) == 20 and not {"learning_rate", "weight_init", "seed"} & set("".join(settings).split('"'))
-    monkeypatch.setattr(settings_time, "ROUNDS", 1)
+    assert len(shapes) == 20 and not {"learning_rate", "weight_init", "seed"} & set("".join(shapes).split('"'))
+    monkeypatch.setattr(settings_time, "TIMES", tmp_path / "times.csv")
+    monkeypatch.setattr(settings_time, "ROUNDS", 2)
     monkeypatch.setattr(settings_time, "STEPS", 1)
-    few = {name: options for name, options in settings.items() if name in ("{}", '{"widths": "80"}')}
-    times = settings_time.measure_times({**few, "lora": None}, batch_size=1, size=64)
-    assert times["{}"] == 1.0 and set(times) == {*few, "lora"} and all(ratio > 0 for ratio in times.values())
+    few = [options for options in settings if settings_time.shape(options) in ("{}", '{"widths": "80"}')]
+    ratios = settings_time.measure_settings(few, batch_size=1, size=64)
+    settings_time.write_times(ratios)
+    assert settings_time.read_times() == {name: round(statistics.median(found), 3) for name, found in ratios.items()}
+    assert set(ratios) == {"{}", '{"widths": "80"}', "lora", "the same again"}
 
 
 def test_the_lora_is_of_a_hypernetworks_size_and_learns(tmp_path):
