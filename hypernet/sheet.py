@@ -70,7 +70,8 @@ def lay_out(rows: list[list[Image.Image]], row_labels, column_labels, layout: La
 
 
 def wrap(text: str, font, width: float) -> list[str]:
-    """The text in lines of at most `width` pixels, broken at spaces where it can be; what is over is cut off."""
+    """The text in lines of at most `width` pixels, broken at spaces, or after signs, where it can be; what is over is cut
+    off."""
     lines = [""]
     for word in text.split():
         if lines[-1] and font.getlength(f"{lines[-1]} {word}") > width:
@@ -80,7 +81,13 @@ def wrap(text: str, font, width: float) -> list[str]:
             fitting = next(
                 n for n in range(len(lines[-1]) - 1, 0, -1) if n == 1 or font.getlength(lines[-1][:n]) <= width
             )
-            lines[-1:] = [lines[-1][:fitting], lines[-1][fitting:]]
+            place = _after_sign(lines[-1][:fitting]) or fitting
+            lines[-1:] = [lines[-1][:place], lines[-1][place:]]
     if len(lines) > MOST_LINES:
         lines[MOST_LINES - 1 :] = [lines[MOST_LINES - 1][:-1] + "…"]
     return lines
+
+
+def _after_sign(text: str) -> int:
+    """The place after its last comma, or else its last sign of another kind; 0 if it has none."""
+    return text.rfind(",") + 1 or max(text.rfind(sign) for sign in "=_-/") + 1

@@ -302,3 +302,12 @@ def test_sheet():
         lines = wrap(label, font, 64)
         assert len(lines) <= 6 and all(font.getlength(line) <= 64 for line in lines[:-1])
     assert " ".join(wrap("a cat on a mat", font, 40)) == "a cat on a mat"
+    name, width = "seed=1,activation=swish,learning_rate=3e-3", font.getlength("learning_rate=3e-3")
+    assert wrap(name, font, width) == ["seed=1,", "activation=swish,", "learning_rate=3e-3"]
+    assert wrap(name, font, font.getlength("activation=")) == [
+        "seed=1,",
+        "activation=",
+        "swish,",
+        "learning_",
+        "rate=3e-3",
+    ]
