@@ -211,7 +211,8 @@ def main(arguments=None):
             for style in args.styles:
                 for section in args.sections:
                     make_section(args, style, section, seed)
-    write_page(read_rows(), {name: BASE[name] for name in SECTIONS["rate"]})
+    rows = sorted(read_rows(), key=lambda row: list(SECTIONS).index(row["section"]))
+    write_page(rows, {name: BASE[name] for name in SECTIONS["rate"]})
 
 
 if __name__ == "__main__":

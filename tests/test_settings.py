@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import math
 import statistics
 
 import pytest
@@ -14,7 +13,8 @@ import settings_time
 from draw import write_images
 from hypernet.command_line import options_to_flags, parse_config
 from settings_lora import train_lora
-from settings_page import draw_effects, effects, seed_deviation, write_table
+from settings_page import write_table
+from settings_plots import draw_effects, draw_rates, effects, seed_deviation
 from settings_table import SECTIONS, SEEDS, draw_data, open_section
 
 
@@ -89,18 +89,27 @@ def test_effects_are_compared_within_a_style():
     rows += [row("neon", "rate", 0, 0.3, 25, other), row("sunset", "rate", 0, "nan", 25, other)]
     rows += [row("neon", "rate", 0, 0.9, 25, {**other, "learning_rate": "3e-5"})]  # another rate
     rows += [row("neon", "dropout", 0, 0.15, 25, {"dropout_structure": "0,0.1,0"})]
+    rows[-1] |= {"style_share": 0.25, "subject_share": 0.6}
     rows += [row("neon", "tags", 0, 0.15, 25, {"shuffle_tags": True})]
     rows += [row("other", "dropout", 0, 0.15, 25, {"dropout_structure": "0,0.1,0"})]  # a style without its base
     found = effects(rows, base)
-    assert {label: [(style, round(ratio, 9)) for style, ratio in dots] for label, dots in found.items()} == {
-        "*as it was*": [("neon", 0.666666667), ("neon", 1.333333333), ("sunset", 1.0)],
-        "activation relu": [("neon", 1.0), ("sunset", 25.0)],  # what has died has ten times the loss of nothing
-        "dropout_structure 0,0.1,0": [("neon", 0.5)],
+    assert {name: [(style, round(changes[0], 6)) for style, changes in runs] for name, runs in found.items()} == {
+        "*as it was*": [("neon", -33.333333), ("neon", 33.333333), ("sunset", 0.0)],
+        "activation relu": [("neon", 0.0), ("sunset", 2400.0)],  # what has died has ten times the loss of nothing
+        "dropout_structure 0,0.1,0": [("neon", -50.0)],
     }
+    assert {changes[1:] for runs in found.values() for _, changes in runs} == {(0.0, 0.0), (-25.0, -40.0)}
+    assert found["dropout_structure 0,0.1,0"][0][1][1:] == (-25.0, -40.0)
     # the only setting with two seeds of one style
-    assert seed_deviation(found) == pytest.approx(statistics.stdev([0, math.log(2)]))
-    labels = [label.get_text() for label in draw_effects(rows, base).axes[0].get_yticklabels()]
-    assert labels == ["as it was", "dropout_structure 0,0.1,0", "activation relu"]
+    assert seed_deviation(found, 0) == pytest.approx(statistics.stdev([-100 / 3, 100 / 3]))
+    lost = [("neon", (900.0, 0.0, -95.0)), ("neon", (100.0, 0.0, -95.0))]
+    assert seed_deviation({**found, "LoRA": lost}, 0) == seed_deviation(found, 0)
+    labels = [text.get_text() for text in draw_effects(rows, base).axes[0].get_yticklabels()]
+    assert (
+        labels == [name.strip("*") for name in found] == ["as it was", "activation relu", "dropout_structure 0,0.1,0"]
+    )
+    best = draw_rates(rows).axes[0].lines[1]  # swish, after relu, in neon
+    assert best.get_label() == "swish" and best.get_ydata() == pytest.approx([0.3])
 
 
 def test_ratios_are_those_of_the_same_round():
