@@ -141,9 +141,9 @@ def look(pipeline, classifier, style: str) -> dict[str, float]:
     }
 
 
-def measure(run: Run, problem: str | None, pipeline, classifier, style: str) -> dict:
-    """The row of a run."""
-    result = read_result(run, problem)
+def measure(run: Run, pipeline, classifier, style: str) -> dict:
+    """The row of a finished run."""
+    result = read_result(run, None)
     row = {"val_loss": result.val_loss, "val_loss_base": result.val_loss_base, "file_bytes": result.file_bytes}
     half = 0.5 * result.val_loss_base if result.val_loss_base else 0.0
     row["half_at_step"] = next((step for step, loss in result.held_out if loss <= half), None)
@@ -179,6 +179,9 @@ def make_section(args, style: str, section: str, seed: int):
     failed = {} if section == "lora" else run_all(runs, args.output_dir / file_name(style, section), args.jobs)
     pipeline, classifier = load_pipeline(MODEL), load_classifier()
     for run in runs:
+        if run.name in failed:
+            print(f"{run.name}: {failed[run.name]}; it is tried again the next time")
+            continue
         with contextlib.redirect_stderr(io.StringIO()):  # (bars of what takes a blink)
             if section == "lora":
                 row = train_lora(run.options, run.folder)
@@ -186,10 +189,7 @@ def make_section(args, style: str, section: str, seed: int):
                 row |= look(pipeline, classifier, style)
                 pipeline.unload_lora_weights()
             else:
-                row = measure(run, failed.get(run.name), pipeline, classifier, style)
-            if row.get("val_loss") is None:
-                print(f"{run.name}: {failed.get(run.name)}; it is tried again the next time")
-                continue
+                row = measure(run, pipeline, classifier, style)
         options = {key: run.options[key] for key in SECTIONS[section]}
         about = {"section": section, "style": style, "run": run.name, "seed": seed, "options": json.dumps(options)}
         write_rows([*read_rows(), {**about, **row}])

@@ -251,13 +251,10 @@ def main():
     own = (args.style, args.count, args.seed) == ("neon", 32, 32)
     if args.sheet:
         sheet().save(args.sheet)
-        print(args.sheet)
     elif args.output_dir is None and not own:
         parser.error("--output_dir is missing: a folder for the pictures")
     else:
-        folder = args.output_dir or Path(__file__).parent / "images"
-        write_images(folder, args.style, args.count, args.seed)
-        print(f"{args.count} {args.style} pictures with captions: {folder}")
+        write_images(args.output_dir or Path(__file__).parent / "images", args.style, args.count, args.seed)
 
 
 if __name__ == "__main__":
