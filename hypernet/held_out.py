@@ -66,12 +66,11 @@ def _choose(source, pictures, config) -> set[str]:
 
 def _families(source, pictures) -> list[set[str]]:
     """The sha256 of all images, together with those that are made of the same picture."""
-    paths = [image["path"] for image in source.images["image"][:]] if source.is_folder else None
-    origins = find_origins([paths[picture.row] for picture in pictures]) if paths else {}
+    paths = dict(enumerate(image["path"] for image in source.images["image"][:])) if source.is_folder else {}
+    origins = find_origins(list(paths.values()))
     families = {}  # of each sha256 and each origin all that belong together, of both kinds
     for picture in pictures:
-        origin = origins.get(paths[picture.row]) if paths else None
-        keys = {picture.sha256, origin} - {None}
+        keys = {picture.sha256, origins.get(paths.get(picture.row))} - {None}
         together = keys.union(*(families.get(key, ()) for key in keys))
         families |= dict.fromkeys(together, together)
     distinct = {id(family): family for family in families.values()}.values()
