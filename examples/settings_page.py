@@ -7,7 +7,8 @@ from pathlib import Path
 
 from compare_page import spread
 from hypernet.replacing import replacing
-from settings_plots import AS_IT_WAS, base_rows, draw_effects, draw_rates, label, order
+from settings_plots import AS_IT_WAS, draw_effects, draw_rates
+from settings_rows import base_rows, label, order
 from settings_time import LORA, read_times, shape
 
 PAGE = Path(__file__).with_name("settings.md")

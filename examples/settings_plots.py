@@ -7,28 +7,14 @@ import statistics
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
+from settings_rows import base_rows, label, order
+
 AS_IT_WAS = "*as it was*"
 MEASURES = {  # what a panel shows, and between which bounds
     "held-out loss, % more or less": (-30, 55),
     "in the style, points more or less": (-100, 60),
     "subject right, points more or less": (-100, 30),
 }
-
-
-def base_rows(rows: list[dict], base: dict) -> list[dict]:
-    """The runs with which all others are compared."""
-    return [row for row in rows if row["section"] == "rate" and json.loads(row["options"]) == base]
-
-
-def order(row: dict) -> list:
-    """Rates by their size, all else by the alphabet."""
-    options = json.loads(row["options"])
-    return [(0.0, str(value)) if key != "learning_rate" else (float(value), "") for key, value in options.items()]
-
-
-def label(row: dict) -> str:
-    text = ", ".join(f"{key} {value}" for key, value in json.loads(row["options"]).items())
-    return f"LoRA of rank {row['rank']}, {text}" if row["rank"] else text
 
 
 def effects(rows: list[dict], base: dict) -> dict[str, list[tuple[str, tuple[float, float, float]]]]:

@@ -12,7 +12,6 @@ the quickstart's classifier sees in 24 samples: how many are in the style, and h
 """
 
 import contextlib
-import csv
 import io
 import json
 import random
@@ -37,10 +36,10 @@ from hypernet.replacing import replacing
 from measure import load_pipeline, matches, prompt_scenes, sample, share
 from settings_lora import train_lora
 from settings_page import write_page
+from settings_rows import read_rows, write_rows
 from settings_time import PLAIN, measure_settings, write_times
 
 MODEL = REPO / "examples" / "quickstart" / "model"
-TABLE = REPO / "examples" / "settings.csv"
 STYLES = ("neon", "sunset")
 SAMPLES, SAMPLING_STEPS = 2 * len(SUBJECTS), 12
 
@@ -74,8 +73,6 @@ SECTIONS = {
     "lora": {"learning_rate": ["1e-3", "3e-3", "1e-2"]},  # trained by settings_lora.py
 }
 SEEDS = [0, 1, 2]
-COLUMNS = ["section", "style", "run", "seed", "options", "val_loss", "val_loss_base", "half_at_step", "style_share"]
-COLUMNS += ["subject_share", "file_bytes", "rank"]
 
 
 def parse_arguments(arguments=None):
@@ -152,20 +149,6 @@ def measure(run: Run, pipeline, classifier, style: str) -> dict:
         row |= look(pipeline, classifier, style)
         hypernet.detach(pipeline.unet)
     return row
-
-
-def read_rows() -> list[dict]:
-    if not TABLE.is_file():
-        return []
-    with open(TABLE, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def write_rows(rows: list[dict]):
-    with replacing(TABLE) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(sorted(rows, key=lambda row: [str(row[name]) for name in COLUMNS[:4]]))
 
 
 def make_section(args, style: str, section: str, seed: int):

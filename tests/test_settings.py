@@ -8,6 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 import hypernet
+import settings_rows
 import settings_table
 import settings_time
 from draw import write_images
@@ -47,14 +48,14 @@ def test_what_has_failed_is_not_measured(tmp_path, monkeypatch, capsys):
     """Its folder may hold an older run, whose figures are not its own."""
     args = settings_table.parse_arguments(["--output_dir", str(tmp_path)])
     names = [run.name for run in open_section(tmp_path, "neon", "latents") if run.options["seed"] == 0]
-    monkeypatch.setattr(settings_table, "TABLE", tmp_path / "settings.csv")
+    monkeypatch.setattr(settings_rows, "TABLE", tmp_path / "settings.csv")
     monkeypatch.setattr(settings_table, "run_all", lambda runs, *_: {runs[0].name: "it holds another run"})
     for name in ("load_pipeline", "load_classifier"):
         monkeypatch.setattr(settings_table, name, lambda *_: None)
     figures = {"val_loss": 0.5, "val_loss_base": 1.0, "half_at_step": 25, "file_bytes": 9}
     monkeypatch.setattr(settings_table, "measure", lambda *_: figures)  # what lies in the folder
     settings_table.make_section(args, "neon", "latents", 0)
-    assert [row["run"] for row in settings_table.read_rows()] == names[1:]
+    assert [row["run"] for row in settings_rows.read_rows()] == names[1:]
     assert f"{names[0]}: it holds another run" in capsys.readouterr().out
 
 
