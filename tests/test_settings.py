@@ -8,6 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 import hypernet
+import settings_page
 import settings_rows
 import settings_table
 import settings_time
@@ -42,6 +43,18 @@ def test_every_setting_is_a_run_for_each_seed(tmp_path):
         "tags": 2,
         "lora": 3,
     }
+
+
+def test_the_committed_table_has_every_run_once(tmp_path):
+    rows = [(row["style"], row["section"], row["run"]) for row in settings_rows.read_rows()]
+    expected = [
+        (style, section, run.name)
+        for style in settings_table.STYLES
+        for section in SECTIONS
+        for run in open_section(tmp_path, style, section)
+    ]
+    assert sorted(rows) == sorted(expected)
+    assert f"; {len(rows)} runs." in settings_page.PAGE.read_text()
 
 
 def test_what_has_failed_is_not_measured(tmp_path, monkeypatch, capsys):
