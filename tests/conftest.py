@@ -6,6 +6,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 ALONE = dict(os.environ)  # what a command gets that has all cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run in two processes
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # threads that wait for others hardly hold a core that these may need
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell begins in the background would ignore it
 
 import pytest
 import torch
