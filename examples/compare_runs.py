@@ -85,6 +85,7 @@ class Runner:
             environment["CUDA_VISIBLE_DEVICES"] = place
         elif self.jobs > 1:
             environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.jobs)))
+            environment.setdefault("OMP_THREAD_LIMIT", environment["OMP_NUM_THREADS"])  # one is meant, if it is one
         command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--num_processes", "1"]
         command += [str(SCRIPT), "--config", str(config), *renew]
         with open(self._log(run), "w", encoding="utf-8") as log:

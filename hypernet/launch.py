@@ -33,9 +33,21 @@ def build_accelerator(config: TrainingConfig, output: OutputFolder, trackers) ->
         # the others wait for the main process while it encodes a large folder, or draws many previews
         kwargs_handlers=[InitProcessGroupKwargs(timeout=datetime.timedelta(hours=6))],
     )
-    if accelerator.device.type == "cpu" and torch.get_num_threads() == 1:  # so `accelerate launch` sets it, unasked
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    if accelerator.device.type == "cpu":
+        use_cores()
     return accelerator
+
+
+def use_cores():
+    """Let this process have its share of the cores, where `accelerate launch` has given it one thread, unasked.
+
+    OpenMP's own OMP_THREAD_LIMIT says how many at most: beside other runs, say. Without the launcher OMP_NUM_THREADS counts.
+    """
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ  # the launcher always sets it
+    if launched and torch.get_num_threads() == 1:
+        cores = os.cpu_count() or 1
+        most = int(os.environ.get("OMP_THREAD_LIMIT", cores))
+        torch.set_num_threads(max(1, min(most, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))))
 
 
 def _launched_alone() -> bool:

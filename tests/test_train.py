@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import os
 import re
 import shutil
 
@@ -20,6 +21,7 @@ from test_attention import with_hooks
 import hypernet
 import train_hypernetwork
 from hypernet.errors import UserError
+from hypernet.launch import use_cores
 from hypernet.seeds import derive_seed
 
 # Attention does not depend on a constant in its keys, so some gradients are rounding noise; AdamW with its usual epsilon
@@ -170,6 +172,34 @@ def test_a_model_that_is_not_there_is_one_line_on_the_console(models_dir, images
     assert done.stderr.startswith(
         "error: --pretrained_model_name_or_path somebody/no-model: it is not here, and the Hub"
     )
+
+
+@pytest.mark.parametrize(
+    "given, threads",
+    [
+        ({}, 1),  # OMP_NUM_THREADS=1 python train_hypernetwork.py
+        ({"ACCELERATE_MIXED_PRECISION": "no"}, 8),  # accelerate launch
+        ({"ACCELERATE_MIXED_PRECISION": "no", "LOCAL_WORLD_SIZE": "3"}, 2),
+        ({"ACCELERATE_MIXED_PRECISION": "no", "OMP_THREAD_LIMIT": "5"}, 5),  # compare.py --jobs
+        ({"ACCELERATE_MIXED_PRECISION": "no", "OMP_THREAD_LIMIT": "5", "LOCAL_WORLD_SIZE": "16"}, 1),
+    ],
+)
+def test_the_launchers_one_thread_is_not_meant(monkeypatch, given, threads):
+    before = torch.get_num_threads()
+    for name in ("ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE", "OMP_THREAD_LIMIT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    try:
+        torch.set_num_threads(1)
+        use_cores()
+        assert torch.get_num_threads() == threads
+        torch.set_num_threads(2)  # asked for
+        use_cores()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_overwrite_leaves_the_files_of_others(models_dir, images_dir, tmp_path):
