@@ -144,7 +144,7 @@ def open_models(path, unet_dtype=torch.float32, **options):
     return load_models(recognise(ModelSource(str(path), **options)), unet_dtype)
 
 
-LONG = ["test_compare", "test_notebook", "test_unattended", "test_train", "test_drawing", "test_compiling"]
+LONG = ["test_compare", "test_notebook", "test_unattended", "test_train", "test_drawing", "test_compiling", "test_webui"]
 
 
 def pytest_collection_modifyitems(items):
