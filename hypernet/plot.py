@@ -1,47 +1,64 @@
-"""The loss curve as a picture, with Pillow alone."""
+"""The loss curve as a picture."""
 
+import io
+import logging
 import math
+import textwrap
+import warnings
 
-from PIL import Image, ImageDraw, ImageFont
+logging.getLogger("matplotlib").setLevel(logging.ERROR)  # the first time it would say that it looks for fonts
 
-WIDTH, HEIGHT, SCALE = 800, 450, 2  # drawn at twice the size, so that lines are smooth
-LEFT, TOP, RIGHT, BOTTOM = 70, 60, 20, 50
-BLUE, LIGHT, ORANGE, GREY = (30, 90, 180), (165, 195, 235), (220, 110, 20), (140, 140, 140)
-RED = (190, 40, 40)
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+REACH = 5  # neighbours on each side that the line is the mean of
 
 
 def plot_losses(rows: list[dict], name: str, held_out: list[dict] = (), returns: list[int] = ()) -> Image.Image:
+    """`draw_losses` as a picture of 800x450 pixels."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name in letters that its font has not
+        draw_losses(rows, name, held_out, returns).savefig(buffer, format="png")
+    return Image.open(buffer).convert("RGB")
+
+
+def draw_losses(rows: list[dict], name: str, held_out: list[dict] = (), returns: list[int] = ()) -> Figure:
     """Each logged loss as a dot over its step, and as a line the mean with up to five neighbours on each side.
 
     With `held_out`, rows of step, val_loss and val_loss_base, these two beside it; `returns` are the steps at which the
-    guard went back.
+    guard went back. What is not finite is left out, and what has run away does not flatten all others.
     """
     steps, losses = _columns(rows, "loss")
     measured, base = _columns(held_out, "val_loss"), _columns(held_out, "val_loss_base")
-    right = max([*steps, *measured[0]], default=1)
-    usual = sorted(measured[1])[len(measured[1]) // 2 :][:1]  # (one that has run away would flatten all others)
-    shown = [*losses, *base[1], *(loss for loss in measured[1] if loss <= 10 * usual[0])]
-    top = 1.05 * max(shown, default=1.0) or 1.0
-
-    def place(step, loss):
-        x = LEFT + step / (right or 1) * (WIDTH - LEFT - RIGHT)
-        return SCALE * x, SCALE * (HEIGHT - BOTTOM - min(loss / top, 1.05) * (HEIGHT - TOP - BOTTOM))
-
-    image = Image.new("RGB", (SCALE * WIDTH, SCALE * HEIGHT), "white")
-    draw = ImageDraw.Draw(image)
-    _draw_axes(draw, place, name, right or 1, top)
-    for step in returns:
-        (x, bottom), (_, high) = place(step, 0), place(step, top)
-        draw.line((x, bottom, x, high), fill=RED, width=SCALE)
-        draw.text((x + 4 * SCALE, high), "guard", fill=RED, font=ImageFont.load_default(11 * SCALE), anchor="lt")
-    for x, y in map(place, steps, losses):
-        draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=LIGHT)
-    draw.line(list(map(place, steps, _smooth(losses))), fill=BLUE, width=2 * SCALE, joint="curve")
+    figure = Figure(figsize=(8, 4.5), dpi=100, layout="constrained")
+    panel = figure.subplots()
+    panel.plot(steps, losses, ".", color="C0", alpha=0.4, markersize=5)
+    panel.plot(steps, _smooth(losses), color="C0", label="training")
     if measured[0]:
-        draw.line(list(map(place, *base)), fill=GREY, width=2 * SCALE)
-        draw.line(list(map(place, *measured)), fill=ORANGE, width=2 * SCALE, joint="curve")
-        _draw_legend(draw, {"training": BLUE, "held out": ORANGE, "held out, without it": GREY})
-    return image.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
+        panel.plot(*measured, color="C1", label="held out")
+        panel.plot(*base, color="0.55", label="held out, without it")
+        figure.legend(loc="outside upper right", ncols=3, frameon=False)
+    for step in returns:
+        panel.axvline(step, color="C3", linewidth=1)
+        where = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "va": "top"}
+        white = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        panel.annotate("guard", (step, 1), (4, 0), color="C3", bbox=white, **where)
+    panel.set_title(textwrap.shorten(f"{name}: loss", 80, placeholder=" …"), loc="left", parse_math=False)
+    right, top = max([*steps, *measured[0], *returns], default=1), _top(losses, measured[1], base[1])
+    panel.set(xlabel="step", xlim=(0, right), ylim=(0, top))
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    panel.grid(axis="y", color="0.9")
+    panel.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _top(losses, measured, base) -> float:
+    """The end of the axis: above all but a held-out loss that is ten times the usual one."""
+    usual = sorted(measured)[len(measured) // 2] if measured else 0.0
+    shown = [*losses, *base, *(loss for loss in measured if loss <= 10 * usual)]
+    return 1.05 * max(shown, default=1.0) or 1.0
 
 
 def _columns(rows, name):
@@ -54,37 +71,6 @@ def _columns(rows, name):
 def _smooth(losses):
     means = []
     for i in range(len(losses)):
-        reach = min(5, i, len(losses) - 1 - i)
+        reach = min(REACH, i, len(losses) - 1 - i)
         means.append(sum(losses[i - reach : i + reach + 1]) / (2 * reach + 1))
     return means
-
-
-def _draw_legend(draw, colors):
-    font, x = ImageFont.load_default(13 * SCALE), SCALE * (WIDTH - RIGHT - 10)
-    for label, color in reversed(colors.items()):
-        y = SCALE * (TOP - 8)
-        draw.text((x, y), label, fill="black", font=font, anchor="rm")
-        x -= font.getlength(label) + 8 * SCALE
-        draw.line((x - 20 * SCALE, y, x, y), fill=color, width=3 * SCALE)
-        x -= 36 * SCALE
-
-
-def _ticks(end):
-    """Round numbers from 0 to at most `end`, five or so."""
-    magnitude = 10 ** math.floor(math.log10(end / 4))
-    gap = next(factor * magnitude for factor in (1, 2, 2.5, 5, 10) if factor * magnitude >= end / 5)
-    return [i * gap for i in range(int(end / gap) + 1)]
-
-
-def _draw_axes(draw, place, name, right, top):
-    font, title = ImageFont.load_default(13 * SCALE), ImageFont.load_default(16 * SCALE)
-    for loss in _ticks(top):
-        (x0, y), (x1, _) = place(0, loss), place(right, loss)
-        draw.line((x0, y, x1, y), fill=(225, 225, 225), width=SCALE)
-        draw.text((x0 - 8 * SCALE, y), f"{loss:g}", fill="black", font=font, anchor="rm")
-    for step in _ticks(right):
-        x, bottom = place(step, 0)
-        draw.text((x, bottom + 8 * SCALE), f"{step:g}", fill="black", font=font, anchor="mt")
-    middle = SCALE * (LEFT + WIDTH - RIGHT) / 2
-    draw.text((middle, SCALE * (HEIGHT - 8)), "step", fill="black", font=font, anchor="mb")
-    draw.text((middle, SCALE * 14), f"{name}: loss", fill="black", font=title, anchor="mt")

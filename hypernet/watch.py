@@ -8,7 +8,6 @@ from hypernet.effect import Effect
 from hypernet.errors import UserError
 from hypernet.held_out import HeldOutLoss
 from hypernet.output import OutputFolder
-from hypernet.plot import plot_losses
 from hypernet.script import say
 from hypernet.trackers import peak_memory
 from hypernet.training_state import TrainingState
@@ -183,6 +182,8 @@ class Watch:
     def plot(self, now: bool = False):
         """Draw loss.png, unless that was done a moment ago."""
         if self.accelerator.is_main_process and (now or time.monotonic() - self._plotted > PLOT_SECONDS):
+            from hypernet.plot import plot_losses  # matplotlib, which nothing else here needs
+
             tables = (self.output.losses, self.output.val_losses, self.output.guard_log)
             rows, held_out, events = (table.rows() for table in tables)
             returns = [int(event["step"]) for event in events if "goes back" in event["event"]]

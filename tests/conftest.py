@@ -144,12 +144,12 @@ def open_models(path, unet_dtype=torch.float32, **options):
     return load_models(recognise(ModelSource(str(path), **options)), unet_dtype)
 
 
-LONG = ["test_compare", "test_notebook", "test_unattended", "test_train", "test_drawing", "test_compiling", "test_webui"]
+LONG = "compare notebook unattended train drawing compiling webui".split()
 
 
 def pytest_collection_modifyitems(items):
     """The files that take longest come first, so that at the end no process has to wait long for the other."""
-    items.sort(key=lambda item: item.path.stem not in LONG)
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONG)
 
 
 @pytest.fixture(scope="session", autouse=True)

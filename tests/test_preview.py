@@ -1,5 +1,7 @@
 """Previews against the model's own pipeline; grids and plots by their measures."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ import hypernet
 from hypernet import Hypernetwork, preview
 from hypernet.config import TrainingConfig
 from hypernet.models import latents_pipeline
-from hypernet.plot import _ticks, plot_losses
+from hypernet.plot import draw_losses, plot_losses
 from hypernet.preview import Previewer, labelled_grid
 
 
@@ -72,9 +74,24 @@ def test_grid_keeps_every_picture():
             assert colors[(50 * row, 80 * column, 9)] >= 64 * 64
 
 
-def test_plot_of_few_and_of_many():
+def test_plot_of_few_and_of_many(recwarn):
     for count in (0, 1, 500):
         rows = [{"step": 10 * (i + 1), "loss": 1 / (i + 1)} for i in range(count)]
-        assert plot_losses(rows, "neon").size == (800, 450)
-    assert _ticks(1000) == [0, 200, 400, 600, 800, 1000]
-    assert _ticks(0.96) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])
+        assert plot_losses(rows, "_$x$ 水墨", [], [10]).size == (800, 450)
+    assert not recwarn.list
+
+
+def test_the_plot_shows_what_was_measured():
+    losses = [0.5, 0.9, 0.4, math.nan, 0.3]
+    rows = [{"step": str(10 * i), "loss": str(loss)} for i, loss in enumerate(losses, 1)]
+    held_out = [
+        {"step": step, "val_loss": loss, "val_loss_base": 1.2} for step, loss in [(0, 1.2), (30, 0.6), (60, 99)]
+    ]
+    (panel,) = draw_losses(rows, "ink", held_out, returns=[40]).axes
+    dots, smooth, measured, base, back = [line.get_xydata().tolist() for line in panel.lines]
+    assert dots == [[10, 0.5], [20, 0.9], [30, 0.4], [50, 0.3]]
+    assert [step for step, _ in smooth] == [10, 20, 30, 50]
+    assert [loss for _, loss in smooth] == pytest.approx([0.5, 1.8 / 3, 1.6 / 3, 0.3])
+    assert measured == [[0, 1.2], [30, 0.6], [60, 99]] and base == [[0, 1.2], [30, 1.2], [60, 1.2]]
+    assert [x for x, _ in back] == [40, 40]
+    assert panel.get_xlim() == (0, 60) and panel.get_ylim() == pytest.approx((0, 1.05 * 1.2))  # 99 has run away
