@@ -79,13 +79,6 @@ class Runner:
         renew = ["--overwrite"] if overwrite and identity(before) != identity(run.options) else []
         with replacing(config) as temporary:
             temporary.write_text(yaml.safe_dump(run.options, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        environment = {"WANDB_RUN_GROUP": self.output_dir.resolve().name, **os.environ}
-        environment.pop("WANDB_RUN_ID", None)  # it would make one run of all
-        if place is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = place
-        elif self.jobs > 1:
-            environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.jobs)))
-            environment.setdefault("OMP_THREAD_LIMIT", environment["OMP_NUM_THREADS"])  # one is meant, if it is one
         command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--num_processes", "1"]
         command += [str(SCRIPT), "--config", str(config), *renew]
         with open(self._log(run), "w", encoding="utf-8") as log:
@@ -94,7 +87,7 @@ class Runner:
                     return None
                 print(f"training {run.name}; what it says is in {self._log(run)}", flush=True)
                 # in a session of its own, or Ctrl-C would reach it twice: from the terminal and from here
-                options = {"env": environment, "stdout": log, "stderr": subprocess.STDOUT}
+                options = {"env": self.environment(place), "stdout": log, "stderr": subprocess.STDOUT}
                 process = subprocess.Popen(command, start_new_session=True, **options)
                 self.running.add(process)
             try:
@@ -104,6 +97,17 @@ class Runner:
                 return code
             finally:
                 self.running.discard(process)
+
+    def environment(self, place: str | None) -> dict[str, str]:
+        """Of a run on this GPU, or on its share of the cores."""
+        environment = {"WANDB_RUN_GROUP": self.output_dir.resolve().name, **os.environ}
+        environment.pop("WANDB_RUN_ID", None)  # it would make one run of all
+        if place is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = place
+        elif self.jobs > 1:
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.jobs)))
+            environment.setdefault("OMP_THREAD_LIMIT", environment["OMP_NUM_THREADS"])  # or one would not be kept to
+        return environment
 
     def stop(self):
         """Let those that run save their state and end; begin no more. A second call ends them at once, as Ctrl-C does."""

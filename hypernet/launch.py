@@ -39,14 +39,14 @@ def build_accelerator(config: TrainingConfig, output: OutputFolder, trackers) ->
 
 
 def use_cores():
-    """Let this process have its share of the cores, where `accelerate launch` has given it one thread, unasked.
+    """Let this process have its share of the cores, where `accelerate launch` or torchrun gives it one thread, unasked.
 
-    OpenMP's own OMP_THREAD_LIMIT says how many at most: beside other runs, say. Without the launcher OMP_NUM_THREADS counts.
+    OpenMP's own OMP_THREAD_LIMIT says how many at most (beside other runs). Without a launcher OMP_NUM_THREADS counts.
     """
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ  # the launcher always sets it
+    launched = {"ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE"} & set(os.environ)  # what the two always set
     if launched and torch.get_num_threads() == 1:
-        cores = os.cpu_count() or 1
-        most = int(os.environ.get("OMP_THREAD_LIMIT", cores))
+        cores, limit = os.cpu_count() or 1, os.environ.get("OMP_THREAD_LIMIT", "")
+        most = int(limit) if limit.isdecimal() else cores
         torch.set_num_threads(max(1, min(most, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))))
 
 

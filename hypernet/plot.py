@@ -3,11 +3,11 @@
 import io
 import logging
 import math
-import textwrap
 import warnings
 
 logging.getLogger("matplotlib").setLevel(logging.ERROR)  # the first time it would say that it looks for fonts
 
+from matplotlib import style
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
@@ -16,10 +16,10 @@ REACH = 5  # neighbours on each side that the line is the mean of
 
 
 def plot_losses(rows: list[dict], name: str, held_out: list[dict] = (), returns: list[int] = ()) -> Image.Image:
-    """`draw_losses` as a picture of 800x450 pixels."""
+    """`draw_losses` as a picture of 800x450 pixels, whatever matplotlib is set to."""
     buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name in letters that its font has not
+    with warnings.catch_warnings(), style.context("default"):
+        warnings.filterwarnings("ignore", message="Glyph .* missing|Matplotlib currently")  # letters without a font
         draw_losses(rows, name, held_out, returns).savefig(buffer, format="png")
     return Image.open(buffer).convert("RGB")
 
@@ -28,7 +28,7 @@ def draw_losses(rows: list[dict], name: str, held_out: list[dict] = (), returns:
     """Each logged loss as a dot over its step, and as a line the mean with up to five neighbours on each side.
 
     With `held_out`, rows of step, val_loss and val_loss_base, these two beside it; `returns` are the steps at which the
-    guard went back. What is not finite is left out, and what has run away does not flatten all others.
+    guard went back. What is not finite is left out, and a held-out loss that has run away does not flatten all others.
     """
     steps, losses = _columns(rows, "loss")
     measured, base = _columns(held_out, "val_loss"), _columns(held_out, "val_loss_base")
@@ -45,9 +45,9 @@ def draw_losses(rows: list[dict], name: str, held_out: list[dict] = (), returns:
         where = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "va": "top"}
         white = {"facecolor": "white", "edgecolor": "none", "pad": 1}
         panel.annotate("guard", (step, 1), (4, 0), color="C3", bbox=white, **where)
-    panel.set_title(textwrap.shorten(f"{name}: loss", 80, placeholder=" …"), loc="left", parse_math=False)
+    panel.set_title(f"{name[:60]}: loss", loc="left", parse_math=False)
     right, top = max([*steps, *measured[0], *returns], default=1), _top(losses, measured[1], base[1])
-    panel.set(xlabel="step", xlim=(0, right), ylim=(0, top))
+    panel.set(xlabel="step", xlim=(0, right or 1), ylim=(0, top))
     panel.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     panel.grid(axis="y", color="0.9")
     panel.spines[["top", "right"]].set_visible(False)
@@ -56,7 +56,7 @@ def draw_losses(rows: list[dict], name: str, held_out: list[dict] = (), returns:
 
 def _top(losses, measured, base) -> float:
     """The end of the axis: above all but a held-out loss that is ten times the usual one."""
-    usual = sorted(measured)[len(measured) // 2] if measured else 0.0
+    usual = sorted(measured)[(len(measured) - 1) // 2] if measured else 0.0
     shown = [*losses, *base, *(loss for loss in measured if loss <= 10 * usual)]
     return 1.05 * max(shown, default=1.0) or 1.0
 

@@ -1,5 +1,6 @@
 """The watch over a run: measure, write down, judge, and do what the guard says."""
 
+import math
 import time
 
 import torch
@@ -182,14 +183,19 @@ class Watch:
     def plot(self, now: bool = False):
         """Draw loss.png, unless that was done a moment ago."""
         if self.accelerator.is_main_process and (now or time.monotonic() - self._plotted > PLOT_SECONDS):
-            from hypernet.plot import plot_losses  # matplotlib, which nothing else here needs
-
             tables = (self.output.losses, self.output.val_losses, self.output.guard_log)
             rows, held_out, events = (table.rows() for table in tables)
             returns = [int(event["step"]) for event in events if "goes back" in event["event"]]
-            plot = plot_losses(rows, self.config.name, held_out, returns)
-            self.output.save_picture(plot, self.output.loss_plot)
-            self._plotted = time.monotonic()
+            try:
+                from hypernet.plot import plot_losses  # matplotlib, which nothing else here needs
+
+                plot = plot_losses(rows, self.config.name, held_out, returns)
+            except Exception as error:  # its settings may be broken; a picture is no reason to end a night's run
+                say(self.accelerator, f"{self.output.loss_plot} could not be drawn ({error})")
+                self._plotted = math.inf
+            else:
+                self.output.save_picture(plot, self.output.loss_plot)
+                self._plotted = time.monotonic()
 
     def result(self) -> dict:
         """How the run has ended: its step, and the held-out losses."""

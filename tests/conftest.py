@@ -15,7 +15,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # threads that wait for others hardly hold a core that these may need
 ALONE = dict(os.environ)  # what a command gets that has all cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run in two processes
-os.environ.setdefault("OMP_THREAD_LIMIT", "1")  # which the trainings that they launch would not take for meant
+os.environ.setdefault("OMP_THREAD_LIMIT", os.environ["OMP_NUM_THREADS"])  # or trainings would not take one for meant
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell begins in the background would ignore it
 
 import pytest

@@ -56,10 +56,10 @@ def finish(output, flags):
 
 
 def kill_while_training(output, flags, delay: float) -> bool:
-    """Start the run, kill it `delay` seconds after a step has begun and a save ever has; False if it was done before."""
+    """Start the run, kill it `delay` seconds after its steps and ever a save have begun; False if it was done before."""
     (process, log), deadline = start(output, flags), None
     while process.poll() is None:
-        if deadline is None and "Training:" in log.read_text() and (output / "checkpoints").exists():
+        if deadline is None and "Training:" in log.read_text() and any((output / "checkpoints").iterdir()):
             deadline = time.monotonic() + delay
         if deadline is not None and time.monotonic() >= deadline:
             process.send_signal(signal.SIGKILL)

@@ -19,10 +19,11 @@ from PIL import Image
 from wandb.proto.wandb_internal_pb2 import Record
 
 import compare
+import compare_runs
 from compare_grid import read_grid
 from compare_page import group_runs, table, write_page
 from compare_results import Result
-from compare_runs import Run
+from compare_runs import Run, Runner
 from hypernet.command_line import options_to_flags, parse_config
 from hypernet.errors import UserError
 
@@ -185,6 +186,28 @@ def test_runs_that_are_there(tmp_path, models_dir, images_dir, capsys):
     assert float(rows["two"]["last_loss"]) == pytest.approx(losses[-1])  # the last tenth of three is one
     assert "--validation_split" in (tmp_path / "page" / "compare.html").read_text()
     assert "no pictures" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "jobs, place, given, expected",
+    [
+        (1, None, {}, {}),
+        (2, None, {}, {"OMP_NUM_THREADS": "4", "OMP_THREAD_LIMIT": "4"}),
+        (9, None, {}, {"OMP_NUM_THREADS": "1", "OMP_THREAD_LIMIT": "1"}),
+        (2, None, {"OMP_NUM_THREADS": "3"}, {"OMP_NUM_THREADS": "3", "OMP_THREAD_LIMIT": "3"}),
+        (2, "1", {}, {"CUDA_VISIBLE_DEVICES": "1"}),
+    ],
+)
+def test_a_run_has_its_share_of_the_machine(tmp_path, monkeypatch, jobs, place, given, expected):
+    monkeypatch.setattr(compare_runs.os, "cpu_count", lambda: 8)
+    names = ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT", "CUDA_VISIBLE_DEVICES")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"WANDB_RUN_ID": "one", **given}.items():
+        monkeypatch.setenv(name, value)
+    environment = Runner(tmp_path / "grid", jobs).environment(place)
+    assert {name: environment[name] for name in names if name in environment} == expected
+    assert environment["WANDB_RUN_GROUP"] == "grid" and "WANDB_RUN_ID" not in environment
 
 
 def test_ctrl_c_lets_the_run_save_and_the_same_command_goes_on(tmp_path, shared):

@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from conftest import open_models, tiny_pipeline, tiny_vae
 from diffusers import StableDiffusionPipeline
+from matplotlib import rc_context
 from PIL import Image
 
 import hypernet
@@ -77,7 +78,11 @@ def test_grid_keeps_every_picture():
 def test_plot_of_few_and_of_many(recwarn):
     for count in (0, 1, 500):
         rows = [{"step": 10 * (i + 1), "loss": 1 / (i + 1)} for i in range(count)]
-        assert plot_losses(rows, "_$x$ 水墨", [], [10]).size == (800, 450)
+        assert plot_losses(rows, "$a_$b 水墨", [], [10]).size == (800, 450)
+    first = {"step": 0, "val_loss": 1.2, "val_loss_base": 1.2}
+    assert plot_losses([], "ink", [first]).size == (800, 450)
+    with rc_context({"savefig.dpi": 300, "savefig.bbox": "tight", "text.usetex": True}):
+        assert plot_losses(rows, "ink", [first]).size == (800, 450)
     assert not recwarn.list
 
 

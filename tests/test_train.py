@@ -179,7 +179,9 @@ def test_a_model_that_is_not_there_is_one_line_on_the_console(models_dir, images
     [
         ({}, 1),  # OMP_NUM_THREADS=1 python train_hypernetwork.py
         ({"ACCELERATE_MIXED_PRECISION": "no"}, 8),  # accelerate launch
+        ({"ACCELERATE_MIXED_PRECISION": "no", "OMP_THREAD_LIMIT": ""}, 8),
         ({"ACCELERATE_MIXED_PRECISION": "no", "LOCAL_WORLD_SIZE": "3"}, 2),
+        ({"LOCAL_WORLD_SIZE": "2"}, 4),  # torchrun
         ({"ACCELERATE_MIXED_PRECISION": "no", "OMP_THREAD_LIMIT": "5"}, 5),  # compare.py --jobs
         ({"ACCELERATE_MIXED_PRECISION": "no", "OMP_THREAD_LIMIT": "5", "LOCAL_WORLD_SIZE": "16"}, 1),
     ],

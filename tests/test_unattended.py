@@ -17,7 +17,7 @@ from kill_and_resume import FLAGS, compare, content, draw_pictures
 from test_train import LAUNCH_TWO, command
 
 import hypernet
-from hypernet import guard
+from hypernet import guard, plot
 from hypernet.command_line import parse_config
 from hypernet.errors import UserError
 from hypernet.output import OutputFolder
@@ -214,6 +214,16 @@ def test_without_held_out_images_it_goes_back_to_the_last_state(models_dir, imag
     assert "9 steps" in said and "times the learning rate goes on" not in said  # a new rate is trusted
     rates = [float(row["learn_rate"]) for row in csv.DictReader(open(tmp_path / "run" / "hypernetwork_loss.csv"))]
     assert rates[-1] == 1e-4
+
+
+def test_a_curve_that_cannot_be_drawn_ends_no_run(models_dir, images_dir, tmp_path, monkeypatch):
+    def broken(*_):
+        raise ValueError("Key backend: 'bogus' is not a valid value")
+
+    monkeypatch.setattr(plot, "plot_losses", broken)
+    said = train_here(models_dir, images_dir, tmp_path / "run", "--max_train_steps=2", "--logging_steps=1")
+    assert said.count("loss.png could not be drawn (Key backend: 'bogus' is not a valid value)") == 1
+    assert (tmp_path / "run" / "result.json").is_file() and (tmp_path / "run" / "README.md").is_file()
 
 
 def test_a_best_state_that_could_not_be_saved_is_saved_with_the_next_one(models_dir, images_dir, tmp_path, monkeypatch):
