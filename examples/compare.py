@@ -25,8 +25,12 @@ from compare_grid import read_grid
 from compare_page import write_page
 from compare_results import draw_previews, read_result
 from compare_runs import Run, Runner, run_all
+from hypernet.command_line import options_to_flags, parse_config
 from hypernet.drawing_options import parse_count
 from hypernet.errors import UserError
+from hypernet.initial import open_initial
+from hypernet.launch import choose_precision
+from hypernet.output import OutputFolder
 from hypernet.replacing import check_writable
 
 
@@ -81,11 +85,21 @@ def check_output(folder: Path):
         raise UserError(f"--output_dir {folder}: it cannot be written ({error.strerror})") from None
 
 
+def check_folders(runs: list[Run], overwrite: bool):
+    """Raises: UserError if a run's folder holds another run; else the page would show that one's curves and pictures."""
+    for run in runs:
+        config = parse_config(options_to_flags(run.options))
+        choose_precision(config)
+        open_initial(config)
+        OutputFolder(config).check(overwrite)
+
+
 def main(arguments=None):
     args = parse_arguments(arguments)
     failed = {}
     if args.grid:
         runs = read_grid(args.grid, args.output_dir)
+        check_folders(runs, args.overwrite)
         names = [run.name for run in runs]
         print(f"{len(runs)} run{'s' * (len(runs) > 1)}: {', '.join(names[:8])}{', ...' * (len(names) > 8)}")
         if args.dry_run:

@@ -22,6 +22,9 @@ from hypernet.replacing import replacing
 from hypernet.sheet import labelled_sheet
 
 TEMPLATE = Path(__file__).with_name("compare_page.html")
+PICTURES = (
+    "The same prompts from the same noise, in the order in which the runs were given; the table has the best first."
+)
 MOST_NAMED = 14  # curves in the legend
 MARGIN, FONT, GAP, PICTURE = 40, 22, 36, 224  # pixels of the PNG; the last is a picture's width
 
@@ -146,7 +149,9 @@ def draw_curves(groups: list[Group]) -> Image.Image:
         figsize=(15 if held_out else 9, 5.2 + 0.11 * min(len(groups), MOST_NAMED)), dpi=110, layout="constrained"
     )
     axes = figure.subplots(1, 2 if held_out else 1, squeeze=False)[0]
-    panels = [("held-out loss", "held_out", 1)] * held_out + [("training loss, smoothed", "losses", None)]
+    smoothed = any(_window(result.losses) > 1 for group in groups for result in group.results)
+    panels = [("held-out loss", "held_out", 1)] * held_out
+    panels.append(("training loss, smoothed" if smoothed else "training loss", "losses", None))
     for axis, (title, name, window) in zip(axes, panels):
         for number, group in reversed(list(enumerate(groups))):
             for i, result in enumerate(group.results):
@@ -158,6 +163,7 @@ def draw_curves(groups: list[Group]) -> Image.Image:
         axis.grid(color="0.9")
         axis.spines[["top", "right"]].set_visible(False)
         axis.set_yscale("log")
+        axis.set_xlim(left=0)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.yaxis.set_major_formatter(ScalarFormatter())
         axis.yaxis.set_minor_formatter(ScalarFormatter())
@@ -193,11 +199,15 @@ def _color(groups):
 
 
 def _smooth(pairs, window):
-    """Steps and means over a window of the values, an eighth of them if it is None."""
-    window = window or max(1, len(pairs) // 8)
+    """Steps and means over a window of the values; `_window` is how wide if it is None."""
+    window = window or _window(pairs)
     steps, values = [step for step, _ in pairs], [value for _, value in pairs]
     means = [statistics.fmean(values[max(0, i - window + 1) : i + 1]) for i in range(len(values))]
     return steps, means
+
+
+def _window(pairs) -> int:
+    return max(1, len(pairs) // 8)
 
 
 def _limit(axis, groups, name):
@@ -244,6 +254,7 @@ def write_html(title, note, headings, rows, curves, previews: Previews | None, g
         rows=list(zip(colors, rows)),
         curves=_as_url(curves),
         previews=previews,
+        about_pictures=PICTURES,
         pictures=pictures,
     )
 
@@ -258,6 +269,7 @@ def draw_page(title, note, headings, rows, curves, previews: Previews | None) ->
     """The same as one picture."""
     parts = [_draw_text(title, 2 * FONT), _draw_text(note, FONT), curves, _draw_table(headings, rows)]
     if previews is not None:
+        parts.append(_draw_text(PICTURES, FONT))
         parts.append(labelled_sheet(open_pictures(previews, PICTURE), previews.rows, previews.columns))
     width = max(part.width for part in parts) + 2 * MARGIN
     page = Image.new("RGB", (width, sum(part.height + GAP for part in parts) + 2 * MARGIN - GAP), "white")
@@ -276,7 +288,7 @@ def _draw_text(text, size) -> Image.Image:
 
 
 def _draw_table(headings, rows) -> Image.Image:
-    lines = [headings, *rows]
+    lines = [headings, *([textwrap.shorten(text, 70, placeholder=" …") for text in row] for row in rows)]
     font = load_font(FONT, "".join(text for line in lines for text in line))
     widths = [max(font.getlength(line[i]) for line in lines) + 1.5 * FONT for i in range(len(headings))]
     height = round(1.7 * FONT)

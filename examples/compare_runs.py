@@ -75,7 +75,6 @@ class Runner:
         """The exit code; None if it was not begun, since all are to stop."""
         config = self.output_dir / "configs" / f"{run.name}.yaml"
         before = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else run.options
-        # (of other options than before the trainer itself says what differs, if they are not to be overwritten)
         renew = ["--overwrite"] if overwrite and identity(before) != identity(run.options) else []
         with replacing(config) as temporary:
             temporary.write_text(yaml.safe_dump(run.options, sort_keys=False, allow_unicode=True), encoding="utf-8")

@@ -26,8 +26,8 @@ def write_rows(rows: list[dict]):
 
 
 def base_rows(rows: list[dict], base: dict) -> list[dict]:
-    """The runs with which all others are compared."""
-    return [row for row in rows if row["section"] == "rate" and json.loads(row["options"]) == base]
+    """The runs with which all others are compared, of more seeds than those."""
+    return [row for row in rows if row["section"] in ("rate", "baseline") and json.loads(row["options"]) == base]
 
 
 def order(row: dict) -> list:

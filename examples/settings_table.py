@@ -59,10 +59,12 @@ BASE = {
 ACTIVATIONS = ["linear", "relu", "leakyrelu", "elu", "swish", "mish", "softsign", "tanh"]
 STRUCTURES = ["1,2,1", "1,2,2,1", "1,4,1", "1,1.5,1.5,1", "1,2,3,2,1", "1,2,2,2,1"]
 STRUCTURES += ["1,0.75,0.5,0.5,0.5,0.75,1", "1,0.5,1"]
+SEEDS, MORE_SEEDS = [0, 1, 2], [3, 4, 5, 6, 7, 8]  # the latter for the baseline, which all others lean on
 RATES = ["3e-5", "3e-4", "3e-3", "3e-2", "3e-1"]
 INITS = ["xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "zero"]
 SECTIONS = {
-    "rate": {"activation": ACTIVATIONS, "learning_rate": RATES},  # (what all others are compared with is one of these)
+    "rate": {"activation": ACTIVATIONS, "learning_rate": RATES},  # (the baseline is one of these)
+    "baseline": {"activation": ["swish"], "learning_rate": ["3e-3"], "seed": MORE_SEEDS},
     "structure": {"layer_structure": STRUCTURES[1:]},
     "layer norm": {"layer_norm": [True], "layer_norm_init": ["ones", "normal"]},
     "dropout": {"dropout_structure": ["0,0.1,0", "0,0.3,0"]},
@@ -72,13 +74,12 @@ SECTIONS = {
     "tags": {"shuffle_tags": [False, True]},  # with tags for captions, of the held-out pictures, too
     "lora": {"learning_rate": ["1e-3", "3e-3", "1e-2"]},  # trained by settings_lora.py
 }
-SEEDS = [0, 1, 2]
 
 
 def parse_arguments(arguments=None):
     parser = ScriptParser(__doc__)
     parser.add_argument("--styles", nargs="+", choices=STYLES, default=list(STYLES), help="default: both")
-    parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=SEEDS, help="default: 0 1 2")
+    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS + MORE_SEEDS, help="default: all")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="default: all")
     parser.add_argument("--output_dir", type=Path, default=Path("output/settings"), help="default: %(default)s")
     parser.add_argument("--jobs", type=parse_count, default=1, help="runs at a time; default: %(default)s")
@@ -173,7 +174,7 @@ def make_section(args, style: str, section: str, seed: int):
                 pipeline.unload_lora_weights()
             else:
                 row = measure(run, pipeline, classifier, style)
-        options = {key: run.options[key] for key in SECTIONS[section]}
+        options = {key: run.options[key] for key in SECTIONS[section] if key != "seed"}
         about = {"section": section, "style": style, "run": run.name, "seed": seed, "options": json.dumps(options)}
         write_rows([*read_rows(), {**about, **row}])
 

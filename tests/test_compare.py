@@ -99,6 +99,18 @@ def test_what_cannot_work_is_told_before_anything_is_trained(tmp_path, shared, e
     assert not (tmp_path / "out" / "runs").exists()
 
 
+def test_a_folder_with_another_run_is_refused_before_anything(tmp_path, shared, models_dir, images_dir):
+    path = write(tmp_path / "grid.yaml", **shared, max_train_steps=1, grid={"seed": [1, 2]})
+    old = tmp_path / "out" / "runs" / "seed=2"
+    train_here(models_dir, images_dir, old, "--max_train_steps=1", "--seed=2", "--activation=relu", "--name=out")
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    for flags in ([], ["--dry_run"]):
+        with pytest.raises(UserError, match=r"seed=2: it holds another run; differing: activation \(was relu, now "):
+            compare.main([str(path), "--output_dir", str(tmp_path / "out"), *flags])
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+    compare.main([str(path), "--output_dir", str(tmp_path / "out"), "--overwrite", "--dry_run"])
+
+
 def test_a_folder_without_a_run(tmp_path):
     with pytest.raises(UserError, match="it holds no run"):
         compare.main([str(tmp_path), "--output_dir", str(tmp_path / "out")])
