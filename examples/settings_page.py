@@ -7,8 +7,8 @@ from pathlib import Path
 
 from compare_page import spread
 from hypernet.replacing import replacing
-from settings_plots import AS_IT_WAS, draw_effects, draw_rates
-from settings_rows import base_rows, label, order
+from settings_plots import BASELINE, draw_effects, draw_rates
+from settings_rows import at_rate, base_rows, label, order
 from settings_time import LORA, read_times, shape
 
 PAGE = Path(__file__).with_name("settings.md")
@@ -25,6 +25,7 @@ def write_page(rows: list[dict], base: dict):
     tables = {
         section: write_table(rows, section, base, times) for section in dict.fromkeys(row["section"] for row in rows)
     }
+    tables["activation"] = write_table(at_rate(rows, base["learning_rate"]), "rate", base, times)
     for name, table in tables.items():
         text = re.sub(
             rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)",
@@ -40,12 +41,12 @@ def write_page(rows: list[dict], base: dict):
 
 
 def write_table(rows: list[dict], section: str, base: dict, times: dict[str, float]) -> str:
-    """One line for each setting, for each style its figures: mean and deviation of the seeds."""
+    """One line for each setting, for each style its figures: mean and deviation of the seeds; first the baseline's."""
     mine = sorted((row for row in rows if row["section"] == section), key=order)
-    styles, seeds, settings = sorted({row["style"] for row in mine}), len({row["seed"] for row in rows}), {}
-    if section not in ("rate", "tags"):  # begin with what the section changes, of the same styles and seeds
-        runs = {(row["style"], row["seed"]) for row in mine}
-        settings[AS_IT_WAS] = [row for row in base_rows(rows, base) if (row["style"], row["seed"]) in runs]
+    styles, seeds, settings = sorted({row["style"] for row in mine}), len({row["seed"] for row in mine}), {}
+    if section != "tags":  # whose held-out pictures have other captions
+        found = base_rows(rows, base)
+        settings[f"{BASELINE}, {len({row['seed'] for row in found})} seeds"] = found
     for row in mine:
         settings.setdefault(label(row), []).append(row)
     head = [f"{style}: held-out loss | half at step | in the style | subject right" for style in styles]

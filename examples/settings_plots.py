@@ -7,9 +7,9 @@ import statistics
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
-from settings_rows import base_rows, label, order
+from settings_rows import at_rate, base_rows, label, order
 
-AS_IT_WAS = "*as it was*"
+BASELINE = "*baseline*"
 MEASURES = {  # what a panel shows, and between which bounds
     "held-out loss, % more or less": (-30, 55),
     "in the style, points more or less": (-100, 60),
@@ -24,17 +24,16 @@ def effects(rows: list[dict], base: dict) -> dict[str, list[tuple[str, tuple[flo
     there is only what has the rate of `base`; as the first setting `base` itself; no tags, whose held-out pictures have
     other captions.
     """
-    plain, found = {}, {AS_IT_WAS: []}
+    plain, found, rows = {}, {BASELINE: []}, at_rate(rows, base["learning_rate"])
     for row in base_rows(rows, base):
         plain.setdefault(row["style"], []).append(_figures(row))
     for section in dict.fromkeys(row["section"] for row in rows if row["section"] != "tags"):
         for row in sorted((row for row in rows if row["section"] == section), key=order):
             options = json.loads(row["options"])
-            other_rate = section == "rate" and options["learning_rate"] != base["learning_rate"]
-            if row["style"] in plain and not other_rate:
+            if row["style"] in plain:
                 name = f"activation {options['activation']}" if section == "rate" else label(row)
                 change = _change(_figures(row), [statistics.fmean(each) for each in zip(*plain[row["style"]])])
-                found.setdefault(AS_IT_WAS if options == base else name, []).append((row["style"], change))
+                found.setdefault(BASELINE if options == base else name, []).append((row["style"], change))
     return {name: runs for name, runs in found.items() if runs}
 
 

@@ -30,6 +30,11 @@ def base_rows(rows: list[dict], base: dict) -> list[dict]:
     return [row for row in rows if row["section"] in ("rate", "baseline") and json.loads(row["options"]) == base]
 
 
+def at_rate(rows: list[dict], rate: str) -> list[dict]:
+    """Without those of the rates' section that have another one."""
+    return [row for row in rows if row["section"] != "rate" or json.loads(row["options"])["learning_rate"] == rate]
+
+
 def order(row: dict) -> list:
     """Rates by their size, all else by the alphabet."""
     options = json.loads(row["options"])

@@ -13,6 +13,7 @@ the quickstart's classifier sees in 24 samples: how many are in the style, and h
 
 import contextlib
 import io
+import itertools
 import json
 import random
 import sys
@@ -36,7 +37,7 @@ from hypernet.replacing import replacing
 from measure import load_pipeline, matches, prompt_scenes, sample, share
 from settings_lora import train_lora
 from settings_page import write_page
-from settings_rows import read_rows, write_rows
+from settings_rows import TABLE, read_rows, write_rows
 from settings_time import PLAIN, measure_settings, write_times
 
 MODEL = REPO / "examples" / "quickstart" / "model"
@@ -152,13 +153,13 @@ def measure(run: Run, pipeline, classifier, style: str) -> dict:
     return row
 
 
-def make_section(args, style: str, section: str, seed: int):
-    """Train and measure what is missing of a section, and write it down."""
+def make_section(args, style: str, section: str, seed: int) -> int:
+    """Train and measure what is missing of a section, and write it down; how many runs that were."""
     known = {(row["style"], row["section"], row["run"]) for row in read_rows()}
     runs = [run for run in open_section(args.output_dir, style, section) if run.options["seed"] == seed]
     runs = [run for run in runs if (style, section, run.name) not in known]
     if not runs:
-        return
+        return 0
     print(f"{style}, {section}, seed {seed}: {len(runs)} runs", flush=True)
     failed = {} if section == "lora" else run_all(runs, args.output_dir / file_name(style, section), args.jobs)
     pipeline, classifier = load_pipeline(MODEL), load_classifier()
@@ -177,6 +178,7 @@ def make_section(args, style: str, section: str, seed: int):
         options = {key: run.options[key] for key in SECTIONS[section] if key != "seed"}
         about = {"section": section, "style": style, "run": run.name, "seed": seed, "options": json.dumps(options)}
         write_rows([*read_rows(), {**about, **row}])
+    return len(runs)
 
 
 def file_name(style: str, section: str) -> str:
@@ -191,10 +193,9 @@ def main(arguments=None):
     elif not args.write_page:
         for style in args.styles:
             draw_data(args.output_dir / "data" / style, style)
-        for seed in args.seeds:
-            for style in args.styles:
-                for section in args.sections:
-                    make_section(args, style, section, seed)
+        places = itertools.product(args.seeds, args.styles, args.sections)
+        if not sum(make_section(args, style, section, seed) for seed, style, section in places):
+            print(f"all these runs are in {TABLE} already; to make them anew, move it away")
     rows = sorted(read_rows(), key=lambda row: list(SECTIONS).index(row["section"]))
     write_page(rows, {name: BASE[name] for name in SECTIONS["rate"]})
 

@@ -25,15 +25,17 @@ def test_every_setting_is_a_run_for_each_seed(tmp_path):
     for section, grid in SECTIONS.items():
         runs = open_section(tmp_path, "neon", section)
         configs = [parse_config(options_to_flags(run.options)) for run in runs]
-        assert sorted({config.seed for config in configs}) == SEEDS and not any(config.guard for config in configs)
-        settings[section] = len(runs) // len(SEEDS)
-        assert len({run.name for run in runs}) == len(runs) == len(SEEDS) * settings[section]
+        seeds = grid.get("seed", SEEDS)
+        assert sorted({config.seed for config in configs}) == seeds and not any(config.guard for config in configs)
+        settings[section] = len(runs) // len(seeds)
+        assert len({run.name for run in runs}) == len(runs) == len(seeds) * settings[section]
         # but for what the section says, they are those that all others are compared with
         shared = {name: value for name, value in settings_table.BASE.items() if name not in grid}
         assert all(run.options[name] == value for run in runs for name, value in shared.items())
     # eight activations at five rates, ...
     assert settings == {
         "rate": 40,
+        "baseline": 1,
         "structure": 7,
         "layer norm": 2,
         "dropout": 2,
@@ -101,10 +103,12 @@ def test_a_table_has_mean_and_deviation():
     base, changed = {"activation": "swish", "learning_rate": "3e-3"}, {"dropout_structure": "0,0.1,0"}
     rows = [row("neon", "rate", seed, 0.3 + seed / 10, 25, base) for seed in (0, 1)]
     rows += [row("neon", "dropout", seed, loss, half, changed) for seed, loss, half in [(0, 0.5, 50), (1, 0.6, "")]]
-    *_, as_it_was, with_dropout = write_table(
-        rows, "dropout", base, {"{}": 1.0, json.dumps(changed): 1.25}
-    ).splitlines()
-    assert as_it_was == f"| *as it was* | 0.350 ± {statistics.stdev([0.3, 0.4]):.3f} | 25 | 50% | 100% | 1.00 | 2 |"
+    rows += [row("neon", "baseline", 2, 0.2, 25, base)]
+    *_, baseline, with_dropout = write_table(rows, "dropout", base, {"{}": 1.0, json.dumps(changed): 1.25}).splitlines()
+    assert (
+        baseline
+        == f"| *baseline*, 3 seeds | 0.300 ± {statistics.stdev([0.2, 0.3, 0.4]):.3f} | 25 | 50% | 100% | 1.00 | 2 |"
+    )
     assert (
         with_dropout
         == f"| dropout_structure 0,0.1,0 | 0.550 ± {statistics.stdev([0.5, 0.6]):.3f} | 1 of 2 | 50% | 100% | 1.25 | 2 |"
@@ -123,7 +127,7 @@ def test_effects_are_compared_within_a_style():
     rows += [row("other", "dropout", 0, 0.15, 25, {"dropout_structure": "0,0.1,0"})]  # a style without its base
     found = effects(rows, base)
     assert {name: [(style, round(changes[0], 6)) for style, changes in runs] for name, runs in found.items()} == {
-        "*as it was*": [("neon", -33.333333), ("neon", 33.333333), ("sunset", 0.0)],
+        "*baseline*": [("neon", -33.333333), ("neon", 33.333333), ("sunset", 0.0)],
         "activation relu": [("neon", 0.0), ("sunset", 2400.0)],  # what has died has ten times the loss of nothing
         "dropout_structure 0,0.1,0": [("neon", -50.0)],
     }
@@ -134,9 +138,7 @@ def test_effects_are_compared_within_a_style():
     lost = [("neon", (900.0, 0.0, -95.0)), ("neon", (100.0, 0.0, -95.0))]
     assert seed_deviation({**found, "LoRA": lost}, 0) == seed_deviation(found, 0)
     labels = [text.get_text() for text in draw_effects(rows, base).axes[0].get_yticklabels()]
-    assert (
-        labels == [name.strip("*") for name in found] == ["as it was", "activation relu", "dropout_structure 0,0.1,0"]
-    )
+    assert labels == [name.strip("*") for name in found] == ["baseline", "activation relu", "dropout_structure 0,0.1,0"]
     best = draw_rates(rows).axes[0].lines[1]  # swish, after relu, in neon
     assert best.get_label() == "swish" and best.get_ydata() == pytest.approx([0.3])
 
