@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Measure what the settings of a hypernetwork are worth, one at a time, on the quickstart's model; writes settings.csv.
 
-    python examples/settings_table.py                       # everything: two styles, three seeds; hours on two cores
+    python examples/settings_table.py                       # what is missing of two styles and three seeds (the baseline: nine)
     python examples/settings_table.py --seeds 0 --styles neon
     python examples/settings_table.py --times               # only what a step costs, side by side; settings_time.csv
     python examples/settings_table.py --write_page          # the tables and plots of settings.md, from the two files
