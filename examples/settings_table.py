@@ -80,7 +80,8 @@ SECTIONS = {
 def parse_arguments(arguments=None):
     parser = ScriptParser(__doc__)
     parser.add_argument("--styles", nargs="+", choices=STYLES, default=list(STYLES), help="default: both")
-    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS + MORE_SEEDS, help="default: all")
+    seeds = SEEDS + MORE_SEEDS
+    parser.add_argument("--seeds", nargs="+", type=int, choices=seeds, default=seeds, help="default: all")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="default: all")
     parser.add_argument("--output_dir", type=Path, default=Path("output/settings"), help="default: %(default)s")
     parser.add_argument("--jobs", type=parse_count, default=1, help="runs at a time; default: %(default)s")
