@@ -33,22 +33,30 @@ def hold_out(source: Source, folder: Source | None, pictures: list[Picture], con
     """(source, pictures) to measure on, of the folder or a share of the pictures; and the pictures left to train on.
 
     A share is chosen by the images' bytes, so that copies stay together; so do the parts and mirrored copies that
-    examples/prepare.py has made of one picture. Those that a run has held out `before` (their sha256) stay so, and
-    whatever has been added since is trained on: no image goes from one side to the other.
+    examples/prepare.py has made of one picture. Those that a run has held out `before` (their sha256) stay so, and what
+    has been added since is trained on, but for what is made of a picture that is held out: that is left out.
 
     Raises:
         UserError: if nothing is left on either side.
     """
     if folder is not None:
         return _from_folder(folder, pictures, config, multiple)
-    chosen = {picture.sha256 for picture in pictures} & set(before) or _choose(source, pictures, config)
+    families = _families(source, pictures)
+    chosen = {picture.sha256 for picture in pictures} & set(before) or _choose(families, config)
+    related = chosen.union(*(family for family in families if family & chosen))
     held = [picture for picture in pictures if picture.sha256 in chosen]
-    return source, held, [picture for picture in pictures if picture.sha256 not in chosen]
+    kept = [picture for picture in pictures if picture.sha256 not in related]
+    if left_out := len(pictures) - len(held) - len(kept):
+        source.notes.append(f"left out: {left_out} that are made of the same pictures as those that are held out")
+    if not kept:
+        problem = "all other images are made of the pictures that are held out"
+        raise UserError(f"--validation_split {config.validation_split}: {problem}; add images")
+    return source, held, kept
 
 
-def _choose(source, pictures, config) -> set[str]:
+def _choose(families: list[set[str]], config) -> set[str]:
     """The sha256 of the share: as many whole families as go into it, and of too large ones the smallest."""
-    families = sorted(_families(source, pictures), key=lambda family: derive_seed("held out", min(family)))
+    families = sorted(families, key=lambda family: derive_seed("held out", min(family)))
     total, chosen = sum(map(len, families)), set()
     count = max(1, round(config.validation_split * total))
     for family in families:

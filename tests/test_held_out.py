@@ -81,6 +81,14 @@ def test_parts_and_mirrored_copies_of_a_picture_stay_together(models_dir, images
     assert len(split(dataclasses.replace(config, validation_split=0.02))[0]) == 8  # less than a picture is none
     assert len(split(dataclasses.replace(config, validation_split=0.98))[1]) == 8
 
+    # the run began with two of a picture's eight parts, the others were made later: they are on neither side
+    began = [picture.sha256 for picture in held[:2]]
+    _, still, rest = hold_out(source, None, pictures, config, 8, began)
+    assert still == held[:2] and rest == kept
+    assert source.notes[-1] == "left out: 6 that are made of the same pictures as those that are held out"
+    with pytest.raises(UserError, match="all other images are made of the pictures that are held out; add images"):
+        hold_out(source, None, held, config, 8, began)
+
     (folder / "prepare.jsonl").unlink()  # without it nothing tells that they belong together
     held, kept = split(config)
     assert len(held) == 13 and named(held) & named(kept)
