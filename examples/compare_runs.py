@@ -74,7 +74,7 @@ class Runner:
     def _train(self, run, place, overwrite) -> int | None:
         """The exit code; None if it was not begun, since all are to stop."""
         config = self.output_dir / "configs" / f"{run.name}.yaml"
-        before = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else run.options
+        before = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
         renew = ["--overwrite"] if overwrite and identity(before) != identity(run.options) else []
         with replacing(config) as temporary:
             temporary.write_text(yaml.safe_dump(run.options, sort_keys=False, allow_unicode=True), encoding="utf-8")

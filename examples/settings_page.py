@@ -1,13 +1,15 @@
 """The tables of settings.md, from the rows of settings.csv."""
 
+import itertools
 import json
+import math
 import re
 import statistics
 from pathlib import Path
 
-from compare_page import spread
+from compare_table import spread
 from hypernet.replacing import replacing
-from settings_plots import BASELINE, draw_effects, draw_rates
+from settings_plots import BASELINE, MEASURES, draw_effects, draw_rates, effects
 from settings_rows import at_rate, base_rows, label, order
 from settings_time import LORA, read_times, shape
 
@@ -25,6 +27,7 @@ def write_page(rows: list[dict], base: dict):
     tables = {
         section: write_table(rows, section, base, times) for section in dict.fromkeys(row["section"] for row in rows)
     }
+    tables["changes"] = write_changes(effects(rows, base))
     tables["activation"] = write_table(at_rate(rows, base["learning_rate"]), "rate", base, times)
     for name, table in tables.items():
         text = re.sub(
@@ -46,7 +49,7 @@ def write_table(rows: list[dict], section: str, base: dict, times: dict[str, flo
     styles, seeds, settings = sorted({row["style"] for row in mine}), len({row["seed"] for row in mine}), {}
     if section != "tags":  # whose held-out pictures have other captions
         found = base_rows(rows, base)
-        settings[f"{BASELINE}, {len({row['seed'] for row in found})} seeds"] = found
+        settings[f"*{BASELINE}*, {len({row['seed'] for row in found})} seeds"] = found
     for row in mine:
         settings.setdefault(label(row), []).append(row)
     head = [f"{style}: held-out loss | half at step | in the style | subject right" for style in styles]
@@ -56,6 +59,31 @@ def write_table(rows: list[dict], section: str, base: dict, times: dict[str, flo
         size = next((f"{int(row['file_bytes']) / 1e3:,.0f}" for row in found if row["file_bytes"]), "")
         lines.append(f"| {name} | {' | '.join(cells)} | {_time(found, times)} | {size} |")
     return "\n".join(lines)
+
+
+def write_changes(found: dict) -> str:
+    """The means of `effects`, in brackets those that are less than two standard errors of the difference.
+
+    Every run is taken to scatter as the baseline's do; the baseline's own line is their standard deviation.
+    """
+    styles = sorted({style for style, _ in found[BASELINE]})
+    heads = [f"{style}: {measure.removesuffix(' more or less')}" for style in styles for measure in MEASURES]
+    lines = [f"| setting | {' | '.join(heads)} |", "| --- " * (1 + len(heads)) + "|"]
+    for name, runs in found.items():
+        cells = []
+        for style, measure in itertools.product(styles, range(len(MEASURES))):
+            mine, plain = ([changes[measure] for s, changes in each if s == style] for each in (runs, found[BASELINE]))
+            cells.append(_change(mine, plain) if name != BASELINE else f"± {statistics.stdev(plain):.1f}")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _change(mine: list[float], plain: list[float]) -> str:
+    if not mine:
+        return ""
+    limit = 2 * statistics.stdev(plain) * math.sqrt(1 / len(mine) + 1 / len(plain))
+    text = f"{statistics.fmean(mine):+.1f}"
+    return text if abs(statistics.fmean(mine)) > limit else f"({text})"
 
 
 def _cells(rows, seeds: int) -> list[str]:

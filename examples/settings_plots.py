@@ -9,7 +9,7 @@ from matplotlib.ticker import ScalarFormatter
 
 from settings_rows import at_rate, base_rows, label, order
 
-BASELINE = "*baseline*"
+BASELINE = "baseline"
 MEASURES = {  # what a panel shows, and between which bounds
     "held-out loss, % more or less": (-30, 55),
     "in the style, points more or less": (-100, 60),
@@ -82,7 +82,7 @@ def draw_effects(rows: list[dict], base: dict) -> Figure:
         panel.set(title=title, xlim=(low - 2, high + 2))
         panel.grid(color="0.93")
         panel.spines[["top", "right"]].set_visible(False)
-    panels[0].set_yticks(range(len(found)), [name.strip("*") for name in found])
+    panels[0].set_yticks(range(len(found)), list(found))
     panels[0].invert_yaxis()
     figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, loc="outside upper left", ncols=3)
     return figure

@@ -4,6 +4,7 @@ import io
 import logging
 import math
 import warnings
+from collections.abc import Callable
 
 logging.getLogger("matplotlib").setLevel(logging.ERROR)  # the first time it would say that it looks for fonts
 
@@ -16,11 +17,16 @@ REACH = 5  # neighbours on each side that the line is the mean of
 
 
 def plot_losses(rows: list[dict], name: str, held_out: list[dict] = (), returns: list[int] = ()) -> Image.Image:
-    """`draw_losses` as a picture of 800x450 pixels, whatever matplotlib is set to."""
+    """`draw_losses` as a picture of 800x450 pixels."""
+    return render(lambda: draw_losses(rows, name, held_out, returns))
+
+
+def render(draw: Callable[[], Figure]) -> Image.Image:
+    """The figure that `draw` makes as a picture, whatever matplotlib is set to; letters without a font are boxes."""
     buffer = io.BytesIO()
     with warnings.catch_warnings(), style.context("default"):
-        warnings.filterwarnings("ignore", message="Glyph .* missing|Matplotlib currently")  # letters without a font
-        draw_losses(rows, name, held_out, returns).savefig(buffer, format="png")
+        warnings.filterwarnings("ignore", message="Glyph .* missing|Matplotlib currently")
+        draw().savefig(buffer, format="png")
     return Image.open(buffer).convert("RGB")
 
 
@@ -35,7 +41,7 @@ def draw_losses(rows: list[dict], name: str, held_out: list[dict] = (), returns:
     figure = Figure(figsize=(8, 4.5), dpi=100, layout="constrained")
     panel = figure.subplots()
     panel.plot(steps, losses, ".", color="C0", alpha=0.4, markersize=5)
-    panel.plot(steps, _smooth(losses), color="C0", label="training")
+    panel.plot(steps, smooth(losses, REACH), color="C0", label="training")
     if measured[0]:
         panel.plot(*measured, color="C1", label="held out")
         panel.plot(*base, color="0.55", label="held out, without it")
@@ -68,9 +74,10 @@ def _columns(rows, name):
     return [step for step, _ in pairs], [value for _, value in pairs]
 
 
-def _smooth(losses):
+def smooth(losses: list[float], reach: int) -> list[float]:
+    """Of each the mean with so many neighbours on both sides, fewer near the ends."""
     means = []
     for i in range(len(losses)):
-        reach = min(REACH, i, len(losses) - 1 - i)
-        means.append(sum(losses[i - reach : i + reach + 1]) / (2 * reach + 1))
+        near = min(reach, i, len(losses) - 1 - i)
+        means.append(sum(losses[i - near : i + near + 1]) / (2 * near + 1))
     return means

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+import shutil
 import signal
 import statistics
 import struct
@@ -21,9 +22,10 @@ from wandb.proto.wandb_internal_pb2 import Record
 import compare
 import compare_runs
 from compare_grid import read_grid
-from compare_page import group_runs, table, write_page
+from compare_page import write_page
 from compare_results import Result
 from compare_runs import Run, Runner
+from compare_table import group_runs, table
 from hypernet.command_line import options_to_flags, parse_config
 from hypernet.errors import UserError
 
@@ -102,13 +104,17 @@ def test_what_cannot_work_is_told_before_anything_is_trained(tmp_path, shared, e
 def test_a_folder_with_another_run_is_refused_before_anything(tmp_path, shared, models_dir, images_dir):
     path = write(tmp_path / "grid.yaml", **shared, max_train_steps=1, grid={"seed": [1, 2]})
     old = tmp_path / "out" / "runs" / "seed=2"
-    train_here(models_dir, images_dir, old, "--max_train_steps=1", "--seed=2", "--activation=relu", "--name=out")
+    flags = ["--max_train_steps=1", "--seed=2", "--activation=relu", "--name=out"]
+    train_here(models_dir, images_dir, tmp_path / "made", *flags)
+    shutil.copytree(tmp_path / "made", old)  # which this process has not locked
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     for flags in ([], ["--dry_run"]):
         with pytest.raises(UserError, match=r"seed=2: it holds another run; differing: activation \(was relu, now "):
             compare.main([str(path), "--output_dir", str(tmp_path / "out"), *flags])
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
-    compare.main([str(path), "--output_dir", str(tmp_path / "out"), "--overwrite", "--dry_run"])
+    write(path, **shared, report_to="none", max_train_steps=1, grid={"seed": [2]})
+    compare.main([str(path), "--output_dir", str(tmp_path / "out"), "--overwrite"])
+    assert json.loads((old / "run.json").read_text())["activation"] != "relu"
 
 
 def test_a_folder_without_a_run(tmp_path):

@@ -15,7 +15,7 @@ import settings_time
 from draw import write_images
 from hypernet.command_line import options_to_flags, parse_config
 from settings_lora import train_lora
-from settings_page import write_table
+from settings_page import write_changes, write_table
 from settings_plots import draw_effects, draw_rates, effects, seed_deviation
 from settings_table import SECTIONS, SEEDS, draw_data, open_section
 
@@ -115,6 +115,22 @@ def test_a_table_has_mean_and_deviation():
     )
 
 
+def test_changes_that_seeds_explain_are_in_brackets():
+    def runs(*losses):
+        return [("neon", (loss, 0.0, 0.0)) for loss in losses]
+
+    found = {"baseline": runs(-10.0, 10.0), "near": runs(20.0, 22.0), "far": runs(28.0, 29.0)}
+    found["one"] = [*runs(30.0), ("sunset", (1.0, 0.0, 0.0))]
+    lines = write_changes(found).splitlines()[2:]
+    # stdev of -10 and 10 is 14.14; two errors of a difference are 28.28 for two runs beside two, 34.6 for one
+    assert [line.split(" | ")[:2] for line in lines] == [
+        ["| baseline", "± 14.1"],
+        ["| near", "(+21.0)"],
+        ["| far", "+28.5"],
+        ["| one", "(+30.0)"],
+    ]
+
+
 def test_effects_are_compared_within_a_style():
     base, other = {"activation": "swish", "learning_rate": "3e-3"}, {"activation": "relu", "learning_rate": "3e-3"}
     runs = [("neon", 0, 0.2), ("neon", 1, 0.4), ("sunset", 0, 0.4)]
@@ -127,7 +143,7 @@ def test_effects_are_compared_within_a_style():
     rows += [row("other", "dropout", 0, 0.15, 25, {"dropout_structure": "0,0.1,0"})]  # a style without its base
     found = effects(rows, base)
     assert {name: [(style, round(changes[0], 6)) for style, changes in runs] for name, runs in found.items()} == {
-        "*baseline*": [("neon", -33.333333), ("neon", 33.333333), ("sunset", 0.0)],
+        "baseline": [("neon", -33.333333), ("neon", 33.333333), ("sunset", 0.0)],
         "activation relu": [("neon", 0.0), ("sunset", 2400.0)],  # what has died has ten times the loss of nothing
         "dropout_structure 0,0.1,0": [("neon", -50.0)],
     }
