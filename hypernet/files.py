@@ -122,8 +122,10 @@ def _load_safetensors(path):
         raise NotAHypernetwork(f"{path}: it is no hypernetwork file, or a damaged one ({reason})") from None
     if any(tensor.dtype not in FLOATS for tensor in weights.values()):
         raise NotAHypernetwork(f"{path}: it holds something else than floating-point weights")
-    if KEY in metadata and metadata.get("sha256") != _digest(metadata[KEY], weights):
-        raise NotAHypernetwork(f"{path}: it is damaged (its checksum is wrong)")
+    if {KEY, "sha256"} & metadata.keys():  # written here; other programs may have added to it
+        expected = {"format": "pt", "sha256": _digest(metadata.get(KEY, ""), weights)}
+        if not expected.items() <= metadata.items():
+            raise NotAHypernetwork(f"{path}: it is damaged (its checksum is wrong)")
     try:
         return build(constructor_arguments(config), weights)
     except (ValueError, TypeError, AttributeError) as error:

@@ -317,26 +317,18 @@ def test_a_folder_keeps_what_else_is_in_it(tmp_path):
 
 @pytest.mark.parametrize("form", ["alone.safetensors", "folder"])
 def test_mutated_configs_are_refused(tmp_path, form):
-    """Whatever a config says in place of what it must, it is refused in one line; so is every flipped bit that counts.
-
-    (Two names in a safetensors header do not: "format", and in a folder, which has config.json, "hypernetwork".)
-    """
+    """Whatever a config says in place of what it must, it is refused in one line; so is every flipped bit of the file."""
     path = tmp_path / form
     hypernet.save(Hypernetwork((10,), name="x"), path)
-    saved = hypernet.load(path)
     file = path if path.is_file() else path / "diffusion_pytorch_model.safetensors"
-    content, rng = file.read_bytes(), random.Random(0)
-    weights_begin = 8 + int.from_bytes(content[:8], "little")
-    for _ in range(100):
-        place = rng.randrange(len(content))
+    content = file.read_bytes()
+    rng = random.Random(0)
+    header = range(8, 8 + int.from_bytes(content[:8], "little"))
+    for place in [*header, *(rng.randrange(len(content)) for _ in range(100))]:
         file.write_bytes(content[:place] + bytes([content[place] ^ 1 << rng.randrange(8)]) + content[place + 1 :])
-        try:
-            same = hypernet.load(path)
-        except NotAHypernetwork as error:
-            assert "\n" not in str(error)
-        else:
-            assert place < weights_begin and dict(same.config) == dict(saved.config)
-            assert all(torch.equal(a, b) for a, b in zip(same.parameters(), saved.parameters(), strict=True))
+        with pytest.raises(NotAHypernetwork) as error:
+            hypernet.load(path)
+        assert "\n" not in str(error.value)
     (tmp_path / "copy.safetensors").write_bytes(content)
     weights = load_file(tmp_path / "copy.safetensors")
     config = dict(Hypernetwork((10,), name="x").config)
