@@ -23,18 +23,18 @@ import json
 import math
 from pathlib import Path
 
-from hypernet.script import ScriptParser, run_script
+from hypernet.cli.script import ScriptParser, run_script
 
 import torch
 
 import hypernet
-from hypernet.errors import UserError
-from hypernet.examination import describe, examine, overview
-from hypernet.files import find_weights
-from hypernet.mend import mend
-from hypernet.network import without_dropout
-from hypernet.targets import check_target, choose_target, is_one_file, target_inside
-from hypernet.webui_optim import find_optimizer, optim_path, save_optim
+from hypernet.utils.errors import UserError
+from hypernet.formats.inspect import describe, examine, overview
+from hypernet.formats.load_save import find_weights
+from hypernet.formats.repair import mend
+from hypernet.modeling.hypernetwork import without_dropout
+from hypernet.cli.conversion_targets import check_target, choose_target, is_one_file, target_inside
+from hypernet.formats.webui_optimizer import find_optimizer, optim_path, save_optim
 
 MOST_DETAILS = 3  # files of which --inspect tells everything; of more it gives an overview
 MODES = {  # what can be asked for, and the options that go with it
@@ -102,7 +102,7 @@ def main(arguments=None):
     elif args.merge:
         merge(args)
     elif args.to_lora is not None:
-        from hypernet.lora_conversion import write_lora  # pipelines take their time to be imported
+        from hypernet.cli.lora_export import write_lora  # pipelines take their time to be imported
 
         write_lora(args)
     elif args.fix:

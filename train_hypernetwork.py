@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Train a Stable Diffusion hypernetwork on a folder of images.
 
-    accelerate launch train_hypernetwork.py --config examples/quickstart.yaml
+    accelerate launch train_hypernetwork.py --config examples/configs/quickstart.yaml
 
     accelerate launch train_hypernetwork.py \\
         --pretrained_model_name_or_path stable-diffusion-v1-5/stable-diffusion-v1-5 \\
@@ -15,46 +15,46 @@ To resume, run the same command again.
 import shlex
 import time
 
-from hypernet.script import run_script, say
+from hypernet.cli.script import run_script, say
 
 import torch
 from accelerate.utils import set_seed
 from tqdm.auto import tqdm
 
 import hypernet
-from hypernet.base_model import check_resolution, choose_widths, recognise
-from hypernet.cache import check_cache_folder
-from hypernet.card import check_hub_login, push_to_hub, write_card
-from hypernet.clipping import clip_gradients
-from hypernet.command_line import parse_config, run_label
-from hypernet.compiling import Compiled, check_compiler, check_shapes, memory_format
-from hypernet.conditions import cast
+from hypernet.stable_diffusion.base_model import check_resolution, choose_widths, recognise
+from hypernet.data.arrow_cache import check_cache_folder
+from hypernet.training.model_card import check_hub_login, push_to_hub, write_card
+from hypernet.training.clipping import clip_gradients
+from hypernet.cli.training_options import parse_config, run_label
+from hypernet.training.compilation import Compiled, check_compiler, check_shapes, memory_format
+from hypernet.stable_diffusion.conditioning import cast
 from hypernet.config import TrainingConfig
-from hypernet.dataset import EpochBatches, build_loader, describe_data, encode_dataset
-from hypernet.effect import measure_first_image
-from hypernet.errors import UserError
-from hypernet.guard import Guard
-from hypernet.held_out import HeldOutLoss, describe_held_out, encode_held_out, hold_out, open_held_out
-from hypernet.initial import open_initial
-from hypernet.inspection import find_pictures
-from hypernet.interruption import Interruption
-from hypernet.launch import build_accelerator, check_shared, choose_precision, others_watched
-from hypernet.loras import note_loras
-from hypernet.loss import diffusion_loss, diffusion_target, snr_weights
-from hypernet.models import load_models, vae_precision, weight_dtype
-from hypernet.optimizers import build_optimizer, check_optimizer
-from hypernet.output import OutputFolder
-from hypernet.preview import Previewer
-from hypernet.quantize import quantize
-from hypernet.rates import learning_rate_function
-from hypernet.readers import comfyui_reads
-from hypernet.seeds import derive_seed
-from hypernet.sources import open_source
-from hypernet.trackers import choose_trackers, log_artifact, log_previews, start_trackers, wandb_sync_line
-from hypernet.training_state import TrainingState
-from hypernet.vaes import vae_notes
-from hypernet.watch import Watch
-from hypernet.weight_average import WeightAverage
+from hypernet.data.dataset import EpochBatches, build_loader, describe_data, encode_dataset
+from hypernet.training.perturbation import measure_first_image
+from hypernet.utils.errors import UserError
+from hypernet.training.divergence_guard import Guard
+from hypernet.training.validation import HeldOutLoss, describe_held_out, encode_held_out, hold_out, open_held_out
+from hypernet.training.init_from import open_initial
+from hypernet.data.image_index import find_pictures
+from hypernet.training.shutdown import Interruption
+from hypernet.training.accelerator import build_accelerator, check_shared, choose_precision, others_watched
+from hypernet.stable_diffusion.loras import note_loras
+from hypernet.training.loss import diffusion_loss, diffusion_target, snr_weights
+from hypernet.stable_diffusion.model import load_models, vae_precision, weight_dtype
+from hypernet.training.optimizers import build_optimizer, check_optimizer
+from hypernet.training.run_folder import OutputFolder
+from hypernet.training.previews import Previewer
+from hypernet.stable_diffusion.quantization import quantize
+from hypernet.training.rates import learning_rate_function
+from hypernet.formats.compatibility import comfyui_reads
+from hypernet.utils.seeds import derive_seed
+from hypernet.data.image_source import open_source
+from hypernet.training.trackers import choose_trackers, log_artifact, log_previews, start_trackers, wandb_sync_line
+from hypernet.training.checkpoint import TrainingState
+from hypernet.stable_diffusion.vae import vae_notes
+from hypernet.training.monitor import Watch
+from hypernet.training.ema import WeightAverage
 
 
 def main(arguments=None):

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Train with every combination of some options, one run after the other, and lay the runs side by side on one page.
 
-    python examples/compare.py examples/compare.yaml                    # the quickstart, three activations
+    python examples/compare.py examples/configs/compare.yaml                    # the quickstart, three activations
     python examples/compare.py my_grid.yaml --output_dir output/grid --jobs 2
     python examples/compare.py output/my_style output/my_style_2        # runs that are there already
 
@@ -17,21 +17,21 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hypernet.script import ScriptParser, run_script
+from hypernet.cli.script import ScriptParser, run_script
 
 import torch
 
-from compare_grid import read_grid
-from compare_page import write_page
-from compare_results import draw_previews, read_result
-from compare_runs import Run, Runner, run_all
-from hypernet.command_line import options_to_flags, parse_config
-from hypernet.drawing_options import parse_count
-from hypernet.errors import UserError
-from hypernet.initial import open_initial
-from hypernet.launch import choose_precision
-from hypernet.output import OutputFolder
-from hypernet.replacing import check_writable
+from examples.comparison.grid import read_grid
+from examples.comparison.page import write_page
+from examples.comparison.results import draw_previews, read_result
+from examples.comparison.runs import Run, Runner, run_all
+from hypernet.cli.training_options import options_to_flags, parse_config
+from hypernet.generation.options import parse_count
+from hypernet.utils.errors import UserError
+from hypernet.training.init_from import open_initial
+from hypernet.training.accelerator import choose_precision
+from hypernet.training.run_folder import OutputFolder
+from hypernet.utils.atomic_files import check_writable
 
 
 def parse_arguments(arguments=None):

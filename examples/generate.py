@@ -17,15 +17,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hypernet.script import ScriptParser, run_script
+from hypernet.cli.script import ScriptParser, run_script
 
 import hypernet
-from hypernet.drawing import Painter, PictureSettings, load_for_drawing
-from hypernet.drawing_options import add_drawing_options, choose_model, make_picture, parse_count, read_stack
-from hypernet.errors import UserError
-from hypernet.infotext import free_path, save_png
-from hypernet.prompt_tags import tag_name
-from hypernet.replacing import check_writable
+from hypernet.generation.generator import Painter, PictureSettings, load_for_drawing
+from hypernet.generation.options import add_drawing_options, choose_model, make_picture, parse_count, read_stack
+from hypernet.utils.errors import UserError
+from hypernet.generation.infotext import free_path, save_png
+from hypernet.generation.prompt_tags import tag_name
+from hypernet.utils.atomic_files import check_writable
 
 
 MOST_BYTES = 180  # of a file's name; file systems take 255

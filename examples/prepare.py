@@ -16,23 +16,23 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hypernet.script import run_script
+from hypernet.cli.script import run_script
 
 from tqdm.auto import tqdm
 
-from hypernet.captions import caption_from_name, read_text
-from hypernet.errors import UserError
-from hypernet.inspection import in_threads
-from hypernet.likeness import find_same
-from hypernet.replacing import check_writable, replacing
-from hypernet.sources import Source, open_folder
-from prepare_captions import combine, load_captioners, needs_captions
-from prepare_cutting import Done, Job, is_small, prepare_picture, recorded_view, small_view
-from prepare_focus import NO_FACES, can_find_faces
-from prepare_geometry import enlargement
-from prepare_options import named, parse_arguments, recorded
-from prepare_record import Names, Record, output_names, printable
-from prepare_sheet import write_sheet
+from hypernet.data.captions import caption_from_name, read_text
+from hypernet.utils.errors import UserError
+from hypernet.data.image_index import in_threads
+from hypernet.data.near_duplicates import find_same
+from hypernet.utils.atomic_files import check_writable, replacing
+from hypernet.data.image_source import Source, open_folder
+from examples.preparation.captions import combine, load_captioners, needs_captions
+from examples.preparation.cutting import Done, Job, is_small, prepare_picture, recorded_view, small_view
+from examples.preparation.focus import NO_FACES, can_find_faces
+from examples.preparation.geometry import enlargement
+from examples.preparation.options import named, parse_arguments, recorded
+from examples.preparation.record import Names, Record, output_names, printable
+from examples.preparation.sheet import write_sheet
 
 MOST_TOLD = 12  # of the pictures that are too small
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """See what the trainer will see, before a night of training.
 
-    python examples/show_data.py --config examples/quickstart.yaml
+    python examples/show_data.py --config examples/configs/quickstart.yaml
     python examples/show_data.py --sheet my_data.png --pretrained_model_name_or_path MODEL --train_data_dir my_pictures
 
 Takes all options of train_hypernetwork.py, and writes a sheet of the images as they are cropped, decoded again from their
@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hypernet.script import ScriptParser, run_script
+from hypernet.cli.script import ScriptParser, run_script
 
 import torch
 from accelerate import Accelerator
@@ -24,21 +24,21 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image, ImageDraw
 from tqdm.auto import tqdm
 
-from hypernet.base_model import check_resolution, choose_widths, recognise
-from hypernet.cache import check_cache_folder
-from hypernet.command_line import parse_config
-from hypernet.dataset import EpochBatches, TrainingImages, describe_data, encode_dataset
-from hypernet.errors import UserError
-from hypernet.fonts import load_font
-from hypernet.inspection import Picture, find_pictures
-from hypernet.likeness import find_same, thumbnail
-from hypernet.models import StableDiffusion, load_models, vae_precision, weight_dtype
-from hypernet.pictures import on_background, read_picture
-from hypernet.prompt_embeds import cut_prompts
-from hypernet.replacing import check_writable
-from hypernet.sizes import kept_share
-from hypernet.sources import Source, open_source
-from hypernet.vaes import STD_RANGE, vae_notes
+from hypernet.stable_diffusion.base_model import check_resolution, choose_widths, recognise
+from hypernet.data.arrow_cache import check_cache_folder
+from hypernet.cli.training_options import parse_config
+from hypernet.data.dataset import EpochBatches, TrainingImages, describe_data, encode_dataset
+from hypernet.utils.errors import UserError
+from hypernet.utils.fonts import load_font
+from hypernet.data.image_index import Picture, find_pictures
+from hypernet.data.near_duplicates import find_same, thumbnail
+from hypernet.stable_diffusion.model import StableDiffusion, load_models, vae_precision, weight_dtype
+from hypernet.data.image_io import on_background, read_picture
+from hypernet.data.prompt_cache import cut_prompts
+from hypernet.utils.atomic_files import check_writable
+from hypernet.data.buckets import kept_share
+from hypernet.data.image_source import Source, open_source
+from hypernet.stable_diffusion.vae import STD_RANGE, vae_notes
 
 CELL, COLUMNS, FONT = 240, 6, 13  # pixels: a picture's longer side, and the height of a letter
 LETTERS = 36  # of a line below a picture

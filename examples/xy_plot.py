@@ -18,24 +18,24 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hypernet.script import ScriptParser, run_script
+from hypernet.cli.script import ScriptParser, run_script
 
 import diffusers
 import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from hypernet.axes import KINDS, Axis, parse_axis
-from hypernet.drawing import Painter, PictureSettings, load_for_drawing, weights_sha256
-from hypernet.drawing_options import add_drawing_options, choose_model, make_picture, read_stack
-from hypernet.emphasis import unescape
-from hypernet.errors import UserError
-from hypernet.infotext import free_path, parse_infotext, read_png_infotext, save_png, write_infotext
-from hypernet.model_source import ModelSource
-from hypernet.prompt_tags import LORA_TAG, split_prompt, tag_name, trained_config
-from hypernet.replacing import check_writable
-from hypernet.sheet import labelled_sheet
-from hypernet.wandb_runs import sync_line, wandb_mode
+from hypernet.generation.xy_axes import KINDS, Axis, parse_axis
+from hypernet.generation.generator import Painter, PictureSettings, load_for_drawing, weights_sha256
+from hypernet.generation.options import add_drawing_options, choose_model, make_picture, read_stack
+from hypernet.stable_diffusion.prompt_parser import unescape
+from hypernet.utils.errors import UserError
+from hypernet.generation.infotext import free_path, parse_infotext, read_png_infotext, save_png, write_infotext
+from hypernet.stable_diffusion.model_source import ModelSource
+from hypernet.generation.prompt_tags import LORA_TAG, split_prompt, tag_name, trained_config
+from hypernet.utils.atomic_files import check_writable
+from hypernet.utils.image_grid import labelled_sheet
+from hypernet.training.wandb_runs import sync_line, wandb_mode
 
 OPTION_OF = {"checkpoint": "hypernetwork", "guidance": "guidance_scale"}  # axis -> the option that it stands for
 FIELD_OF = {"seed": "seed", "steps": "steps", "guidance": "guidance_scale"}  # axis -> its field in PictureSettings

@@ -3,21 +3,21 @@
 import importlib
 
 _HOMES = {  # public name -> its module, imported when it is first asked for, as diffusers does
-    "Hypernetwork": "network",
-    "HypernetworkModule": "network",
-    "HypernetworkUNet": "attention",
-    "attach": "attention",
-    "detach": "attention",
-    "set_strength": "attention",
-    "merge": "linear",
-    "average": "averaging",
-    "examine": "examination",
-    "load": "files",
-    "save": "files",
-    "NotAHypernetwork": "pickles",
-    "load_webui": "webui",
-    "save_webui": "webui",
-    "UserError": "errors",
+    "Hypernetwork": "modeling.hypernetwork",
+    "HypernetworkModule": "modeling.hypernetwork",
+    "HypernetworkUNet": "modeling.attachment",
+    "attach": "modeling.attachment",
+    "detach": "modeling.attachment",
+    "set_strength": "modeling.attachment",
+    "merge": "modeling.fusing",
+    "average": "modeling.averaging",
+    "examine": "formats.inspect",
+    "load": "formats.load_save",
+    "save": "formats.load_save",
+    "NotAHypernetwork": "formats.safe_pickle",
+    "load_webui": "formats.webui",
+    "save_webui": "formats.webui",
+    "UserError": "utils.errors",
 }
 __all__ = list(_HOMES)
 

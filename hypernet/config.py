@@ -6,15 +6,15 @@ from pathlib import Path
 
 from transformers.hf_argparser import HfArg
 
-from hypernet.captions import read_templates
-from hypernet.errors import UserError
-from hypernet.loras import absolute_lora
-from hypernet.model_source import NAMES as MODEL_OPTIONS
-from hypernet.model_source import ModelSource
-from hypernet.optimizers import find_class
-from hypernet.option_checks import check_options
-from hypernet.schedule import Schedule, parse_schedule
-from hypernet.sizes import parse_size
+from hypernet.data.captions import read_templates
+from hypernet.utils.errors import UserError
+from hypernet.stable_diffusion.loras import absolute_lora
+from hypernet.stable_diffusion.model_source import NAMES as MODEL_OPTIONS
+from hypernet.stable_diffusion.model_source import ModelSource
+from hypernet.training.optimizers import find_class
+from hypernet.cli.option_checks import check_options
+from hypernet.training.lr_schedule import Schedule, parse_schedule
+from hypernet.data.buckets import parse_size
 
 STRUCTURE_OPTIONS = ("widths", "layer_structure", "activation", "weight_init", "layer_norm", "layer_norm_init")
 PATH_OPTIONS = ("pretrained_model_name_or_path", "train_data_dir", "validation_data_dir", "dataset_name", "init_from")

@@ -31,11 +31,11 @@ from diffusers import (
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from build_model import build_tokenizer
-from draw import caption, draw, random_scene
-from hypernet.base_model import recognise
-from hypernet.model_source import ModelSource
-from hypernet.models import load_models
+from examples.quickstart.tools.build_model import build_tokenizer
+from examples.quickstart.tools.draw import caption, draw, random_scene
+from hypernet.stable_diffusion.base_model import recognise
+from hypernet.stable_diffusion.model_source import ModelSource
+from hypernet.stable_diffusion.model import load_models
 
 REPO = Path(__file__).resolve().parent.parent
 TINY_WIDTHS = [12, 16, 32]  # the text's, and the two of self-attention

@@ -1,0 +1,187 @@
+"""The AUTOMATIC1111 WebUI's `.pt` file: read it without running code, write it so that every version loads it."""
+
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+
+from hypernet.modeling.hypernetwork import ACTIVATIONS, Hypernetwork, build
+from hypernet.formats.safe_pickle import NotAHypernetwork, read_plain, write_plain
+from hypernet.utils.file_kinds import kind_of
+
+WEIGHT_INIT_NAMES = {  # ours -> the WebUI's; it has no zero start, and none is needed once there are weights
+    "normal": "Normal",
+    "xavier_uniform": "XavierUniform",
+    "xavier_normal": "XavierNormal",
+    "kaiming_uniform": "KaimingUniform",
+    "kaiming_normal": "KaimingNormal",
+    "zero": "Normal",
+}
+OLD_LAYER_NAMES = {"linear1": "linear.0", "linear2": "linear.1"}  # files of the first weeks of October 2022
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+FIELDS = {  # what the fields may be, beside None
+    "step": int,
+    "name": str,
+    "layer_structure": list,
+    "activation_func": str,
+    "is_layer_norm": bool,
+    "weight_initialization": str,
+    "sd_checkpoint": str,
+    "sd_checkpoint_name": str,
+    "activate_output": bool,
+    "use_dropout": bool,
+    "dropout_structure": list,
+    "last_layer_dropout": bool,
+    "optional_info": str,
+}
+
+
+def save_webui(hypernetwork: Hypernetwork, path, dtype: torch.dtype | None = None):
+    """Write a WebUI `.pt`: the legacy serialisation, which passes the file check of every WebUI version.
+
+    The file's `name` field is the file's stem, because the WebUI caches a hypernetwork under the one and looks for it
+    under the other. After the data comes a checksum that `load_webui` holds them against.
+
+    Args:
+        dtype: of the weights in the file, float32 (the hypernetwork's own) or float16 for half the size.
+    """
+    path = Path(path)
+    data = {**webui_fields(hypernetwork), "name": path.stem}
+    for width, pair in hypernetwork.pairs.items():
+        data[int(width)] = tuple(_plain_state_dict(pair[part], dtype) for part in ("k", "v"))
+    write_plain(data, path)
+
+
+def webui_fields(hypernetwork: Hypernetwork) -> dict:
+    """What the WebUI's file says of the hypernetwork beside its weights, in the WebUI's words; see `FIELDS`."""
+    config = hypernetwork.config
+    dropout = config.dropout_structure
+    return {
+        "step": config.step,
+        "name": config.name,
+        "layer_structure": [int(m) if m == int(m) else m for m in config.layer_structure],
+        "activation_func": config.activation,
+        "is_layer_norm": config.layer_norm,
+        "weight_initialization": WEIGHT_INIT_NAMES[config.weight_init],
+        "sd_checkpoint": config.base_model_hash,
+        "sd_checkpoint_name": config.base_model_name,
+        "activate_output": config.activate_output,
+        "use_dropout": dropout is not None and any(dropout),
+        "dropout_structure": None if dropout is None else list(dropout),
+        "last_layer_dropout": dropout is not None and len(dropout) > 2 and dropout[-2] > 0,
+        "optional_info": config.optional_info,
+    }
+
+
+def _plain_state_dict(module, dtype):
+    """Name -> contiguous CPU tensor that owns its storage, and nothing else: the WebUI's unpickler allows no more."""
+    tensors = module.state_dict().items()
+    return OrderedDict((name, tensor.detach().cpu().to(dtype or tensor.dtype, copy=True)) for name, tensor in tensors)
+
+
+def load_webui(path) -> Hypernetwork:
+    """Read a WebUI `.pt` of any age; missing fields have the WebUI's defaults, the name is the file's stem.
+
+    Returns it in float32 and evaluation mode.
+
+    Raises:
+        NotAHypernetwork: for everything that is not a hypernetwork, or holds anything besides plain data.
+    """
+    return build_webui(path, read_webui(path))
+
+
+def read_webui(path) -> dict:
+    """A WebUI `.pt` as it was pickled: fields by name, pairs of state dicts by width, every one of the right type.
+
+    Raises:
+        NotAHypernetwork: for everything else.
+    """
+    data = read_plain(path, lambda outline: _expect_widths(path, outline))
+    for key, value in data.items():
+        problem = _problem(key, value)
+        if problem:
+            raise NotAHypernetwork(f"{path}: it is no hypernetwork, or a damaged one ({problem})")
+    return data
+
+
+def _expect_widths(path, data):
+    """Raises: NotAHypernetwork if there are none, so that a checkpoint of gigabytes is not loaded by mistake."""
+    if not isinstance(data, dict) or not any(type(key) is int for key in data):
+        dicts = [data, *data.values()] if isinstance(data, dict) else []
+        kind = kind_of(key for entry in dicts if isinstance(entry, dict) for key in entry if isinstance(key, str))
+        problem = f"but {kind}" if kind else "(there are no widths such as 320 or 768 in it)"
+        raise NotAHypernetwork(f"{path}: it is no hypernetwork {problem}")
+
+
+def _problem(key, value) -> str | None:
+    """What is wrong with an entry of the file, without showing anything of its content."""
+    if type(key) is int:
+        return _pair_problem(key, value)
+    if key not in FIELDS or value is None:
+        return None
+    wanted, found = FIELDS[key], type(value)
+    if wanted is list:
+        numbers = found in (list, tuple) and all(type(item) in (int, float) for item in value)
+        return None if numbers else f"{key} is no list of numbers"
+    if found is not wanted and not (wanted is bool and found is int and value in (0, 1)):
+        return f"{key} is a {found.__name__}, not a {wanted.__name__}"
+    return f"{key} is no number of steps" if wanted is int and not 0 <= value < 2**63 else None
+
+
+def _pair_problem(width, pair):
+    modules = type(pair) in (tuple, list) and len(pair) == 2 and all(isinstance(part, dict) for part in pair)
+    if width < 1 or not modules or not all(isinstance(name, str) for part in pair for name in part):
+        return f"width {width} has no pair of modules"
+    tensors = [tensor for part in pair for tensor in part.values()]
+    if not all(isinstance(tensor, torch.Tensor) and tensor.dtype in FLOATS for tensor in tensors):
+        return f"width {width} holds something else than floating-point weights"
+    return None
+
+
+def build_webui(path, data: dict) -> Hypernetwork:
+    """The hypernetwork in what `read_webui` has read from `path`."""
+    structure = data.get("layer_structure") or [1, 2, 1]
+    activation = (data.get("activation_func") or "linear").lower()
+    if activation not in ACTIVATIONS:
+        raise NotAHypernetwork(f"{path}: its activation {activation[:40]!r} is unknown")
+    inits = {theirs: ours for ours, theirs in WEIGHT_INIT_NAMES.items() if ours != "zero"}
+    activate_output = data.get("activate_output")
+    config = {
+        "widths": [key for key in data if type(key) is int],
+        "layer_structure": list(structure),
+        "activation": activation,
+        "weight_init": inits.get(data.get("weight_initialization") or "Normal", "normal"),
+        "layer_norm": bool(data.get("is_layer_norm")),
+        "activate_output": True if activate_output is None else bool(activate_output),
+        "dropout_structure": _dropout_structure(data, len(structure)),
+        "name": Path(path).stem,
+        "step": data.get("step") or 0,
+        "base_model_name": data.get("sd_checkpoint_name"),
+        "base_model_hash": data.get("sd_checkpoint"),
+        "optional_info": data.get("optional_info"),
+    }
+    weights = {
+        f"pairs.{width}.{part}.{_current_name(name)}": tensor
+        for width in config["widths"]
+        for part, state_dict in zip(("k", "v"), data[width])
+        for name, tensor in state_dict.items()
+    }
+    try:
+        return build(config, weights)
+    except ValueError as error:
+        raise NotAHypernetwork(f"{path}: its weights do not fit its declared structure: {error}") from None
+
+
+def _dropout_structure(data, length):
+    """The dropout structure; old files have flags instead: 0, 0.3 inside, the last inner one if flagged, 0."""
+    if data.get("dropout_structure") is not None:
+        return list(data["dropout_structure"])
+    if not data.get("use_dropout", False):
+        return None
+    last = 0.3 if data.get("last_layer_dropout", False) else 0.0
+    return [0.0, *[0.3] * (length - 3), last, 0.0]
+
+
+def _current_name(name):
+    first, _, rest = name.partition(".")
+    return f"{OLD_LAYER_NAMES[first]}.{rest}" if first in OLD_LAYER_NAMES else name

@@ -1,0 +1,96 @@
+"""The text that the WebUI keeps in a PNG, under the key `parameters`: how the picture was made.
+
+    a cat, <hypernet:my_style:0.8>
+    Negative prompt: blurry
+    Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 512x512, Model: my model, Version: ...
+
+The rules are those of the WebUI 1.10's modules/processing.py (to write it) and modules/infotext_utils.py (to read it).
+"""
+
+import json
+import re
+from pathlib import Path
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from hypernet.utils.atomic_files import replacing
+
+KEY = "parameters"
+NEGATIVE = "Negative prompt:"
+_FIELD = re.compile(
+    r"""
+    \s* (?P<name> \w [\w\ /-]+ ) : \s*
+    (?P<value> " (?: [^"\\] | \\. )+ " | [^,]* )
+    (?: , | $ )
+    """,
+    re.VERBOSE,
+)
+
+
+def write_infotext(prompt: str, negative_prompt: str, fields: dict) -> str:
+    """Prompts and fields in the WebUI's form; a field that is None is left out."""
+    settings = ", ".join(f"{name}: {_quote(value)}" for name, value in fields.items() if value is not None)
+    negative = f"\n{NEGATIVE} {negative_prompt}" if negative_prompt else ""
+    return f"{prompt}{negative}\n{settings}".strip()
+
+
+def _quote(value) -> str:
+    """As JSON if it holds what separates fields."""
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ",:\n") else text
+
+
+def parse_infotext(text: str) -> tuple[str, str, dict[str, str]]:
+    """(prompt, negative prompt, fields), by the WebUI's rules.
+
+    The last line holds the fields if there are three or more on it; the negative prompt begins with the line that says so.
+    Lines lose the spaces around them.
+    """
+    *lines, last = text.strip().split("\n")
+    found = list(_FIELD.finditer(last))
+    if len(found) < 3:
+        lines, found = [*lines, last], []
+    prompts, current = {"": [], NEGATIVE: []}, ""
+    for line in (line.strip() for line in lines):
+        if line.startswith(NEGATIVE):
+            current, line = NEGATIVE, line.removeprefix(NEGATIVE).strip()
+        prompts[current].append(line)
+    fields = {match["name"]: _unquote(match["value"]) for match in found}
+    prompt, negative_prompt = ("\n".join(part).lstrip("\n") for part in prompts.values())
+    return prompt, negative_prompt, fields
+
+
+def _unquote(value: str) -> str:
+    if len(value) > 1 and value[0] == value[-1] == '"':
+        try:
+            return json.loads(value)
+        except ValueError:
+            pass
+    return value
+
+
+def save_png(path, image: Image.Image, infotext: str):
+    """Write the picture with its text; a crash leaves either the whole file or none."""
+    info = PngInfo()
+    info.add_text(KEY, infotext)
+    with replacing(path) as temporary:
+        image.save(temporary, format="PNG", pnginfo=info)
+
+
+def read_png_infotext(path) -> str | None:
+    """The text of a PNG, None if it has none or is no picture."""
+    try:
+        with Image.open(path) as image:
+            return image.info.get(KEY)
+    except OSError:
+        return None
+
+
+def free_path(path: Path, infotext: str) -> Path:
+    """`path`, or the first of NAME-2, NAME-3, ... that does not exist, or is the very picture with this text."""
+    candidate, number = path, 1
+    while candidate.exists() and read_png_infotext(candidate) != infotext:
+        number += 1
+        candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return candidate

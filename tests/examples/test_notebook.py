@@ -1,0 +1,263 @@
+"""examples/notebooks/colab.ipynb, executed from its first cell to its last on the quickstart's model; what its cells call."""
+
+import base64
+import io
+import json
+import os
+import random
+import re
+import signal
+import sys
+import tempfile
+import threading
+import types
+import zipfile
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+from conftest import REPO
+from IPython.core.inputtransformer2 import TransformerManager
+from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell
+from PIL import Image
+
+from examples.notebooks import colab
+import hypernet
+from examples.quickstart.tools.draw import caption, draw, random_scene
+from hypernet.cli.training_options import parse_config
+
+NOTEBOOK = REPO / "examples" / "notebooks" / "colab.ipynb"
+SETTINGS = {"NAME": "drawn", "SIZE": 64, "STEPS": 12, "SAVE_EVERY": 6, "PREPARE": "--split --focus"}
+SETTINGS |= {"PROMPTS": "a red star on a blue background; a white cat on a purple background"}
+SETTINGS |= {
+    "MORE": {"validation_inference_steps": 3, "train_batch_size": 2, "validation_split": 0.2, "logging_steps": 2}
+}
+SETTINGS |= {"LEARNING_RATE": "3e-3", "PRESET": "examples/configs/quickstart.yaml", "MODEL": "examples/quickstart/model"}
+AFTERWARDS = """
+import signal
+import threading
+import time
+
+
+def press_twice():
+    while (OUTPUT / "hypernetwork_loss.csv").read_text().count("\\n") < 9:  # two more lines than there are
+        time.sleep(0.05)
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.05)
+
+
+threading.Thread(target=press_twice).start()
+for changes in {"max_train_steps": 100000}, {"pretrained_model_name_or_path": "no/where"}:
+    try:
+        colab.train({**OPTIONS, **changes})
+    except colab.Notice as notice:
+        print("NOTICE", notice)
+raise colab.Notice("one line")
+"""
+
+
+def cells(kind):
+    return {cell.id: cell for cell in nbformat.read(NOTEBOOK, 4).cells if cell.cell_type == kind}
+
+
+def pictures(cell) -> list[Image.Image]:
+    """The pictures below an executed cell."""
+    found = [output["data"]["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
+    return [Image.open(io.BytesIO(base64.b64decode(data))) for data in found]
+
+
+def text(cell) -> str:
+    """The texts below it."""
+    shown = [output.get("text") or output.get("data", {}).get("text/plain", "") for output in cell.outputs]
+    return "\n".join(shown)
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """The executed cells by their ids, one of ours at the end, and the folder of the work."""
+    folder, rng = tmp_path_factory.mktemp("notebook"), random.Random(0)
+    (folder / "raw").mkdir()
+    for i, sides in enumerate([(96, 96), (96, 96), (96, 80), (220, 96), (96, 96), (80, 96)]):
+        scene = random_scene(rng)
+        draw(scene, "neon", size=96).resize(sides).save(folder / "raw" / f"{i}.png")
+        (folder / "raw" / f"{i}.txt").write_text(caption(scene))
+    settings = {**SETTINGS, "PICTURES": str(folder / "raw"), "WORK": str(folder / "work")}
+    notebook = nbformat.read(NOTEBOOK, 4)
+    notebook.cells.append(new_code_cell(AFTERWARDS, id="afterwards"))
+    client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(NOTEBOOK.parent)}})
+    client.allow_errors = True
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HYPERNET_NOTEBOOK", json.dumps(settings))
+        patch.setenv("TMPDIR", str(folder))  # where the scripts' output goes
+        client.execute()
+    return {cell.id: cell for cell in notebook.cells}, folder / "work"
+
+
+def test_every_cell_runs_and_shows_its_pictures(executed):
+    ran, work = executed
+    for cell in ran.values():
+        if cell.cell_type == "code":
+            assert cell.execution_count, cell.id
+        if cell.cell_type == "code" and cell.id != "afterwards":
+            assert not [output for output in cell.outputs if output.output_type == "error"], (cell.id, cell.outputs)
+    assert "8 pictures from 6 of 6 files, 1 split" in text(ran["prepare"])
+    assert "12 files" in text(ran["fetch"])
+    for name in ("prepare", "data", "compare", "plot"):
+        assert len(pictures(ran[name])) == 1, name
+    previews, loss = sorted(pictures(ran["train"]), key=lambda picture: picture.size)
+    assert loss.size == (800, 450) and all(np.asarray(picture).std() > 5 for picture in (loss, previews))
+    hypernetwork = hypernet.load(work / "drawn" / "drawn.pt")
+    assert hypernetwork.config.step >= 12 and "drawn.pt" in text(ran["download"])
+
+
+def test_of_the_progress_the_last_bar_is_shown_and_all_that_is_said(executed):
+    shown = text(executed[0]["train"])
+    assert "12 steps in" in shown and "drawn.pt" in shown and "trained:" in shown
+    assert not re.search(r"\d+/\d+ \[", shown) and "\r" not in shown  # at the end no bar is at work
+
+
+def test_the_same_cell_goes_on_the_button_saves_and_a_mistake_is_one_line(executed):
+    ran, work = executed
+    said = text(ran["afterwards"])
+    assert re.search(r"Going on from .*step-000012, step 12$", said, re.M)
+    stopped, mistake = re.findall("^NOTICE (.*)$", said, re.M)
+    step = int(re.fullmatch(r"stopped by SIGINT after step (\d+); saved; this cell goes on from there", stopped)[1])
+    assert step >= 16 and (work / "drawn" / "checkpoints" / f"step-{step:06d}").exists()
+    assert mistake.startswith("error: --pretrained_model_name_or_path no/where"), mistake
+    (error,) = [output for output in ran["afterwards"].outputs if output.output_type == "error"]
+    assert error.traceback == ["one line"]
+
+
+def test_the_committed_notebook_is_clean_and_no_cell_is_long():
+    notebook = nbformat.read(NOTEBOOK, 4)
+    nbformat.validate(notebook)
+    assert notebook.metadata.accelerator == "GPU" and notebook.metadata.colab.gpuType == "T4"
+    assert notebook.metadata.kernelspec.name == "python3"
+    before = None
+    for cell in notebook.cells:
+        lines = [line for line in cell.source.splitlines() if "colab-badge" not in line]
+        assert len(lines) <= 25 and max(map(len, lines)) <= 120, cell.id
+        if cell.cell_type == "code":
+            assert not cell.outputs and cell.execution_count is None, cell.id
+            assert before.cell_type == "markdown" and re.search(r"\*\*Look (for|at)\*\*", before.source), cell.id
+        before = cell
+    for link in re.findall(r"\]\(([^)h][^)]*)\)", "".join(cell.source for cell in notebook.cells)):
+        assert (NOTEBOOK.parent / link).exists(), link
+
+
+def test_the_cells_for_colab_alone(tmp_path, monkeypatch):
+    """With Colab's modules played: the upload is unpacked, the .pt is handed over, and all is kept on the Drive."""
+    calls, code = [], cells("code")
+
+    def upload():
+        with zipfile.ZipFile("some.ZIP", "w") as archive:
+            archive.writestr("cat.png", b"picture")
+        Path("dog.png").write_bytes(b"picture")
+        return {"some.ZIP": b"", "dog.png": b""}
+
+    module = types.ModuleType("google.colab")
+    module.drive = types.SimpleNamespace(mount=calls.append)
+    module.files = types.SimpleNamespace(upload=upload, download=calls.append)
+    monkeypatch.setitem(sys.modules, "google", types.ModuleType("google"))
+    monkeypatch.setitem(sys.modules, "google.colab", module)
+    monkeypatch.delenv("HYPERNET_NOTEBOOK", raising=False)
+    monkeypatch.chdir(REPO)
+    names = {"IN_COLAB": True, "os": os, "Path": Path}
+    for name in ("settings", "options"):
+        exec(code[name].source, names)
+    config = parse_config(colab.flags(names["OPTIONS"]))
+    assert {config.output_dir, config.cache_dir, config.train_data_dir} == {
+        f"/content/drive/MyDrive/hypernetworks/{name}" for name in ("my_style", "cache", "my_style_pictures")
+    }
+    assert config.mixed_precision == "fp16" and config.validation_split == 0.1 and config.report_to == "none"
+    assert len(config.validation_prompt) == 3 and config.checkpointing_steps == 500
+
+    names |= {"PICTURES": str(tmp_path / "raw"), "OUTPUT": tmp_path}
+    (tmp_path / "my_style.pt").write_bytes(b"hypernetwork")
+    monkeypatch.chdir(tmp_path)
+    for name in ("fetch", "download"):
+        exec(code[name].source, names)
+    assert sorted(path.name for path in (tmp_path / "raw").iterdir()) == ["cat.png", "dog.png"]
+    assert {path.name for path in tmp_path.iterdir()} == {"raw", "my_style.pt"}
+    assert calls == ["/content/drive", str(tmp_path / "my_style.pt")]
+    compile(TransformerManager().transform_cell(code["get"].source), "get", "exec")
+
+
+def test_untouched_settings_are_the_quickstarts_elsewhere(monkeypatch):
+    monkeypatch.delenv("HYPERNET_NOTEBOOK", raising=False)
+    monkeypatch.chdir(REPO)
+    names = {"IN_COLAB": False, "os": os, "Path": Path}
+    for name in ("settings", "options"):
+        exec(cells("code")[name].source, names)
+    config = parse_config(colab.flags(names["OPTIONS"]))
+    assert config.pretrained_model_name_or_path == "examples/quickstart/model" and config.output_dir.endswith("neon")
+
+
+SCRIPT = """
+import signal, sys, time
+pressed = []
+signal.signal(signal.SIGINT, lambda *_: pressed.append(1))
+print("ready")
+while not pressed:
+    time.sleep(0.02)
+time.sleep(0.5)
+print(f"stopped after {len(pressed)} presses; the same command goes on")
+"""
+
+
+def test_the_interrupt_button_reaches_the_script_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(colab, "SECONDS", 0.1)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    shown = []
+    monkeypatch.setattr(colab._Place, "put", lambda self, bundle: shown.append(bundle["text/plain"]))
+    (tmp_path / "script.py").write_text(SCRIPT)
+
+    def press_thrice():
+        if shown and "ready" in shown[-1] and not press_thrice.done:
+            press_thrice.done = True
+            for delay in (0, 0.1, 0.2):
+                threading.Timer(delay, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
+
+    press_thrice.done, before = False, signal.getsignal(signal.SIGINT)
+    with pytest.raises(colab.Notice, match=r"^stopped after 1 presses; this cell goes on$"):
+        colab._follow([sys.executable, tmp_path / "script.py"], press_thrice)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_run_that_is_still_at_work_is_watched_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(colab._Place, "put", lambda self, bundle: None)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    script = tmp_path / "script.py"
+    script.write_text("import os, time; print('process', os.getpid()); time.sleep(1); print('ended')")
+    first = colab._start([sys.executable, str(script)])
+    assert colab.run(script) == [f"process {first.pid}", "ended"]
+    assert colab.run(script) != [f"process {first.pid}", "ended"]
+    script.write_text("raise SystemExit('it is broken')")
+    with pytest.raises(colab.Notice, match="^it is broken$"):
+        colab.run(script)
+
+
+def test_large_pictures_are_made_smaller_and_broken_ones_wait(tmp_path, monkeypatch):
+    shown, place = [], colab._Place()
+    monkeypatch.setattr(colab._Place, "put", lambda self, bundle: shown.append(bundle))
+    place.put_newest(tmp_path.glob("*.png"))
+    (tmp_path / "step-1.png").write_bytes(b"not yet")
+    place.put_newest(tmp_path.glob("*.png"))
+    assert not shown
+    for i, sides in enumerate([(2200, 400), (1100, 1400)]):
+        Image.linear_gradient("L").resize(sides).save(tmp_path / f"step-{i}.png")
+        os.utime(tmp_path / f"step-{i}.png", (2e9 + i, 2e9 + i))
+        place.put_newest(tmp_path.glob("*.png"))
+    small, large = shown
+    assert Image.open(io.BytesIO(base64.b64decode(small["image/png"]))).size == (1100, 200)
+    assert Image.open(io.BytesIO(base64.b64decode(large["image/jpeg"]))).size == (1100, 1400)
+
+
+def test_the_console_as_a_terminal_shows_it():
+    said = "begun\r\n\rEncoding:   0%|  | 0/8 [00:00<?]\rEncoding: 100%|##| 8/8 [00:01<00:00]\n\r          \rstep 3: saved\n"
+    bar = "\rTraining:  10%|# | 1/10 [00:00<00:02]\rTraining:  30%|###| 3/10 [00:00<00:02]"
+    assert colab._console(said + bar) == ["begun", "step 3: saved", "Training:  30%|###| 3/10 [00:00<00:02]"]
+    assert colab._console("") == []

@@ -1,0 +1,73 @@
+"""The axes of an X/Y plot."""
+
+import pytest
+
+from hypernet.generation.xy_axes import parse_axis
+from hypernet.utils.errors import UserError
+
+
+@pytest.mark.parametrize(
+    "words, values",
+    [
+        (["seed", "1-5"], (1, 2, 3, 4, 5)),
+        (["seed", "1-10 (+3)"], (1, 4, 7, 10)),
+        (["seed", "10-1(-3)", "4"], (10, 7, 4, 1)),
+        (["steps", "0-10 [4]"], (0, 3, 6, 10)),
+        (["strength", "0-1 [5]"], (0, 0.25, 0.5, 0.75, 1)),
+        (["strength", "0-0.3 (+0.1)", "1, -0.5"], (0, 0.1, 0.2, 0.3, 1, -0.5)),
+        (["guidance", "7", "1.5-3.5"], (7, 1.5, 2.5, 3.5)),
+        (["prompt", "a, b", "1-5", "a, b"], ("a, b", "1-5")),
+    ],
+)
+def test_values(words, values):
+    axis = parse_axis("--x", words)
+    assert axis.kind == words[0] and axis.values == values and len(axis.labels) == len(values)
+    assert all(type(value) is type(other) or isinstance(value, float) for value, other in zip(axis.values, values))
+
+
+def test_labels():
+    assert parse_axis("--x", ["strength", "0-1 [3]", "0.123"]).labels == (
+        "strength 0",
+        "strength 0.5",
+        "strength 1",
+        "strength 0.123",
+    )
+    assert parse_axis("--x", ["steps", "20"]).labels == ("20 steps",)
+    assert parse_axis("--x", ["prompt", "a cat"]).labels == ("a cat",)
+
+
+def test_checkpoints(tmp_path):
+    for run in ("ink", "neon"):
+        for step in (500, 2000, 10000):
+            (tmp_path / run / "checkpoints" / f"step-{step}").mkdir(parents=True)
+    (tmp_path / "neon" / "neon.pt").touch()
+    steps = tmp_path / "neon" / "checkpoints"
+    ordered = [str(steps / f"step-{step}") for step in (500, 2000, 10000)]
+    last = str(tmp_path / "neon" / "neon.pt")
+    for words in ([str(steps / "*")], sorted(ordered)):  # by a pattern, and as a shell expands it
+        axis = parse_axis("--x", ["checkpoint", "none", *words, last])
+        assert axis.values == (None, *ordered, last)
+        assert axis.labels == ("none", "step 500", "step 2000", "step 10000", "neon")
+    axis = parse_axis("--x", ["checkpoint", str(tmp_path / "*" / "checkpoints" / "step-500")])
+    assert axis.labels == ("ink step 500", "neon step 500")
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["hue", "1"], "an axis is one of"),
+        (["seed"], "its values are missing"),
+        (["seed", "1.5"], "neither a whole number nor a range"),
+        (["strength", "high"], "neither a number nor a range"),
+        (["strength", "0-1", "[5]"], "in quotes"),
+        (["seed", "5-1"], "nor a range"),
+        (["seed", "1-5 (+0)"], "nor a range"),
+        (["seed", "1-1000000"], "nor a range"),
+        (["guidance", "inf"], "nor a range"),
+        (["checkpoint", "nothing/here/*"], "nothing fits"),
+    ],
+)
+def test_bad_axes(words, message):
+    with pytest.raises(UserError) as caught:
+        parse_axis("--x", words)
+    assert message in str(caught.value) and str(caught.value).startswith("--x") and "\n" not in str(caught.value)

@@ -1,0 +1,20 @@
+"""Hashes of base models: they change with the weights, and with nothing else."""
+
+import torch
+from conftest import open_models, tiny_unet
+
+from hypernet.stable_diffusion.model_hash import weights_hash
+
+
+def test_the_hash_of_a_folder_is_the_same_in_every_precision(models_dir):
+    hashes = {
+        open_models(models_dir / "epsilon", dtype).hash for dtype in (torch.float32, torch.float16, torch.bfloat16)
+    }
+    assert hashes == {weights_hash(tiny_unet(), torch.float16)}
+
+
+def test_hash_of_weights():
+    unet = tiny_unet()
+    before, rounded = weights_hash(unet), weights_hash(unet, torch.float16)
+    assert before == weights_hash(tiny_unet()) != weights_hash(tiny_unet(seed=1))
+    assert rounded != before and weights_hash(unet.half(), torch.float16) == rounded

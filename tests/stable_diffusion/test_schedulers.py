@@ -1,0 +1,131 @@
+"""Samplers by their names in the WebUI and in diffusers."""
+
+import importlib.util
+import re
+
+import diffusers
+import pytest
+import torch
+from conftest import REPO
+
+from hypernet.utils.errors import UserError
+from hypernet.stable_diffusion.schedulers import NAMES, SAMPLERS, SCHEDULE_TYPES, build_scheduler, find_sampler, webui_name
+
+MODEL = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+
+
+def model_config(**more):
+    return diffusers.PNDMScheduler(**MODEL, skip_prk_steps=True, **more).config
+
+
+def options_of(scheduler):
+    return {key: value for key, value in scheduler.config.items() if key[0] != "_"}
+
+
+def installed(name):
+    try:
+        return find_sampler(name) is not None
+    except UserError:
+        return False
+
+
+WEBUI_NAMES = [name for name in NAMES if NAMES[name][1] != {} or name in SAMPLERS]
+WEBUI_NAMES = [name for name in WEBUI_NAMES if installed(name)]
+
+
+@pytest.mark.parametrize(
+    "name, class_name, options",
+    [
+        ("Euler a", "EulerAncestralDiscreteScheduler", {}),
+        ("euler  A", "EulerAncestralDiscreteScheduler", {}),
+        ("DPM++ 2M Karras", "DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+        ("DPM++ 2M SDE", "DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+        ("DPM2 a Karras", "KDPM2AncestralDiscreteScheduler", {"use_karras_sigmas": True}),
+        ("Heun", "HeunDiscreteScheduler", {}),
+        ("Euler SGM Uniform", "EulerDiscreteScheduler", {"timestep_spacing": "trailing"}),
+        ("PLMS", "PNDMScheduler", {"skip_prk_steps": True}),
+        ("DDIM", "DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False}),
+        ("unipc", "UniPCMultistepScheduler", {}),
+        ("LCM", "LCMScheduler", {}),
+        ("EulerAncestralDiscreteScheduler", "EulerAncestralDiscreteScheduler", {}),
+        ("deismultistep", "DEISMultistepScheduler", {}),
+    ],
+)
+def test_equals_the_class(name, class_name, options):
+    """The same sigmas and steps as the class that diffusers' documentation names, made by hand."""
+    built = build_scheduler(name, model_config(prediction_type="v_prediction"))
+    expected = getattr(diffusers, class_name)(**MODEL, prediction_type="v_prediction", **options)
+    assert type(built) is type(expected)
+    for scheduler in (built, expected):
+        scheduler.set_timesteps(12)
+    assert torch.equal(built.timesteps, expected.timesteps)
+    if hasattr(expected, "sigmas"):
+        assert torch.equal(built.sigmas, expected.sigmas)
+    ours, theirs = options_of(built), options_of(expected)
+    assert {key: ours[key] for key in theirs} == theirs
+
+
+def test_karras_sigmas():
+    """The formula of Karras et al. (2022), equation 5, with rho = 7."""
+    scheduler = build_scheduler("Euler Karras", model_config())
+    scheduler.set_timesteps(10)
+    low, high = scheduler.sigmas[-2] ** (1 / 7), scheduler.sigmas[0] ** (1 / 7)
+    expected = (high + torch.linspace(0, 1, 10) * (low - high)) ** 7
+    assert torch.allclose(scheduler.sigmas[:-1], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", WEBUI_NAMES)
+def test_name_and_back(name):
+    """A scheduler is called as it was asked for, and what it is called builds it again."""
+    sampler, schedule_type = webui_name(build_scheduler(name, model_config()))
+    shown = f"{sampler} {schedule_type}" if schedule_type else sampler
+    again = build_scheduler(shown, model_config())
+    assert options_of(again) == options_of(build_scheduler(name, model_config()))
+    assert shown.startswith(name) or name.endswith("Simple")  # which is SGM Uniform, too
+
+
+def test_defaults_of_models():
+    assert webui_name(diffusers.PNDMScheduler(**MODEL, skip_prk_steps=True)) == ("PLMS", None)
+    assert webui_name(diffusers.DDIMScheduler(**MODEL)) == ("DDIM", None)
+    assert webui_name(diffusers.EulerDiscreteScheduler(**MODEL, timestep_spacing="trailing")) == (
+        "Euler",
+        "SGM Uniform",
+    )
+    assert webui_name(diffusers.DDPMScheduler(**MODEL)) == ("DDPMScheduler", None)
+    karras = diffusers.DPMSolverMultistepScheduler(**MODEL, use_karras_sigmas=True, solver_order=3)
+    assert webui_name(karras) == ("DPMSolverMultistepScheduler", None)
+    plain = build_scheduler("DPM++ 2M", karras.config)  # the name says all: neither Karras nor order 3 is left of it
+    assert webui_name(plain) == ("DPM++ 2M", "Uniform") and plain.config.solver_order == 2
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("Eulr a", "did you mean Euler a"),
+        ("DPM++ 2S a", "did you mean DPM++ 2"),
+        ("Euler a Karras", "Euler a takes SGM Uniform, Simple, Uniform in diffusers"),
+        ("ddim karras", "DDIM takes no schedule type in diffusers"),
+        ("qqqq", "some are DPM++ 2M"),
+    ],
+)
+def test_unknown(name, message):
+    with pytest.raises(UserError, match=f"^--sampler '?{re.escape(name)}'?: ") as caught:
+        find_sampler(name)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name, package", [("LMS", "scipy"), ("DPM++ SDE Karras", "torchsde"), ("Euler Beta", "scipy")])
+def test_needs_a_package(name, package):
+    if importlib.util.find_spec(package):
+        assert find_sampler(name)
+    else:
+        with pytest.raises(UserError, match=f"pip install {package}$"):
+            find_sampler(name)
+
+
+def test_table_of_the_page():
+    """examples/docs/generation.md lists every sampler with its class and schedule types, as the code has them."""
+    lines = (REPO / "examples" / "docs" / "generation.md").read_text(encoding="utf-8").splitlines()
+    for name, (class_name, _) in SAMPLERS.items():
+        types = [kind for kind in SCHEDULE_TYPES if f"{name} {kind}" in NAMES]
+        assert f"| {name} | `{class_name}` | {', '.join(types)} |" in lines
