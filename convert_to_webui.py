@@ -13,33 +13,35 @@ Check and mend:
     python convert_to_webui.py my_style.pt --rename better_name
 
 Combine, or turn into a LoRA that every program loads:
-    python convert_to_webui.py both.pt --merge one.pt:0.6 other.pt:0.4
+    python convert_to_webui.py both.pt --average one.pt:0.6 other.pt:0.4
     python convert_to_webui.py my_style.pt lora.safetensors --to_lora 64 --model MODEL --prompts "a cat" "a house"
 
 A .pt file's name is the name that prompts use: my_style.pt is `<hypernet:my_style:1>`.
 """
 
+from hypernet.cli.script import ScriptParser, quiet_libraries, run_script
+
+quiet_libraries()  # before diffusers is imported
+
 import json
 import math
 from pathlib import Path
 
-from hypernet.cli.script import ScriptParser, run_script
-
 import torch
 
 import hypernet
-from hypernet.utils.errors import UserError
-from hypernet.formats.inspect import describe, examine, overview
-from hypernet.formats.load_save import find_weights
-from hypernet.formats.repair import mend
-from hypernet.modeling.hypernetwork import without_dropout
 from hypernet.cli.conversion_targets import check_target, choose_target, is_one_file, target_inside
+from hypernet.formats.inspect import describe, inspect, overview
+from hypernet.formats.load_save import find_weights
+from hypernet.formats.repair import repair
 from hypernet.formats.webui_optimizer import find_optimizer, optim_path, save_optim
+from hypernet.modeling.hypernetwork import without_dropout
+from hypernet.utils.errors import UserError
 
 MOST_DETAILS = 3  # files of which --inspect tells everything; of more it gives an overview
 MODES = {  # what can be asked for, and the options that go with it
     "inspect": {"json"},
-    "merge": {"half", "overwrite"},
+    "average": {"half", "overwrite"},
     "to_lora": {"half", "model", "prompts", "steps", "strength", "overwrite"},
     "fix": set(),
     None: {"with_optimizer", "half", "for_inference", "rename", "overwrite"},  # converting
@@ -50,7 +52,7 @@ MODES = {  # what can be asked for, and the options that go with it
 def parse_arguments(arguments=None):
     parser = ScriptParser(__doc__)
     add = parser.add_argument
-    add("source", nargs="?", help="a trained folder, a checkpoint, a .safetensors, a .pt, or a Hub id; with --merge the file to write")
+    add("source", nargs="?", help="a trained folder, a checkpoint, a .safetensors, a .pt, or a Hub id; with --average the file to write")
     add("target", nargs="?", type=Path, help="what to write; default: NAME.pt in the trained folder")
     add("--with_optimizer", action="store_true", help="write TARGET.optim, too, to go on training in the WebUI")
     add("--half", action="store_true", help="weights in float16, half the size; default: as in SOURCE")
@@ -60,7 +62,7 @@ def parse_arguments(arguments=None):
     add("--fix", action="store_true", help="write a .pt anew as every program expects it; the old one is kept as .bak")
     add("--inspect", nargs="+", metavar="FILE", help="tell what files are, their health, and who reads them")
     add("--json", action="store_true", help="with --inspect: as JSON")
-    add("--merge", nargs="+", metavar="FILE:WEIGHT", help="weighted average of hypernetworks of one structure")
+    add("--average", nargs="+", metavar="FILE:WEIGHT", help="weighted average of hypernetworks of one structure")
     add("--to_lora", type=int, metavar="RANK", help="write a LoRA of this rank: TARGET in kohya's naming, TARGET_peft in PEFT's")
     add("--model", help="with --to_lora: folder or Hub id of the base model; default: that of the training")
     add("--prompts", nargs="+", metavar="PROMPT", help="with --to_lora: drawn to see what the hypernetwork gets; default: the training's previews")
@@ -82,9 +84,9 @@ def check_together(args):
     for option in given & set().union(*MODES.values()) - MODES[mode]:
         home = next(other for other, options in MODES.items() if option in options)
         raise UserError(f"--{option}: it has no effect " + (f"with --{mode}" if mode else f"without --{home}"))
-    if mode == "merge" and (args.source is None or args.target is not None):
+    if mode == "average" and (args.source is None or args.target is not None):
         surplus = f"{args.target} is one too many" if args.target else "the file to write is missing"
-        raise UserError(f"--merge: {surplus}; as in: convert_to_webui.py both.pt --merge one.pt:0.6 other.pt:0.4")
+        raise UserError(f"--average: {surplus}; as in: convert_to_webui.py both.pt --average one.pt:0.6 other.pt:0.4")
     if mode != "inspect" and args.source is None:
         raise UserError("the SOURCE is missing: a trained folder or a file; --help shows commands")
     if mode == "inspect" and args.source is not None:
@@ -98,13 +100,13 @@ def check_together(args):
 def main(arguments=None):
     args = parse_arguments(arguments)
     if args.inspect:
-        inspect(args)
-    elif args.merge:
-        merge(args)
+        inspect_files(args)
+    elif args.average:
+        average(args)
     elif args.to_lora is not None:
-        from hypernet.cli.lora_export import write_lora  # pipelines take their time to be imported
+        from hypernet.cli.lora_export import export_lora  # pipelines take their time to be imported
 
-        write_lora(args)
+        export_lora(args)
     elif args.fix:
         fix(args)
     else:
@@ -152,12 +154,12 @@ def write(hypernetwork, target: Path, half: bool):
     print(f"{target}: {config.name}, step {config.step}, {size / 2**20:.1f} MiB")
 
 
-def inspect(args):
+def inspect_files(args):
     """Everything about each file; a file that is none is said in its place, and makes the command fail at its end."""
     reports = []
     for file in args.inspect:
         try:
-            reports.append(examine(file))
+            reports.append(inspect(file))
         except hypernet.NotAHypernetwork as error:
             reports.append({"file": file, "error": str(error)})
     refused = sum("error" in report for report in reports)
@@ -183,22 +185,22 @@ def fix(args):
     if source.suffix.lower() != ".pt":
         hypernet.load(args.source)  # which tells if it is none
         raise UserError(f"--fix {source}: only the WebUI's .pt files can need it")
-    mended = mend(source)
+    mended = repair(source)
     print(f"{source}: " + ("mended: " + "; ".join(mended) if mended else "nothing to mend"))
 
 
-def merge(args):
-    files, weights = zip(*map(split_weight, args.merge))
+def average(args):
+    files, weights = zip(*map(split_weight, args.average))
     target = Path(args.source)
     check_target(target, args.overwrite, *files)
     if len(files) < 2:
-        raise UserError("--merge: name two hypernetworks or more, such as --merge one.pt:0.6 other.pt:0.4")
+        raise UserError("--average: name two hypernetworks or more, such as --average one.pt:0.6 other.pt:0.4")
     try:
         result = hypernet.average([hypernet.load(file) for file in files], weights)
     except hypernet.NotAHypernetwork:
         raise
     except ValueError as error:
-        raise UserError(f"--merge: {error}") from None
+        raise UserError(f"--average: {error}") from None
     print(" + ".join(f"{weight / sum(weights):.3g} x {file}" for file, weight in zip(files, weights)))
     result.stored_dtype = torch.float32
     write(result, target, args.half)
@@ -211,7 +213,7 @@ def split_weight(text: str) -> tuple[str, float]:
         return (file, float(weight)) if file else (text, 1.0)
     except ValueError:
         if Path(file).exists():
-            raise UserError(f"--merge {text}: {weight} is no number; write {file}:0.6") from None
+            raise UserError(f"--average {text}: {weight} is no number; write {file}:0.6") from None
         return text, 1.0  # the colon was part of the path
 
 

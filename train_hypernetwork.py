@@ -5,172 +5,77 @@
 
     accelerate launch train_hypernetwork.py \\
         --pretrained_model_name_or_path stable-diffusion-v1-5/stable-diffusion-v1-5 \\
-        --train_data_dir my_pictures --output_dir output/my_style \\
+        --train_data_dir my_images --output_dir output/my_style \\
         --mixed_precision fp16 --learning_rate "5e-5:2000, 5e-6:6000" \\
         --validation_prompt "a house by the sea" --validation_steps 500
 
 To resume, run the same command again.
 """
 
+from hypernet.cli.script import quiet_libraries, run_script
+from hypernet.cli.training_options import parse_config, run_label
+
+if __name__ == "__main__":
+    quiet_libraries()
+    CONFIG = run_script(parse_config)  # --help and mistakes are answered before torch is loaded, which takes seconds
+
 import shlex
 import time
 
-from hypernet.cli.script import run_script, say
-
 import torch
-from accelerate.utils import set_seed
 from tqdm.auto import tqdm
 
-import hypernet
-from hypernet.stable_diffusion.base_model import check_resolution, choose_widths, recognise
-from hypernet.data.arrow_cache import check_cache_folder
-from hypernet.training.model_card import check_hub_login, push_to_hub, write_card
-from hypernet.training.clipping import clip_gradients
-from hypernet.cli.training_options import parse_config, run_label
-from hypernet.training.compilation import Compiled, check_compiler, check_shapes, memory_format
-from hypernet.stable_diffusion.conditioning import cast
 from hypernet.config import TrainingConfig
-from hypernet.data.dataset import EpochBatches, build_loader, describe_data, encode_dataset
-from hypernet.training.perturbation import measure_first_image
-from hypernet.utils.errors import UserError
-from hypernet.training.divergence_guard import Guard
-from hypernet.training.validation import HeldOutLoss, describe_held_out, encode_held_out, hold_out, open_held_out
-from hypernet.training.init_from import open_initial
-from hypernet.data.image_index import find_pictures
-from hypernet.training.shutdown import Interruption
-from hypernet.training.accelerator import build_accelerator, check_shared, choose_precision, others_watched
-from hypernet.stable_diffusion.loras import note_loras
-from hypernet.training.loss import diffusion_loss, diffusion_target, snr_weights
-from hypernet.stable_diffusion.model import load_models, vae_precision, weight_dtype
-from hypernet.training.optimizers import build_optimizer, check_optimizer
-from hypernet.training.run_folder import OutputFolder
-from hypernet.training.previews import Previewer
-from hypernet.stable_diffusion.quantization import quantize
-from hypernet.training.rates import learning_rate_function
+from hypernet.data.dataset import build_loader
 from hypernet.formats.compatibility import comfyui_reads
-from hypernet.utils.seeds import derive_seed
-from hypernet.data.image_source import open_source
-from hypernet.training.trackers import choose_trackers, log_artifact, log_previews, start_trackers, wandb_sync_line
-from hypernet.training.checkpoint import TrainingState
-from hypernet.stable_diffusion.vae import vae_notes
-from hypernet.training.monitor import Watch
-from hypernet.training.ema import WeightAverage
+from hypernet.formats.load_save import load
+from hypernet.modeling.attachment import attach, detach
+from hypernet.stable_diffusion.conditioning import cast_conditions
+from hypernet.training import setup
+from hypernet.training.accelerator import print_main, report_dead_processes
+from hypernet.training.checkpoint import Checkpointer
+from hypernet.training.divergence_guard import DivergenceGuard
+from hypernet.training.loss import snr_weights, training_loss
+from hypernet.training.lr_schedule import clipping_schedule, learning_rate_function, parse_schedule
+from hypernet.training.model_card import push_to_hub, write_card
+from hypernet.training.monitor import Monitor
+from hypernet.training.optimizers import clip_gradients, set_learning_rate
+from hypernet.training.perturbation import perturbation_of_first_image
+from hypernet.training.previews import Previewer
+from hypernet.training.shutdown import ShutdownSignals
+from hypernet.training.trackers import log_artifact, log_previews, start_trackers, wandb_sync_line
+from hypernet.utils.errors import UserError
+from hypernet.utils.hashing import derive_seed
 
 
-def main(arguments=None):
-    # What the user may have got wrong, before anything slow
-    config = parse_config(arguments)
-    choose_precision(config)
-    initial = open_initial(config)
-    base = recognise(config.model_source)
-    widths, multiple = choose_widths(config, base), check_resolution(config, base)
-    output = OutputFolder(config)
-    changes = output.check(config.overwrite)
-    saved, ignored = output.find_state("none" if config.overwrite else config.resume_from_checkpoint)
-    trackers = choose_trackers(config)
-    check_hub_login(config)
-    check_cache_folder(config.cache_dir)
-    source, held_folder = open_source(config), open_held_out(config)
-    accelerator = build_accelerator(config, output, trackers)
-    if accelerator.is_main_process and output.is_begun():
-        output.lock()
-    check_optimizer(config, accelerator.device)
-    if config.compile:
-        check_compiler(accelerator.device)
-
-    # Images, looked at but not encoded yet
-    with accelerator.local_main_process_first():
-        pictures, problems = find_pictures(source, config, multiple)
-        if config.holds_out:
-            before = {} if config.overwrite else output.read_held_out()
-            held_source, held_pictures, pictures = hold_out(source, held_folder, pictures, config, multiple, before)
-    batches = EpochBatches(
-        pictures, config.train_batch_size, config.seed, accelerator.num_processes, accelerator.process_index
+def main(config: TrainingConfig) -> None:
+    # Set up
+    run = setup.start_run(config)
+    accelerator, folder, dtype, device = run.accelerator, run.folder, run.dtype, run.accelerator.device
+    images = setup.find_images(run)
+    models = setup.load_base_model(run)
+    dataset, validation = setup.encode_data(run, images, models)
+    setup.create_folder(run, images)
+    previewer = setup.place_models(run, models, dataset)
+    trainee = setup.build_trainee(run, models)
+    hypernetwork, model, optimizer, ema = trainee.hypernetwork, trainee.model, trainee.optimizer, trainee.ema
+    batches, guard, scheduler = images.batches, DivergenceGuard(watches_loss=config.guard), models.scheduler
+    checkpointer = Checkpointer(
+        accelerator, folder, hypernetwork, optimizer, ema, batches, guard, config.checkpoints_total_limit
     )
-    config.count_steps(len(batches))
-    if config.compile:
-        check_shapes(batches.shapes)
-    accelerator.print(describe_data(source, pictures, problems, batches, config))
-    if config.holds_out:
-        accelerator.print(describe_held_out(held_source, held_pictures))
-
-    # Models
-    accelerator.print(f"Loading {base.describe()}")
-    dtype, device = weight_dtype(accelerator.mixed_precision), accelerator.device
-    models = load_models(base, dtype, device, waits=True)
-    unet, scheduler = models.unet, models.scheduler
-    if config.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-
-    # Data
-    held_out, precision = None, vae_precision(dtype, device)
-    with accelerator.local_main_process_first():
-        dataset = encode_dataset(models, source, pictures, config, precision)
-        if config.holds_out:
-            held_dataset = encode_held_out(models, held_source, held_pictures, config, precision)
-    if config.holds_out:
-        held_out = HeldOutLoss(held_dataset, models, accelerator, config.train_batch_size)
-    for note in vae_notes(base, dataset.latents):
-        accelerator.print(note)
-
-    # Previews; the first ones show the model without the hypernetwork
-    if accelerator.is_main_process:
-        output.lock()
-        output.create(config.overwrite)
-        if config.holds_out:
-            output.write_held_out({picture.sha256: held_source.name(picture.row) for picture in held_pictures})
-    check_shared(accelerator, output, saved)
-    previewer = Previewer(models, config, accelerator) if config.validation_prompt else None
-    models.on_device(*([] if dataset.is_cached else models.text_encoders))
-    base_hash = models.hash  # as it is, before it may be rounded
-    if config.quantize:
-        quantize(unet, config.quantize, dtype, device)
-        accelerator.print(f"The UNet's attention blocks are held in {config.quantize}")
-    unet.to(device, memory_format=memory_format(device, config.compile))  # now that the others have gone
-    if previewer is not None:
-        accelerator.print("Drawing previews without the hypernetwork")
-        previewer.without = previewer.draw()
-
-    # Hypernetwork and optimizer
-    set_seed(config.seed)
-    hypernetwork = initial.hypernetwork.train() if initial else hypernet.Hypernetwork(widths, **config.structure())
-    hypernetwork.register_to_config(name=config.name, base_model_name=base.source.name, base_model_hash=base_hash)
-    note_loras(hypernetwork, config.lora)
-    on_unet = hypernet.HypernetworkUNet(unet, hypernetwork)
-    optimizer = build_optimizer(config, hypernetwork.parameters(), device)
-    model, optimizer = accelerator.prepare(on_unet, optimizer)
-    compiled = Compiled(on_unet, accelerator) if config.compile else None
-    average = WeightAverage(hypernetwork, config.ema_decay)
-    guard = Guard(watches_loss=config.guard)
-    state = TrainingState(accelerator, output, config, hypernetwork, optimizer, average, batches, guard)
-    watch = Watch(accelerator, config, output, state, held_out)
-
-    # Resume
-    rate_at, last_step = learning_rate_function(config), config.schedule.last_step
-    snr_table = snr_weights(scheduler, config.snr_gamma).to(device) if config.snr_gamma else None
-    thresholds = config.schedule_of("max_grad_value" if config.clip_grad_mode == "value" else "max_grad_norm")
-    accelerator.print(*ignored, sep="\n", end="\n" if ignored else "")
-    if saved is not None:
-        state.load(saved)
-        if batches.restarts:
-            changes.append("the images, or their batches, are others than before: a new epoch begins")
-        accelerator.print(f"Going on from {saved}, step {hypernetwork.config.step}", *changes, sep="\n  ")
-        if accelerator.is_main_process:
-            state.export()
-    elif initial is not None:
-        initial.restore(optimizer)
-        accelerator.print(*initial.lines, sep="\n")
-    first_step = done = hypernetwork.config.step
-    stops = last = False
+    first_step = step = setup.resume(run, checkpointer, batches)
+    last_step = parse_schedule(config.learning_rate, config.max_train_steps).last_step
     if first_step >= last_step:
-        accelerator.print(f"This run has made its {last_step} steps; to go on, raise --max_train_steps")
-    if accelerator.is_main_process:
-        print(*(f"  {line}\n" for line in output.go_back_to(first_step)), sep="", end="")
-    start_trackers(accelerator, trackers, config, output, run_label(config, arguments), batches.fingerprint)
-    watch.begin(on_unet, measure_first_image(models, dataset, dtype, device), first_step, output.changed)
+        accelerator.print(f"This run has completed its {last_step} steps; to continue, raise --max_train_steps")
+    start_trackers(accelerator, run.trackers, config, folder, run_label(config), batches.fingerprint)
+    perturbation = perturbation_of_first_image(models, dataset, dtype, device)
+    monitor = Monitor(accelerator, config, folder, checkpointer, validation, trainee.unet, perturbation)
+    monitor.begin(first_step, folder.changed)
 
     # Train
-    started, stream = time.monotonic(), iter(build_loader(accelerator, dataset, batches))
+    learning_rate_at, threshold_at = learning_rate_function(config), clipping_schedule(config).at
+    snr_table = snr_weights(scheduler, config.snr_gamma).to(device) if config.snr_gamma else None
+    started, stream, stops = time.monotonic(), iter(build_loader(accelerator, dataset, batches)), False
     bar = tqdm(
         range(first_step, last_step),
         initial=first_step,
@@ -178,107 +83,101 @@ def main(arguments=None):
         desc="Training",
         disable=not accelerator.is_main_process,
     )
-    with Interruption(accelerator) as interruption, others_watched(accelerator):
-        for step in bar:
-            began, rate = time.monotonic(), rate_at(step) * guard.rate_factor
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+    with ShutdownSignals(accelerator) as signals, report_dead_processes(accelerator):
+        for step_index in bar:
+            step_started = time.monotonic()
+            learning_rate = learning_rate_at(step_index) * guard.learning_rate_factor
+            set_learning_rate(optimizer, learning_rate)
             for _ in range(config.gradient_accumulation_steps):
                 batch = next(stream)
-                epoch, epoch_step = batch["epoch"], batch["epoch_step"]
+                place = batch["epoch"], batch["epoch_step"]
                 if hypernetwork.config.dropout_structure:
-                    torch.manual_seed(derive_seed(config.seed, "dropout", epoch, epoch_step, accelerator.process_index))
+                    torch.manual_seed(derive_seed(config.seed, "dropout", *place, accelerator.process_index))
                 with accelerator.accumulate(model):
-                    latents, noise, timesteps = batch["latents"], batch["noise"], batch["timesteps"]
-                    noisy = scheduler.add_noise(latents, noise, timesteps).to(dtype)
-                    given = cast(dataset.conditions(batch), device, dtype)
-                    if compiled is not None:
-                        compiled.meet(noisy, timesteps, given)
-                    prediction = model(noisy, timesteps, **given)
-                    target, weights = diffusion_target(scheduler, latents, noise, timesteps), batch["weights"]
-                    if snr_table is not None:
-                        weights = weights * snr_table[timesteps].view(-1, 1, 1, 1)
-                    loss = diffusion_loss(prediction, target, weights)
+                    conditions = cast_conditions(dataset.conditions(batch), device, dtype)
+                    loss = training_loss(model, batch, conditions, scheduler, dtype, snr_table)
                     accelerator.backward(loss)
                     if accelerator.sync_gradients:
-                        threshold = thresholds.at(step)
+                        threshold = threshold_at(step_index)
                         norm = clip_gradients(accelerator, hypernetwork.parameters(), config.clip_grad_mode, threshold)
-                        watch.grad_norms.append(norm)
+                        monitor.grad_norms.append(norm)
                     optimizer.step()
                     optimizer.zero_grad()
-                    state.losses.append(loss.detach())
-                    watch.images += len(latents)
-            average.step()
+                checkpointer.losses.append(loss.detach())
+                monitor.images += len(batch["latents"])
+            ema.step()
 
-            # What is due after this step
-            done, last = step + 1, step + 1 == last_step
-            batches.start = (epoch, epoch_step + 1)  # of the next batch, for the training state
-            stops = interruption.wants_stop()
-            saves = last or stops or done % config.checkpointing_steps == 0
-            gives_up = watch.after_step(done, (epoch, epoch_step), rate, began, last, saves)
-            bar.set_postfix(watch.shown, refresh=False)
+            # Measure, save and preview what is due after this step
+            step = step_index + 1
+            batches.start = (place[0], place[1] + 1)  # where a resumed run continues
+            stops, last = signals.stop_wanted(), step == last_step
+            saves = last or stops or step % config.checkpointing_steps == 0
+            gives_up = monitor.after_step(step, place, learning_rate, step_started, last, saves)
+            bar.set_postfix(monitor.progress, refresh=False)
             ends = last or stops or gives_up
-            if (saves or gives_up) and not state.save(done) and ends:
-                raise UserError("the run ends without having been saved; the same command goes on from what was before")
-            watch.plot(now=ends)
-            if previewer is not None and not ends and done % config.validation_steps == 0:
-                preview(accelerator, previewer, output, config, state, done, f"step {done}", f"step-{done:06d}.png")
+            if (saves or gives_up) and not checkpointer.save(step) and ends:
+                raise UserError("the run ends unsaved; the same command resumes from the previous checkpoint")
+            monitor.plot(now=ends)
+            if previewer is not None and not ends and step % config.validation_steps == 0:
+                preview(checkpointer, previewer, step, f"step {step}", f"step-{step:06d}.png")
             if stops or gives_up:
                 break
 
-    # The result: what is drawn here has been saved, converted and loaded again
-    if stops and not last:
-        stopped = f"stopped by {interruption.reason} after step {done}; saved"
-        say(accelerator, f"{stopped}; the same command goes on from there", wandb_sync_line(accelerator) or "")
+    # Finish
+    if stops and step < last_step:
+        line = f"stopped by {signals.reason} after step {step}; saved; the same command resumes from there"
+        print_main(accelerator, line, wandb_sync_line(accelerator) or "")
     else:
-        if previewer is not None:
-            hypernet.detach(unet)
-            hypernet.attach(unet, hypernet.load(output.webui_file).to(unet.device))
-            preview(accelerator, previewer, output, config, state, done, "with", output.before_after.name)
+        if previewer is not None:  # previews of the exported file as it is loaded, not of what is in memory
+            detach(models.unet)
+            attach(models.unet, load(folder.webui_file).to(device))
+            preview(checkpointer, previewer, step, "with", folder.before_after.name)
         if accelerator.is_main_process:
-            finish(accelerator, output, config, base, watch, time.monotonic() - started, done - first_step)
-    del model  # what is distributed has to go before the group of processes, or both wait for ever
+            report(run, monitor, time.monotonic() - started, step - first_step)
+    del model  # distributed modules must go before the process group, or both wait forever
     accelerator.free_memory()
     accelerator.end_training()
 
 
-def preview(accelerator, previewer, output: OutputFolder, config: TrainingConfig, state, step, label, file_name):
-    """Draw the previews as the hypernetwork is now, and save them beside those without it."""
-    state.hypernetwork.eval()
-    with state.average.applied():
-        pictures, grid = previewer.compare(label)
-    state.hypernetwork.train()
+def preview(checkpointer: Checkpointer, previewer: Previewer, step: int, label: str, file_name: str) -> None:
+    """Generate previews with the current weights; save and log them beside those without the hypernetwork."""
+    folder, hypernetwork = checkpointer.folder, checkpointer.hypernetwork
+    hypernetwork.eval()
+    with checkpointer.ema.applied():
+        images, grid = previewer.compare(label)
+    hypernetwork.train()
     if grid is not None:
-        output.save_picture(grid, output.previews / file_name)
-        log_previews(accelerator, pictures, config.validation_prompt, step)
+        folder.save_image(grid, folder.previews / file_name)
+        log_previews(checkpointer.accelerator, images, previewer.prompts, step)
 
 
-def finish(accelerator, output: OutputFolder, config: TrainingConfig, base, watch: Watch, seconds, steps):
-    """Card and push; then tell where everything is and what to do next."""
-    hypernetwork = watch.state.hypernetwork
+def report(run: setup.Run, monitor: Monitor, seconds: float, steps: int) -> None:
+    """Write the result and the model card, push to the Hub if asked to, and print where everything is."""
+    config, folder, accelerator = run.config, run.folder, run.accelerator
+    hypernetwork = monitor.checkpointer.hypernetwork
     lines = [
         f"\n{steps} steps in {seconds:.0f} s; {config.name} has been trained for {hypernetwork.config.step} steps.",
-        f"  hypernetwork    {output.root}  (for diffusers: hypernet.load)",
-        f"  for the WebUI   {output.webui_file}{'  (for ComfyUI, too)' if comfyui_reads(hypernetwork) else ''}",
-        f"  before / after  {output.before_after}" if config.validation_prompt else "",
-        f"  loss            {output.loss_plot} and {output.losses.path}",
-        watch.summary(),
-        f"  model card      {output.card}",
+        f"  hypernetwork    {folder.root}  (for diffusers: hypernet.load)",
+        f"  for the WebUI   {folder.webui_file}{'  (and ComfyUI)' if comfyui_reads(hypernetwork) else ''}",
+        f"  before / after  {folder.before_after}" if config.validation_prompt else "",
+        f"  loss            {folder.loss_plot} and {folder.losses.path}",
+        monitor.summary(),
+        f"  model card      {folder.card}",
         wandb_sync_line(accelerator) or "",
     ]
-    output.write_result(watch.result())
+    folder.write_result(monitor.result())
     if config.log_artifact:
-        log_artifact(accelerator, config, output)
+        log_artifact(accelerator, config, folder)
     if config.push_to_hub:
-        lines.append(push_to_hub(output, config, base, hypernetwork))
+        lines.append(push_to_hub(folder, config, run.base, hypernetwork))
     else:
-        write_card(output, config, base, hypernetwork, str(output.root))
+        write_card(folder, config, run.base, hypernetwork, str(folder.root))
     prompt = (config.validation_prompt or ["a painting"])[0]
-    lines.append("Look at the pictures first. Then draw your own:" if config.validation_prompt else "Draw with it:")
-    quoted = shlex.join(["--hypernetwork", str(output.root), "--prompt", prompt])
-    lines.append(f"  python examples/generate.py {quoted}")
+    look_first = "Look at the previews first. Then generate your own images:"
+    lines.append(look_first if config.validation_prompt else "Generate images with it:")
+    lines.append(f"  python examples/generate.py {shlex.join(['--hypernetwork', str(folder.root), '--prompt', prompt])}")
     accelerator.print("\n".join(line for line in lines if line))
 
 
 if __name__ == "__main__":
-    run_script(main, "stopped; the same command goes on from the last training state, if there is one yet")
+    run_script(lambda: main(CONFIG), "stopped; the same command resumes from the last checkpoint, if there is one yet")

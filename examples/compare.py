@@ -17,7 +17,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hypernet.cli.script import ScriptParser, run_script
+from hypernet.cli.script import quiet_libraries
+
+quiet_libraries()  # before diffusers is imported
 
 import torch
 
@@ -25,13 +27,14 @@ from examples.comparison.grid import read_grid
 from examples.comparison.page import write_page
 from examples.comparison.results import draw_previews, read_result
 from examples.comparison.runs import Run, Runner, run_all
+from hypernet.cli.generation_options import parse_count
+from hypernet.cli.script import ScriptParser, run_script
 from hypernet.cli.training_options import options_to_flags, parse_config
-from hypernet.generation.options import parse_count
-from hypernet.utils.errors import UserError
-from hypernet.training.init_from import open_initial
-from hypernet.training.accelerator import choose_precision
-from hypernet.training.run_folder import OutputFolder
+from hypernet.training.accelerator import choose_mixed_precision
+from hypernet.training.init_from import load_init_from
+from hypernet.training.run_folder import RunFolder
 from hypernet.utils.atomic_files import check_writable
+from hypernet.utils.errors import UserError
 
 
 def parse_arguments(arguments=None):
@@ -89,9 +92,9 @@ def check_folders(runs: list[Run], overwrite: bool):
     """Raises: UserError if a run's folder holds another run; else the page would show that one's curves and pictures."""
     for run in runs:
         config = parse_config(options_to_flags(run.options))
-        choose_precision(config)
-        open_initial(config)
-        OutputFolder(config).check(overwrite)
+        choose_mixed_precision(config)
+        load_init_from(config)
+        RunFolder(config).check(overwrite)
 
 
 def main(arguments=None):

@@ -16,16 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hypernet.cli.script import run_script
-
 from tqdm.auto import tqdm
 
-from hypernet.data.captions import caption_from_name, read_text
-from hypernet.utils.errors import UserError
-from hypernet.data.image_index import in_threads
-from hypernet.data.near_duplicates import find_same
-from hypernet.utils.atomic_files import check_writable, replacing
-from hypernet.data.image_source import Source, open_folder
 from examples.preparation.captions import combine, load_captioners, needs_captions
 from examples.preparation.cutting import Done, Job, is_small, prepare_picture, recorded_view, small_view
 from examples.preparation.focus import NO_FACES, can_find_faces
@@ -33,13 +25,20 @@ from examples.preparation.geometry import enlargement
 from examples.preparation.options import named, parse_arguments, recorded
 from examples.preparation.record import Names, Record, output_names, printable
 from examples.preparation.sheet import write_sheet
+from hypernet.cli.script import run_script
+from hypernet.data.captions import caption_from_name, read_text
+from hypernet.data.image_io import map_in_threads
+from hypernet.data.image_source import ImageSource, open_image_folder
+from hypernet.data.near_duplicates import find_near_duplicates
+from hypernet.utils.atomic_files import atomic_write, check_writable
+from hypernet.utils.errors import UserError
 
 MOST_TOLD = 12  # of the pictures that are too small
 
 
-def open_pictures(args) -> Source:
+def open_pictures(args) -> ImageSource:
     """SRC as the trainer reads it. Raises: UserError if there is no picture in it, or DST can be reached from within."""
-    source = open_folder(args, "SRC")
+    source = open_image_folder(args, "SRC")
     folders = {Path(image["path"]).parent for image in source.images["image"][:]}
     inside = [folder for folder in sorted(folders) if folder.resolve().is_relative_to(args.DST.resolve())]
     if inside:
@@ -64,17 +63,17 @@ def open_record(args) -> Record:
     return record
 
 
-def relative_paths(args, source: Source) -> list[str]:
+def relative_paths(args, source: ImageSource) -> list[str]:
     """Where each picture lies in SRC, with slashes."""
     return [Path(image["path"]).relative_to(args.SRC).as_posix() for image in source.images["image"][:]]
 
 
-def written_text(source: Source, row: int) -> str | None:
+def written_text(source: ImageSource, row: int) -> str | None:
     """The caption of a picture that somebody wrote; None if its name is all there is."""
     return source.captions[row][0] if source.written[row] else None
 
 
-def load_asked(args, source: Source, record: Record) -> list:
+def load_asked(args, source: ImageSource, record: Record) -> list:
     """The captioners, if there is a picture for which they are asked. Raises: UserError, as `load_captioners`."""
     for row, name in enumerate(relative_paths(args, source)):
         is_new = args.overwrite or not record.is_done(name)
@@ -83,7 +82,7 @@ def load_asked(args, source: Source, record: Record) -> list:
     return []
 
 
-def plan(args, source: Source, record: Record) -> tuple[list[Job], dict[str, str]]:
+def plan(args, source: ImageSource, record: Record) -> tuple[list[Job], dict[str, str]]:
     """(a job for every picture, {those that cannot get a name: why})."""
     names, jobs, reasons, stamps = Names(record, args.split, args.flip), [], {}, source.stamps()
     for row, name in enumerate(relative_paths(args, source)):
@@ -101,14 +100,14 @@ def plan(args, source: Source, record: Record) -> tuple[list[Job], dict[str, str
 # --- Doing it
 
 
-def run_jobs(args, source: Source, record: Record, jobs: list[Job], captioners: list) -> dict[str, str]:
+def run_jobs(args, source: ImageSource, record: Record, jobs: list[Job], captioners: list) -> dict[str, str]:
     """Prepare the pictures; {those that were left out: why}."""
     reasons, asks = {}, any(captioner is not None for captioner in captioners)
 
     def prepare(job):
         return prepare_picture(job, source, args, asks and needs_captions(job.text, args.existing_caption))
 
-    with contextlib.closing(in_threads(prepare, jobs)) as finished:  # closed, it begins no other one
+    with contextlib.closing(map_in_threads(prepare, jobs)) as finished:  # closed, it begins no other one
         for done in tqdm(finished, total=len(jobs), desc="Preparing pictures", disable=not jobs):
             if done.reason:
                 reasons[done.job.source] = done.reason
@@ -134,7 +133,7 @@ def write_texts(args, done: Done, captioners: list) -> list[str]:
         if path.exists() or text is not None:
             names.append(f"{stem}.txt")
         if not path.exists() and text is not None:
-            with replacing(path) as temporary:
+            with atomic_write(path) as temporary:
                 temporary.write_text(text + "\n", encoding="utf-8")
     return names
 
@@ -148,25 +147,25 @@ def caption_part(args, done: Done, captioners: list, part: int) -> str | None:
     return combine(job.text, generated, args.existing_caption)
 
 
-def find_copies(args, source: Source, record: Record, jobs: list[Job]) -> list[tuple[Job, Job]]:
+def find_copies(args, source: ImageSource, record: Record, jobs: list[Job]) -> list[tuple[Job, Job]]:
     """(the one to leave out, the one to keep) of pictures that are the same: kept is what was made before, or is larger."""
     pending = [job for job in jobs if not record.is_done(job.source)] if args.skip_duplicates else []
     seen = {job.source: recorded_view(record.entries[job.source]) for job in jobs if record.is_done(job.source)}
-    with contextlib.closing(in_threads(lambda job: (job, small_view(job, source, args.background)), pending)) as views:
+    with contextlib.closing(map_in_threads(lambda job: (job, small_view(job, source, args.background)), pending)) as views:
         for job, view in tqdm(views, total=len(pending), desc="Comparing pictures", disable=not pending):
             if view:
                 seen[job.source] = view
     known = [job for job in jobs if job.source in seen]
     known.sort(key=lambda job: (not record.is_done(job.source), -seen[job.source][1] * seen[job.source][2]))
     views = [seen[job.source] for job in known]
-    pairs = find_same([view[0] for view in views], [view[1] / view[2] for view in views], args.same_threshold)
+    pairs = find_near_duplicates([view[0] for view in views], [view[1] / view[2] for view in views], args.same_threshold)
     return [(known[later], known[earlier]) for later, earlier in pairs]
 
 
 # --- Telling
 
 
-def say_before(args, source: Source, record: Record, jobs, pending):
+def say_before(args, source: ImageSource, record: Record, jobs, pending):
     """What can be told before it begins."""
     for note in source.notes:
         print(f"note: {note}")

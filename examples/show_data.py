@@ -16,29 +16,31 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hypernet.cli.script import ScriptParser, run_script
-
 import torch
 from accelerate import Accelerator
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image, ImageDraw
 from tqdm.auto import tqdm
 
-from hypernet.stable_diffusion.base_model import check_resolution, choose_widths, recognise
-from hypernet.data.arrow_cache import check_cache_folder
+from hypernet.cli.script import ScriptParser, run_script
 from hypernet.cli.training_options import parse_config
-from hypernet.data.dataset import EpochBatches, TrainingImages, describe_data, encode_dataset
-from hypernet.utils.errors import UserError
-from hypernet.utils.fonts import load_font
-from hypernet.data.image_index import Picture, find_pictures
-from hypernet.data.near_duplicates import find_same, thumbnail
-from hypernet.stable_diffusion.model import StableDiffusion, load_models, vae_precision, weight_dtype
-from hypernet.data.image_io import on_background, read_picture
-from hypernet.data.prompt_cache import cut_prompts
-from hypernet.utils.atomic_files import check_writable
+from hypernet.data.arrow_cache import check_cache_folder
+from hypernet.data.batch_sampler import EpochBatchSampler
 from hypernet.data.buckets import kept_share
-from hypernet.data.image_source import Source, open_source
-from hypernet.stable_diffusion.vae import STD_RANGE, vae_notes
+from hypernet.data.dataset import TrainingDataset, describe_data, encode_dataset
+from hypernet.data.image_index import ImageRecord, index_images
+from hypernet.data.image_io import on_background, read_image
+from hypernet.data.image_source import ImageSource, open_image_source
+from hypernet.data.latents import STD_RANGE, vae_notes
+from hypernet.data.near_duplicates import find_near_duplicates, thumbnail
+from hypernet.stable_diffusion.base_model import identify_base_model
+from hypernet.stable_diffusion.model import StableDiffusion, load_stable_diffusion, vae_dtype, weight_dtype
+from hypernet.stable_diffusion.model_source import ModelSource
+from hypernet.stable_diffusion.text_encoding import truncated_prompts
+from hypernet.training.setup import check_resolution, choose_widths
+from hypernet.utils.atomic_files import check_writable
+from hypernet.utils.errors import UserError
+from hypernet.utils.image_grid import load_font
 
 CELL, COLUMNS, FONT = 240, 6, 13  # pixels: a picture's longer side, and the height of a letter
 LETTERS = 36  # of a line below a picture
@@ -51,9 +53,9 @@ FLAT = 0.25  # deviation of an image's scaled latents within their channels
 class Data:
     """What the trainer has before its first step."""
 
-    source: Source
-    pictures: list[Picture]
-    dataset: TrainingImages
+    source: ImageSource
+    pictures: list[ImageRecord]
+    dataset: TrainingDataset
     models: StableDiffusion
 
     def name(self, index: int) -> str:
@@ -93,19 +95,19 @@ def check_sheet(sheet: Path, config):
 
 def open_data(config) -> Data:
     """Check, look, tell, load and encode, in the order of the training."""
-    base = recognise(config.model_source)
+    base = identify_base_model(ModelSource.from_config(config))
     choose_widths(config, base)
     multiple = check_resolution(config, base)
     check_cache_folder(config.cache_dir)
-    source = open_source(config)
+    source = open_image_source(config)
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
     dtype, device = weight_dtype(accelerator.mixed_precision), accelerator.device
-    pictures, problems = find_pictures(source, config, multiple)
-    batches = EpochBatches(pictures, config.train_batch_size, config.seed)
+    pictures, problems = index_images(source, config, multiple)
+    batches = EpochBatchSampler(pictures, config.train_batch_size, config.seed)
     print(describe_data(source, pictures, problems, batches, config))
     print(f"Loading {base.describe()}")
-    models = load_models(base, dtype, device, waits=True)
-    dataset = encode_dataset(models, source, pictures, config, vae_precision(dtype, device))
+    models = load_stable_diffusion(base, dtype, device, waits=True)
+    dataset = encode_dataset(models, source, pictures, config, vae_dtype(dtype, device))
     for note in vae_notes(base, dataset.latents):
         print(note)
     return Data(source, pictures, dataset, models)
@@ -135,7 +137,7 @@ def find_suspicious(data: Data, config, threshold=0.02) -> dict[int, list[str]]:
     for index, cut, tokens in long_prompts(data):
         remark(index, f"a prompt of {tokens} tokens; --max_token_chunks cuts the last {cut}")
     for index in range(len(data.pictures)):
-        latents = data.dataset.latents.draw(index, 0, 0, torch.Generator().manual_seed(0))
+        latents = data.dataset.latents.sample(index, 0, 0, torch.Generator().manual_seed(0))
         if not STD_RANGE[0] <= latents.std() <= STD_RANGE[1]:
             remark(index, f"latents of deviation {latents.std():.2f}, not about 1: is it the right VAE?")
         elif latents.std((1, 2)).mean() < FLAT:
@@ -146,16 +148,16 @@ def find_suspicious(data: Data, config, threshold=0.02) -> dict[int, list[str]]:
 def same_pictures(data: Data, threshold):
     """(index, index of an earlier one) of pictures that are the same, or nearly so."""
     read = (
-        on_background(read_picture(data.source.read(picture.row)), "white")
+        on_background(read_image(data.source.read(picture.row)), "white")
         for picture in tqdm(data.pictures, desc="Comparing images")
     )
-    return find_same([thumbnail(image) for image in read], [p.width / p.height for p in data.pictures], threshold)
+    return find_near_duplicates([thumbnail(image) for image in read], [p.width / p.height for p in data.pictures], threshold)
 
 
 def long_prompts(data: Data):
     """(index, tokens that are cut off, all its tokens) of pictures that can get a prompt that is cut."""
     for index in range(len(data.pictures) if data.models.base.source.max_token_chunks else 0):
-        cut = cut_prompts(data.models, data.dataset.prompts.undropped(index))
+        cut = truncated_prompts(data.models, data.dataset.prompts.undropped(index))
         if cut:
             yield index, *max(each[1:] for each in cut)
 
@@ -195,7 +197,7 @@ def draw_sheet(data: Data, indices, epoch: int, remarks: dict[int, list[str]]) -
 
 def draw_cell(data: Data, index, epoch, remarks):
     """(picture in the size of a cell, its label, the text below it, wrapped)."""
-    latents, *_, prompt, _ = data.dataset.draw(epoch, index)
+    latents, *_, prompt, _ = data.dataset.sample(epoch, index)
     image = decode(data, latents)
     sides = [max(1, round(side * CELL / max(image.size))) for side in image.size]
     name, size = data.label(index), f"  {image.width}x{image.height}"

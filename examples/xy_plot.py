@@ -18,24 +18,28 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hypernet.cli.script import ScriptParser, run_script
+from hypernet.cli.script import quiet_libraries
+
+quiet_libraries()  # before diffusers is imported
 
 import diffusers
 import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from hypernet.generation.xy_axes import KINDS, Axis, parse_axis
-from hypernet.generation.generator import Painter, PictureSettings, load_for_drawing, weights_sha256
-from hypernet.generation.options import add_drawing_options, choose_model, make_picture, read_stack
-from hypernet.stable_diffusion.prompt_parser import unescape
-from hypernet.utils.errors import UserError
+from hypernet.cli.generation_options import add_generation_options, choose_model, make_settings, read_stack
+from hypernet.cli.script import ScriptParser, run_script
+from hypernet.formats.trained_folder import trained_config
+from hypernet.generation.generator import GenerationSettings, ImageGenerator, load_for_generation, weights_sha256
 from hypernet.generation.infotext import free_path, parse_infotext, read_png_infotext, save_png, write_infotext
+from hypernet.generation.prompt_tags import LORA_TAG, split_prompt, tag_name
+from hypernet.generation.xy_axes import KINDS, Axis, parse_axis
 from hypernet.stable_diffusion.model_source import ModelSource
-from hypernet.generation.prompt_tags import LORA_TAG, split_prompt, tag_name, trained_config
+from hypernet.stable_diffusion.prompt_parser import unescape
+from hypernet.training.trackers import sync_line, wandb_mode
 from hypernet.utils.atomic_files import check_writable
-from hypernet.utils.image_grid import labelled_sheet
-from hypernet.training.wandb_runs import sync_line, wandb_mode
+from hypernet.utils.errors import UserError
+from hypernet.utils.image_grid import labeled_grid
 
 OPTION_OF = {"checkpoint": "hypernetwork", "guidance": "guidance_scale"}  # axis -> the option that it stands for
 FIELD_OF = {"seed": "seed", "steps": "steps", "guidance": "guidance_scale"}  # axis -> its field in PictureSettings
@@ -46,7 +50,7 @@ def parse_arguments(arguments=None):
     axis = {"nargs": "+", "metavar": ("AXIS", "VALUE")}
     parser.add_argument("--x", required=True, help=f"the columns: {', '.join(KINDS)}, then its values", **axis)
     parser.add_argument("--y", help="the rows, likewise; default: one row", **axis)
-    add_drawing_options(parser)
+    add_generation_options(parser)
     parser.add_argument("--output", type=Path, default=Path("output/xy_plot.png"), help="PNG; default: %(default)s")
     parser.add_argument("--wandb", action="store_true", help="also write a table to Weights & Biases")
     parser.add_argument("--tracker_project_name", default="hypernetworks", help="its project; default: %(default)s")
@@ -83,20 +87,20 @@ def check_arguments(args):
 # --- What is to be drawn
 
 
-def plan(args) -> list[list[PictureSettings]]:
+def plan(args) -> list[list[GenerationSettings]]:
     """The settings of every cell, rows of columns."""
     return [[make_cell(args, {args.x.kind: x, args.y.kind: y}) for x in args.x.values] for y in args.y.values]
 
 
-def make_cell(args, values: dict) -> PictureSettings:
+def make_cell(args, values: dict) -> GenerationSettings:
     """The options' picture with the values of the axes in their places."""
     stack = read_stack(args, [values["checkpoint"]] if "checkpoint" in values else args.hypernetwork)
     stack = [(path, values.get("strength", strength)) for path, strength in stack if path is not None]
     changes = {field: values.get(kind) for kind, field in FIELD_OF.items()}
-    return make_picture(args, values.get("prompt", args.prompt), stack, **changes)
+    return make_settings(args, values.get("prompt", args.prompt), stack, **changes)
 
 
-def cell_key(picture: PictureSettings, model: str) -> str:
+def cell_key(picture: GenerationSettings, model: str) -> str:
     """Sixteen hex digits that change with whatever shapes a cell; a hypernetwork counts by its bytes."""
     stack = [(weights_sha256(path), strength) for path, strength in picture.hypernetworks if strength]
     settings = dataclasses.asdict(dataclasses.replace(picture, hypernetworks=()))
@@ -107,20 +111,20 @@ def cell_key(picture: PictureSettings, model: str) -> str:
 # --- Drawing
 
 
-def draw_missing(missing: dict[Path, PictureSettings], source: ModelSource, batch_size: int):
+def draw_missing(missing: dict[Path, GenerationSettings], source: ModelSource, batch_size: int):
     """Draw cells into their files, those of one hypernetwork together; each is on disk as soon as it is done."""
-    painter = Painter(load_for_drawing(source))
-    painter.pipe.set_progress_bar_config(disable=True)
+    generator = ImageGenerator(load_for_generation(source))
+    generator.pipe.set_progress_bar_config(disable=True)
     paths, pictures = list(missing), list(missing.values())
     with tqdm(total=len(paths), desc="Drawing") as bar:
-        for index, image in painter.draw_all(pictures, batch_size):
-            save_png(paths[index], image, painter.infotext(pictures[index], image))
+        for index, image in generator.generate_all(pictures, batch_size):
+            save_png(paths[index], image, generator.infotext(pictures[index], image))
             bar.update()
 
 
 def compose(args, paths: list[list[Path]]) -> Image.Image:
     rows = [[Image.open(path).convert("RGB") for path in row] for row in paths]
-    return labelled_sheet(rows, args.y.labels, args.x.labels, shared_settings(args, paths))
+    return labeled_grid(rows, args.y.labels, args.x.labels, shared_settings(args, paths))
 
 
 def shared_settings(args, paths) -> str:
@@ -164,12 +168,12 @@ def check_wandb():
         raise UserError("--wandb: wandb is not installed; pip install wandb")
 
 
-def write_table(args, cells: list[list[PictureSettings]], paths: list[list[Path]], grid: Path):
+def write_table(args, cells: list[list[GenerationSettings]], paths: list[list[Path]], grid: Path):
     """One row for each cell, its picture and its settings; offline where there is no login."""
     import wandb
 
     run = wandb.init(project=args.tracker_project_name, name=grid.stem, dir=str(grid.parent), mode=wandb_mode())
-    names = [field.name for field in dataclasses.fields(PictureSettings)]
+    names = [field.name for field in dataclasses.fields(GenerationSettings)]
     table = wandb.Table(columns=["image", *filter(None, (args.x.kind and "x", args.y.kind and "y")), *names])
     for row, y in enumerate(args.y.labels):
         for column, x in enumerate(args.x.labels):

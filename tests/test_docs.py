@@ -3,7 +3,8 @@
 import re
 
 import pytest
-from conftest import REPO
+
+from tests.helpers.scripts import REPO
 
 PAGES = [REPO / "README.md", *(REPO / "examples").rglob("*.md")]
 

@@ -21,8 +21,9 @@ STEPS, EVERY, MOST = 400, 10, 0.05
 
 def main():
     import train_hypernetwork
-    from hypernet.training.checkpoint import TrainingState
-    from hypernet.training.monitor import Watch
+    from hypernet.cli.training_options import parse_config
+    from hypernet.training.checkpoint import Checkpointer
+    from hypernet.training.monitor import Monitor
 
     spent, ends = [], []
 
@@ -36,15 +37,15 @@ def main():
 
         return call
 
-    TrainingState.save, Watch.plot = timed(TrainingState.save), timed(Watch.plot)
-    begin, started = Watch.begin, []
-    Watch.begin = lambda *arguments: (begin(*arguments), started.append(time.perf_counter()))
+    Checkpointer.save, Monitor.plot = timed(Checkpointer.save), timed(Monitor.plot)
+    begin, started = Monitor.begin, []
+    Monitor.begin = lambda *arguments: (begin(*arguments), started.append(time.perf_counter()))
     work = Path(tempfile.mkdtemp())
     try:
         options = ["--config", str(REPO / "examples" / "configs" / "quickstart.yaml"), "--output_dir", str(work / "run")]
         options += [f"--max_train_steps={STEPS}", f"--checkpointing_steps={EVERY}", "--validation_steps=100000"]
         os.chdir(REPO)
-        train_hypernetwork.main([*options, f"--cache_dir={work / 'cache'}", "--validation_inference_steps=1"])
+        train_hypernetwork.main(parse_config([*options, f"--cache_dir={work / 'cache'}", "--validation_inference_steps=1"]))
     finally:
         shutil.rmtree(work)
     share = sum(spent) / (ends[-1] - started[0])

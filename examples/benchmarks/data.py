@@ -21,23 +21,23 @@ REPO = Path(__file__).resolve().parents[2]
 EXAMPLES = REPO / "examples"
 sys.path.insert(0, str(REPO))
 
-from hypernet.cli.script import ScriptParser, run_script
-
 import numpy as np
 import torch
 from accelerate import Accelerator
-from examples.quickstart.tools.draw import caption, draw, random_scene
 from PIL import Image
 
 import hypernet
-from hypernet.stable_diffusion.base_model import recognise
+from examples.quickstart.tools.draw import caption, draw, random_scene
+from hypernet.cli.script import ScriptParser, run_script
 from hypernet.cli.training_options import parse_config
-from hypernet.data.dataset import EpochBatches, build_loader, encode_dataset
-from hypernet.data.image_index import find_pictures
-from hypernet.training.loss import diffusion_loss, diffusion_target
+from hypernet.data.batch_sampler import EpochBatchSampler
+from hypernet.data.dataset import build_loader, encode_dataset
+from hypernet.data.image_index import index_images
+from hypernet.data.image_source import open_image_source
+from hypernet.stable_diffusion.base_model import identify_base_model
+from hypernet.stable_diffusion.model import load_stable_diffusion
 from hypernet.stable_diffusion.model_source import ModelSource
-from hypernet.stable_diffusion.model import load_models
-from hypernet.data.image_source import open_source
+from hypernet.training.loss import diffusion_loss, prediction_target
 
 FEW, STARTS, STEPS = 200, 3, 150
 CONFIG, PICTURES, MODEL = EXAMPLES / "configs" / "quickstart.yaml", EXAMPLES / "quickstart" / "images", EXAMPLES / "quickstart" / "model"
@@ -45,7 +45,7 @@ RUN = """
 import sys
 sys.path.insert(0, sys.argv.pop(1))
 import train_hypernetwork
-train_hypernetwork.main(sys.argv[1:])
+train_hypernetwork.main(parse_config(sys.argv[1:]))
 print({line.split(":")[0]: int(line.split()[1]) for line in open("/proc/self/status") if "Rss" in line or "VmRSS" in line})
 """
 
@@ -67,8 +67,8 @@ def options(folder: Path, cache: Path, *more):
 def prepare(models, folder, cache, *more):
     """(config, dataset, pictures) as the training has them before its first step."""
     config = parse_config(options(folder, cache, *more))
-    source = open_source(config)
-    pictures, _ = find_pictures(source, config, models.base.image_multiple)
+    source = open_image_source(config)
+    pictures, _ = index_images(source, config, models.base.image_multiple)
     dataset = encode_dataset(models, source, pictures, config, torch.float32)
     return config, dataset, pictures
 
@@ -112,7 +112,7 @@ def largest_errors(models, work: Path) -> float:
         )
         with torch.no_grad():
             latents = models.vae.encode(pixels).latent_dist.mean[0] * models.vae.config.scaling_factor
-        errors.append((dataset.latents.draw(index, 0, 0, None) - latents).abs().max().item())
+        errors.append((dataset.latents.sample(index, 0, 0, None) - latents).abs().max().item())
     return max(errors)
 
 
@@ -127,7 +127,7 @@ class Stepper:
         network = hypernet.Hypernetwork([48, 80, 96, 128], layer_structure=[1, 2, 1], activation="swish")
         self.model = hypernet.HypernetworkUNet(models.unet, network)
         self.optimizer = torch.optim.AdamW(network.parameters(), lr=1e-5)
-        batches = EpochBatches(pictures, config.train_batch_size, config.seed)
+        batches = EpochBatchSampler(pictures, config.train_batch_size, config.seed)
         self.stream = iter(build_loader(accelerator, dataset, batches))
 
     def step(self):
@@ -138,7 +138,7 @@ class Stepper:
         latents, noise, timesteps = batch["latents"], batch["noise"], batch["timesteps"]
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
         prediction = self.model(noisy, timesteps, **batch["conditions"])
-        target = diffusion_target(self.scheduler, latents, noise, timesteps)
+        target = prediction_target(self.scheduler, latents, noise, timesteps)
         diffusion_loss(prediction, target, batch["weights"]).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -217,7 +217,7 @@ def main():
         if not arguments.json:
             show({name: value})
 
-    accelerator, models = Accelerator(), load_models(recognise(ModelSource(str(MODEL))))
+    accelerator, models = Accelerator(), load_stable_diffusion(identify_base_model(ModelSource(str(MODEL))))
     with tempfile.TemporaryDirectory() as work:
         work = Path(work)
         note("encodes (images, prompts)", count_encodes(models, work))

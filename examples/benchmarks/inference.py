@@ -13,22 +13,21 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from hypernet.cli.script import ScriptParser, run_script
-
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
 
 import hypernet
 from examples.benchmarks.ways import CONFIGS
-from hypernet.modeling.contexts import gather_contexts
-from hypernet.generation.generator import load_for_drawing
-from hypernet.generation.options import training_options
-from hypernet.utils.errors import UserError
+from hypernet.cli.script import ScriptParser, run_script
+from hypernet.formats.lora import save_lora
+from hypernet.formats.trained_folder import training_options
+from hypernet.generation.generator import load_for_generation
+from hypernet.modeling.lora_approximation import gather_contexts, to_lora
 from hypernet.stable_diffusion.model_source import ModelSource
 from hypernet.stable_diffusion.quantization import weight_bytes
-from hypernet.utils.image_grid import labelled_sheet
-from hypernet.modeling.lora_approximation import save_lora, to_lora
+from hypernet.utils.errors import UserError
+from hypernet.utils.image_grid import labeled_grid
 
 
 def parse_arguments(arguments=None):
@@ -65,7 +64,7 @@ def compare_loras(args):
     """What LoRAs keep of the hypernetwork, in numbers and in a sheet of pictures."""
     options = training_options(args.hypernetwork)
     prompts, hypernetwork = options["validation_prompt"], hypernet.load(args.hypernetwork)
-    pipe = load_for_drawing(ModelSource.of(options)).pipeline
+    pipe = load_for_generation(ModelSource.of(options)).pipeline
     pipe.set_progress_bar_config(disable=True)
     diffusers_logging.set_verbosity_error()  # that the LoRA has nothing for the text encoder is as it should be
     call = {"num_inference_steps": 20, "guidance_scale": options["validation_guidance_scale"]}
@@ -95,7 +94,7 @@ def compare_loras(args):
     print(f"the nearest linear maps miss  {missed}")
     if args.sheet:
         rows = [list(row) for row in zip(*columns.values())]
-        labelled_sheet(rows, prompts, list(columns)).save(args.sheet)
+        labeled_grid(rows, prompts, list(columns)).save(args.sheet)
         print(args.sheet)
 
 

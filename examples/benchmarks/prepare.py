@@ -21,16 +21,15 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO))
 
-from hypernet.cli.script import ScriptParser, run_script
-
 import numpy as np
-from examples.quickstart.tools.draw import STYLES, draw, random_scene
 from PIL import Image
-from examples.quickstart.tools.shapes import SHAPES
 
 from examples import prepare
-from hypernet.data.image_io import crop_box
 from examples.preparation.focus import Focus, can_find_faces
+from examples.quickstart.tools.draw import STYLES, draw, random_scene
+from examples.quickstart.tools.shapes import SHAPES
+from hypernet.cli.script import ScriptParser, run_script
+from hypernet.data.image_io import crop_box
 
 
 def grainy(image: Image.Image, seed: int, deviation=4) -> Image.Image:

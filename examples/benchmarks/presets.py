@@ -18,20 +18,19 @@ REPO = Path(__file__).resolve().parents[2]
 CONFIGS = REPO / "examples" / "configs"
 sys.path.insert(0, str(REPO))
 
-from hypernet.cli.script import ScriptParser, run_script
-
 import torch
 import yaml
 from diffusers import AutoencoderKL
 from matplotlib.figure import Figure
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from examples.benchmarks.memory import counted, norms_as_on_a_gpu
 from examples.benchmarks.step import Step, parse_arguments
 from examples.benchmarks.ways import Ours
-from examples.benchmarks.memory import counted, norms_as_on_a_gpu
-from hypernet.utils.errors import UserError
+from hypernet.cli.script import ScriptParser, run_script
 from hypernet.data.latents import PIXELS_AT_ONCE
 from hypernet.training.previews import enable_tiling
+from hypernet.utils.errors import UserError
 
 PRESETS = [f"{card}{kind}" for kind in ("", "_sdxl") for card in ("6gb", "8gb", "t4_16gb", "h100")]
 VAE = {  # of SD 1.x and SDXL alike

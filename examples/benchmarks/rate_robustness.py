@@ -25,8 +25,10 @@ NOISE = 1.001  # no worse, but for what an untrained start differs from none at 
 
 def train(work: Path, rate: float, guard: bool, steps: int, flags: list[str]) -> dict:
     """A run; its last held-out loss, that of the exported file, and that of the model without a hypernetwork."""
-    import train_hypernetwork
     from accelerate.state import AcceleratorState
+
+    import train_hypernetwork
+    from hypernet.cli.training_options import parse_config
 
     output = work / f"{rate:.2g}-{guard}"
     options = ["--config", str(REPO / "examples" / "configs" / "quickstart.yaml"), "--output_dir", str(output)]
@@ -41,7 +43,7 @@ def train(work: Path, rate: float, guard: bool, steps: int, flags: list[str]) ->
     AcceleratorState._reset_state(True)
     os.chdir(REPO)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        train_hypernetwork.main(options)
+        train_hypernetwork.main(parse_config(options))
     rows = list(csv.DictReader(open(output / "validation_loss.csv")))
     events = list(csv.DictReader(open(output / "guard.csv"))) if (output / "guard.csv").exists() else []
     returns = sum("goes back" in event["event"] for event in events)
@@ -55,20 +57,22 @@ def measure(options, output: Path) -> float:
 
     import hypernet
     from hypernet.cli.training_options import parse_config
-    from hypernet.training.validation import HeldOutLoss, encode_held_out, hold_out
-    from hypernet.data.image_index import find_pictures
-    from hypernet.stable_diffusion.base_model import recognise
-    from hypernet.stable_diffusion.model import load_models
-    from hypernet.data.image_source import open_source
+    from hypernet.data.image_index import index_images
+    from hypernet.data.image_source import open_image_source
+    from hypernet.data.validation_split import encode_validation, split_validation
+    from hypernet.stable_diffusion.base_model import identify_base_model
+    from hypernet.stable_diffusion.model import load_stable_diffusion
+    from hypernet.stable_diffusion.model_source import ModelSource
+    from hypernet.training.validation import ValidationLoss
 
     config = parse_config(options)
-    source, models = open_source(config), load_models(recognise(config.model_source))
+    source, models = open_image_source(config), load_stable_diffusion(identify_base_model(ModelSource.from_config(config)))
     with contextlib.redirect_stderr(io.StringIO()):
-        pictures, _ = find_pictures(source, config, 8)
-        _, held, _ = hold_out(source, None, pictures, config, 8)
-        dataset = encode_held_out(models, source, held, config, torch.float32)
-    on_unet = hypernet.HypernetworkUNet(models.unet, hypernet.load(output / "neon.pt"))
-    return HeldOutLoss(dataset, models, Accelerator(), config.train_batch_size).measure(on_unet)["val_loss"]
+        pictures, _ = index_images(source, config, 8)
+        _, held, _ = split_validation(source, None, pictures, config, 8)
+        dataset = encode_validation(models, source, held, config, torch.float32)
+    unet_with_hypernetwork = hypernet.HypernetworkUNet(models.unet, hypernet.load(output / "neon.pt"))
+    return ValidationLoss(dataset, models, Accelerator(), config.train_batch_size).measure(unet_with_hypernetwork)["val_loss"]
 
 
 def main():

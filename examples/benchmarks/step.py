@@ -35,14 +35,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from hypernet.cli.script import ScriptParser, run_script
-
 import bitsandbytes
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from examples.benchmarks.ways import TABLES, TRAINING, Ours, floor, is_fake, load_unet, make_inputs
 from examples.benchmarks.memory import MomentsIn8Bits, counted, norms_as_on_a_gpu
+from examples.benchmarks.ways import TABLES, TRAINING, Ours, floor, is_fake, load_unet, make_inputs
+from hypernet.cli.script import ScriptParser, run_script
 from hypernet.utils.errors import UserError
 
 SIZES = {"quickstart": 128, "sd15": 512, "sdxl": 1024}  # pixels a side

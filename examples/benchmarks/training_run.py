@@ -21,8 +21,6 @@ from unittest import mock
 REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO))
 
-from hypernet.cli.script import ScriptParser, run_script
-
 import datasets
 import numpy as np
 import torch
@@ -37,9 +35,10 @@ from peft.utils import get_peft_model_state_dict
 from tqdm.auto import tqdm
 
 import train_hypernetwork
+from hypernet.cli.script import ScriptParser, run_script
+from hypernet.cli.training_options import parse_config
 from hypernet.modeling.attachment import HypernetworkUNet
 from hypernet.utils.errors import UserError
-
 
 MODELS_OWN = [(HypernetworkUNet, "forward"), (Accelerator, "backward"), (Accelerator, "clip_grad_norm_")]
 MODELS_OWN += [(AcceleratedOptimizer, "step"), (AcceleratedOptimizer, "zero_grad")]
@@ -167,7 +166,7 @@ def train_ours(args, folder) -> float:
     with contextlib.ExitStack() as stack:
         for owner, name in MODELS_OWN:
             stack.enter_context(clock.watch(owner, name))
-        train_hypernetwork.main([f"--{name}={value}" for name, value in options.items()])
+        train_hypernetwork.main(parse_config([f"--{name}={value}" for name, value in options.items()]))
     return 1 - clock.inside / (clock.last - clock.first)
 
 

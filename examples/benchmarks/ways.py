@@ -12,8 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 import hypernet
 from hypernet.modeling.attachment import attention_layers
-from hypernet.training.compilation import OPTIONS, memory_format
 from hypernet.stable_diffusion.quantization import quantize
+from hypernet.training.compilation import OPTIONS, memory_format
 
 REPO = Path(__file__).resolve().parents[2]
 SDXL = {
@@ -123,7 +123,7 @@ def lora(unet, dtype):
 def merged(unet, dtype):
     lay_out(unet)
     if not is_fake(unet):  # (its shapes are the plain one's but for a few biases)
-        hypernet.merge(unet, new_hypernetwork(unet, "linear").eval())
+        hypernet.fuse(unet, new_hypernetwork(unet, "linear").eval())
     return []
 
 

@@ -5,9 +5,9 @@ import itertools
 import re
 from pathlib import Path
 
+from examples.comparison.runs import Run
 from hypernet.cli.training_options import options_to_flags, parse_config, read_options
 from hypernet.utils.errors import UserError
-from examples.comparison.runs import Run
 
 MOST_BYTES = 120  # of a run's name; it names a folder
 OWN = ("output_dir", "overwrite", "run_name")  # set for each run

@@ -11,10 +11,9 @@ from PIL import Image, ImageDraw
 from examples.comparison.curves import draw_curves
 from examples.comparison.results import Previews, Result, open_pictures
 from examples.comparison.table import group_runs, table, write_csv
-from hypernet.utils.fonts import load_font
 from hypernet.training.loss_plot import render
-from hypernet.utils.atomic_files import replacing
-from hypernet.utils.image_grid import labelled_sheet
+from hypernet.utils.atomic_files import atomic_write
+from hypernet.utils.image_grid import labeled_grid, load_font
 
 TEMPLATE = Path(__file__).with_name("page.html")
 PICTURES = (
@@ -30,9 +29,9 @@ def write_page(results: list[Result], previews: Previews | None, folder: Path, t
     curves = render(lambda: draw_curves(groups))
     paths = [folder / "compare.html", folder / "compare.png", folder / "compare.csv"]
     note = describe(results)
-    with replacing(paths[0]) as temporary:
+    with atomic_write(paths[0]) as temporary:
         temporary.write_text(write_html(title, note, headings, rows, curves, previews, groups), encoding="utf-8")
-    with replacing(paths[1]) as temporary:
+    with atomic_write(paths[1]) as temporary:
         draw_page(title, note, headings, rows, curves, previews).save(temporary, format="PNG")
     write_csv(results, paths[2])
     return paths
@@ -72,7 +71,7 @@ def draw_page(title, note, headings, rows, curves, previews: Previews | None) ->
     parts = [_draw_text(title, 2 * FONT), _draw_text(note, FONT), curves, _draw_table(headings, rows)]
     if previews is not None:
         parts.append(_draw_text(PICTURES, FONT))
-        parts.append(labelled_sheet(open_pictures(previews, PICTURE), previews.rows, previews.columns))
+        parts.append(labeled_grid(open_pictures(previews, PICTURE), previews.rows, previews.columns))
     width = max(part.width for part in parts) + 2 * MARGIN
     page = Image.new("RGB", (width, sum(part.height + GAP for part in parts) + 2 * MARGIN - GAP), "white")
     top = MARGIN

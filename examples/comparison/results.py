@@ -13,12 +13,12 @@ from PIL import Image, ImageOps
 
 from examples.comparison.grid import shown
 from examples.comparison.runs import Run
-from hypernet.generation.generator import PictureSettings
-from hypernet.cli.training_options import options_to_flags, parse_config
-from hypernet.generation.options import find_model
-from hypernet.generation.infotext import read_png_infotext
-from hypernet.data.buckets import parse_size
 from examples.xy_plot import cell_key, draw_missing
+from hypernet.cli.generation_options import find_model
+from hypernet.cli.training_options import options_to_flags, parse_config
+from hypernet.config import parse_size
+from hypernet.generation.generator import GenerationSettings
+from hypernet.generation.infotext import read_png_infotext
 
 # Options in which runs differ without being other runs
 SILENT = {"output_dir", "overwrite", "run_name", "name", "cache_dir", "resume_from_checkpoint", "report_to"}
@@ -190,9 +190,9 @@ def _model(result):
     )
 
 
-def _settings(result: Result, prompt: str, seed: int, stack) -> PictureSettings:
+def _settings(result: Result, prompt: str, seed: int, stack) -> GenerationSettings:
     options = result.options
-    return PictureSettings(
+    return GenerationSettings(
         prompt=prompt,
         seed=seed,
         steps=int(options.get("validation_inference_steps", 25)),

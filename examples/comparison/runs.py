@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 import yaml
 
-from hypernet.generation.options import training_options
-from hypernet.utils.atomic_files import replacing
+from hypernet.formats.trained_folder import training_options
+from hypernet.utils.atomic_files import atomic_write
 
 SCRIPT = Path(__file__).resolve().parents[2] / "train_hypernetwork.py"
 
@@ -66,7 +66,7 @@ class Runner:
             return "not begun"
         if code:
             return _last_line(self._log(run)) or f"exit code {code}"
-        with self.lock, replacing(self._done_file) as temporary:
+        with self.lock, atomic_write(self._done_file) as temporary:
             self.done[run.name] = identity(run.options)
             temporary.write_text(json.dumps(self.done, indent=1), encoding="utf-8")
         return None if (run.folder / "result.json").is_file() else "stopped before its end"
@@ -76,7 +76,7 @@ class Runner:
         config = self.output_dir / "configs" / f"{run.name}.yaml"
         before = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
         renew = ["--overwrite"] if overwrite and identity(before) != identity(run.options) else []
-        with replacing(config) as temporary:
+        with atomic_write(config) as temporary:
             temporary.write_text(yaml.safe_dump(run.options, sort_keys=False, allow_unicode=True), encoding="utf-8")
         command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--num_processes", "1"]
         command += [str(SCRIPT), "--config", str(config), *renew]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from examples.comparison.grid import shown
 from examples.comparison.results import Result, differing, short
-from hypernet.utils.atomic_files import replacing
+from hypernet.utils.atomic_files import atomic_write
 
 
 @dataclasses.dataclass
@@ -109,7 +109,7 @@ def write_csv(results: list[Result], path: Path):
     keys = differing(results)
     names = ["step", "val_loss", "val_loss_base", "best_val_loss", "best_step", "reached", "last_loss"]
     names += ["images_per_second", "peak_memory_gib", "file_bytes", "guard_returns", "problem"]
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["run", *keys, *names])
         for result in results:

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from hypernet.data.near_duplicates import thumbnail
-from hypernet.data.image_io import crop_box, on_background, read_picture
-from hypernet.utils.atomic_files import replacing
-from hypernet.data.image_source import Source
 from examples.preparation.geometry import automatic_size, enlargement, is_oversized, split_boxes
 from examples.preparation.record import output_names
+from hypernet.data.image_io import crop_box, on_background, read_image
+from hypernet.data.image_source import ImageSource
+from hypernet.data.near_duplicates import thumbnail
+from hypernet.utils.atomic_files import atomic_write
 
 MOST_PARTS = 100  # of one picture; more than that is a strip, and no picture
 COMPRESSION = 3  # of PNG: less than the usual 6, for it takes most of the time
@@ -61,10 +61,10 @@ def choose_cut(image: Image.Image, args) -> tuple[tuple[int, int], list[tuple[fl
     return size, [args.focus.box(image, size) if args.focus else crop_box(width, height, size)]
 
 
-def prepare_picture(job: Job, source: Source, args, keep_parts: bool) -> Done:
+def prepare_picture(job: Job, source: ImageSource, args, keep_parts: bool) -> Done:
     """Write the pictures that become of one, but for those that are there already."""
     try:
-        image = read_picture(source.read(job.row))
+        image = read_image(source.read(job.row))
         opaque = on_background(image, args.background)
         size, boxes = choose_cut(opaque, args)
         check_enlarged(image, size, boxes, args)
@@ -106,14 +106,14 @@ def mirrored(image: Image.Image) -> Image.Image:
 def write_png(path: Path, image: Image.Image):
     """Whole or not at all, and never over a file that is there."""
     if not path.exists():
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             image.save(temporary, "PNG", compress_level=COMPRESSION)
 
 
-def small_view(job: Job, source: Source, background: str) -> tuple[np.ndarray, int, int] | None:
+def small_view(job: Job, source: ImageSource, background: str) -> tuple[np.ndarray, int, int] | None:
     """(thumbnail, width, height) of a picture; None if it cannot be read."""
     try:
-        image = on_background(read_picture(source.read(job.row)), background)
+        image = on_background(read_image(source.read(job.row)), background)
     except ValueError:
         return None
     return thumbnail(image), image.width, image.height

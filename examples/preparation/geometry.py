@@ -7,8 +7,8 @@ differs is said at the function. A box is (left, top, right, bottom) in the pict
 import functools
 import math
 
-from hypernet.data.image_io import crop_box
 from hypernet.data.buckets import kept_share
+from hypernet.data.image_io import crop_box
 
 STEP = 64  # sides of automatic sizes are multiples of this
 

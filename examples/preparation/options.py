@@ -5,13 +5,13 @@ import math
 import os
 from pathlib import Path
 
-from hypernet.data.captions import check_word_regex
-from hypernet.utils.errors import UserError
-from hypernet.data.image_io import MAX_PIXELS, check_color
-from hypernet.cli.script import ScriptParser
-from hypernet.data.buckets import parse_size
 from examples.preparation.captions import TAGGER, check_names
 from examples.preparation.focus import Focus
+from hypernet.cli.script import ScriptParser
+from hypernet.config import parse_size
+from hypernet.data.captions import check_word_regex
+from hypernet.data.image_io import MAX_PIXELS, check_color
+from hypernet.utils.errors import UserError
 
 CHANGEABLE = {"SRC", "DST", "overwrite", "sheet_images"}  # what may differ from one run into a folder to the next
 

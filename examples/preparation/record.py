@@ -14,9 +14,9 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from hypernet.utils.errors import UserError
 from hypernet.data.validation_split import RECORD
-from hypernet.utils.atomic_files import replacing
+from hypernet.utils.atomic_files import atomic_write
+from hypernet.utils.errors import UserError
 
 LONGEST = 180  # bytes of a name before its ending; file systems take 255
 
@@ -83,7 +83,7 @@ class Record:
     def begin(self, options: dict):
         """Write all that is known into a new file, before anything else is written."""
         self.options = options
-        with replacing(self.path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        with atomic_write(self.path) as temporary, open(temporary, "w", encoding="utf-8") as file:
             for line in ({"options": options, "sheet": self.sheet}, *self.entries.values()):
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
 

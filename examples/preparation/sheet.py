@@ -8,13 +8,12 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 from tqdm.auto import tqdm
 
-from hypernet.data.captions import read_text
-from hypernet.utils.fonts import load_font
-from hypernet.data.image_index import in_threads
-from hypernet.data.image_io import on_background, read_picture
-from hypernet.utils.atomic_files import replacing
-from hypernet.data.image_source import Source
 from examples.preparation.record import Record, printable
+from hypernet.data.captions import read_text
+from hypernet.data.image_io import map_in_threads, on_background, read_image
+from hypernet.data.image_source import ImageSource
+from hypernet.utils.atomic_files import atomic_write
+from hypernet.utils.image_grid import load_font
 
 CELL, PAD, GAP, FONT = 208, 12, 16, 14  # pixels: a picture's longer side, inside a card, between cards, letters
 ARROW = 28  # pixels between before and after
@@ -45,7 +44,7 @@ def sheet_path(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}_sheet.png")
 
 
-def write_sheet(args, source: Source, record: Record, jobs, remarks: dict[str, str]):
+def write_sheet(args, source: ImageSource, record: Record, jobs, remarks: dict[str, str]):
     """Write it, with remarks on some of the pictures, if it is wanted, unless somebody else's file is in its way; and say so."""
     made = [job for job in jobs if "files" in record.entries[job.source]]
     if not args.sheet_images or not made:
@@ -57,24 +56,24 @@ def write_sheet(args, source: Source, record: Record, jobs, remarks: dict[str, s
     count = min(len(made), args.sheet_images)
     chosen = [made[i * len(made) // count] for i in range(count)]
     with contextlib.closing(
-        in_threads(lambda job: make_card(args, source, record, job, remarks.get(job.source, "")), chosen)
+        map_in_threads(lambda job: make_card(args, source, record, job, remarks.get(job.source, "")), chosen)
     ) as cards:
         drawn = [card for card in tqdm(cards, total=len(chosen), desc="Drawing the sheet") if card]
     if not record.sheet:
         record.sheet = True
         record.append({"sheet": True})
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         title = f"{args.DST.resolve().name}: {len(drawn)} of {len(made)} pictures, before and after"
         draw_sheet(drawn, title).save(temporary, "PNG")
     print(f"{path}: before and after, to look at")
 
 
-def make_card(args, source: Source, record: Record, job, remark: str) -> Card | None:
+def make_card(args, source: ImageSource, record: Record, job, remark: str) -> Card | None:
     """What is shown of a picture; None if it has gone meanwhile."""
     entry, size = record.entries[job.source], "x".join(map(str, record.entries[job.source]["size"]))
     names = [name for name in entry["files"] if name.endswith(".png")][:: 2 if args.flip else 1]
     try:
-        before = on_background(read_picture(source.read(job.row)), args.background)
+        before = on_background(read_image(source.read(job.row)), args.background)
         after = [Image.open(args.DST / name) for name in names[:SHOWN]]
         after = [fitted(on_checks(image), *cell_sides(len(after))) for image in after]
     except (ValueError, OSError):

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from hypernet.utils.errors import UserError
 from hypernet.formats.load_save import load
-from hypernet.generation.prompt_tags import trained_config
+from hypernet.formats.trained_folder import trained_config
+from hypernet.utils.errors import UserError
 
 
 def choose_target(source: str, target: Path | None, rename: str | None, overwrite: bool) -> Path | None:

@@ -8,17 +8,18 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from hypernet.modeling.contexts import gather_contexts, normal_contexts
-from hypernet.generation.generator import load_for_drawing
-from hypernet.generation.options import find_model, training_options
-from hypernet.utils.errors import UserError
-from hypernet.formats.load_save import load
-from hypernet.modeling.hypernetwork import Hypernetwork, is_linear
 from hypernet.cli.conversion_targets import check_target
-from hypernet.modeling.lora_approximation import Lora, peft_path, save_lora, to_lora
+from hypernet.cli.generation_options import find_model
+from hypernet.formats.load_save import load
+from hypernet.formats.lora import peft_path, save_lora
+from hypernet.formats.trained_folder import training_options
+from hypernet.generation.generator import load_for_generation
+from hypernet.modeling.hypernetwork import Hypernetwork, is_linear
+from hypernet.modeling.lora_approximation import Lora, gather_contexts, normal_contexts, to_lora
+from hypernet.utils.errors import UserError
 
 
-def write_lora(args):
+def export_lora(args):
     """Write the LoRA that convert_to_webui.py's options ask for; what is not said is that of the training, if known.
 
     Raises:
@@ -36,7 +37,7 @@ def write_lora(args):
     if not prompts and not is_linear(hypernetwork):
         raise UserError("--prompts is missing: what is not linear is fitted on what it gets while pictures are drawn")
     model = find_model(args, [trained], "the hypernetwork's file does not say where the model lies")
-    pipe = load_for_drawing(model).pipeline
+    pipe = load_for_generation(model).pipeline
     pipe.set_progress_bar_config(disable=True)
     try:
         contexts = find_contexts(pipe, hypernetwork, prompts, strength, args.steps or 20)
@@ -46,7 +47,7 @@ def write_lora(args):
     if not lora.factors:
         raise UserError(f"{args.source}: no attention layer of {model.path} has a width of it")
     save_lora(lora, target, torch.float16 if args.half else torch.float32)
-    tell_lora(lora, target, args.to_lora, is_linear(hypernetwork))
+    report_lora(lora, target, args.to_lora, is_linear(hypernetwork))
 
 
 def check_lora(path: Path):
@@ -71,7 +72,7 @@ def find_contexts(
     return drawn or normal_contexts(hypernetwork)
 
 
-def tell_lora(lora: Lora, target: Path, rank: int, linear: bool):
+def report_lora(lora: Lora, target: Path, rank: int, linear: bool):
     """Print what share of the effect each form keeps, by width, and which file is for whom."""
     print("share of the hypernetwork's effect that is kept" + ("" if linear else " (the linear map's miss included)"))
     width = min(min(down.shape[1], len(up)) for down, up, _ in lora.factors.values())

@@ -1,7 +1,4 @@
-"""What the scripts share. Import it before anything else of diffusers: importing it makes the console quiet.
-
-Remarks on packages that nobody needs here, and bars of loads that take a blink, are nothing that a user can act on.
-"""
+"""How every script starts and ends: a quiet console, one line for a mistake, exit codes."""
 
 import argparse
 import difflib
@@ -9,70 +6,72 @@ import errno
 import logging
 import os
 import sys
+import typing
 import warnings
+from collections.abc import Callable
 
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # or tokenizers warn when a process forks
-os.environ.setdefault("WANDB_SILENT", "true")
+from hypernet.utils.errors import OtherProcessError, UserError, is_local_main_process
 
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-
-import transformers
-from diffusers.utils import logging as diffusers_logging
-
-from tqdm.auto import tqdm
-
-from hypernet.utils.errors import OtherProcessError, UserError, is_first
-
-transformers.logging.set_verbosity_error()
-transformers.logging.disable_progress_bar()
-diffusers_logging.disable_progress_bar()
-for stream in (sys.stdout, sys.stderr):
-    if hasattr(stream, "reconfigure"):  # a console that has not every letter shows its code
-        stream.reconfigure(errors="backslashreplace")
-warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")  # diffusers passes it to the Hub's client
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+Result = typing.TypeVar("Result")
 
 
-def say(accelerator, *lines):
-    """Print on the main process, above a progress bar if there is one."""
-    if accelerator.is_main_process:
-        for line in lines:
-            tqdm.write(line)
+def quiet_libraries() -> None:
+    """Silence output that users cannot act on. Call it before diffusers and transformers are imported."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tokenizers warn when a process forks
+    os.environ.setdefault("WANDB_SILENT", "true")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")  # diffusers passes it to the Hub client
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # consoles that lack a character show its code
+            stream.reconfigure(errors="backslashreplace")
 
 
-DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+def _quiet_loading() -> None:
+    """Hide the warnings and progress bars of loading models, if the libraries that show them are loaded."""
+    if "transformers" in sys.modules:
+        import transformers
+
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+    if "diffusers" in sys.modules:
+        from diffusers.utils import logging as diffusers_logging
+
+        diffusers_logging.disable_progress_bar()
 
 
 class ScriptParser(argparse.ArgumentParser):
-    """argparse with the script's docstring as it stands, no abbreviations, and one line instead of its usage."""
+    """argparse that shows the script's docstring as it stands, takes no abbreviations and answers in one line."""
 
-    def __init__(self, docstring):
+    def __init__(self, docstring: str | None):
         super().__init__(
             description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
         )
 
-    def error(self, message):
+    def error(self, message: str) -> typing.NoReturn:
+        """Raise a UserError that names the nearest option."""
         message = message.removeprefix("argument ")
         words = message.removeprefix("unrecognized arguments: ").split()
         options = [option for action in self._actions for option in action.option_strings]
         near = difflib.get_close_matches(words[0], options, 1) if message.startswith("unrecognized") else []
-        raise UserError(message + (f"; did you mean {near[0]}?" if near else "; --help lists what there is"))
+        raise UserError(message + (f"; did you mean {near[0]}?" if near else "; --help lists all options"))
 
 
-def run_script(main, when_stopped="stopped"):
-    """Run `main`; a mistake of the user ends it with one line and exit code 2, Ctrl-C with one line and 130."""
+def run_script(main: Callable[[], Result], when_stopped: str = "stopped") -> Result:
+    """Return what `main` returns. A user error ends the process with one line and exit code 2, Ctrl-C with 130."""
+    _quiet_loading()
     try:
-        main()
+        return main()
     except KeyboardInterrupt:
         print(f"\n{when_stopped}", file=sys.stderr)
         sys.exit(130)
     except UserError as error:
-        if is_first() or isinstance(error, OtherProcessError):
+        if is_local_main_process() or isinstance(error, OtherProcessError):
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.errno not in DISK_TROUBLE:
+        if error.errno not in DISK_ERRORS:
             raise
-        print(
-            f"error: {error.filename or 'the disk'}: {error.strerror}; nothing that was there is lost", file=sys.stderr
-        )
+        where = error.filename or "the disk"
+        print(f"error: {where}: {error.strerror}; nothing that was there is lost", file=sys.stderr)
         sys.exit(2)

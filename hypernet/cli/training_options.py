@@ -1,58 +1,134 @@
-"""From flags and `--config FILE.yaml` to the options of a training; the table of all options."""
+"""Turn flags and `--config FILE.yaml` into a `TrainingConfig`; write `--help` and the table of all options."""
 
+import argparse
 import dataclasses
 import difflib
-import re
+import shutil
 import sys
+import types
+import typing
 from pathlib import Path
 
 import yaml
-from transformers import HfArgumentParser
 
-from hypernet.config import PATH_OPTIONS, TrainingConfig
-from hypernet.utils.errors import UserError
+from hypernet.cli.option_checks import check_options
+from hypernet.config import CHANGEABLE, GROUPS, PATH_OPTIONS, TrainingConfig
 from hypernet.stable_diffusion.loras import lora_names
+from hypernet.utils.errors import UserError
 
-SEVERAL = ("validation_prompt", "optimizer_args", "lora")  # options of several values, which may be repeated
-LISTS = (*SEVERAL, "widths", "layer_structure", "dropout_structure", "resolution")
-# What a run's name tells of its options beside those that make it another run, and what it does not
-TOLD = {"learning_rate", "lr_scheduler", "lr_warmup_steps", "lr_num_cycles", "lr_power", "guard"}
-TOLD |= {"clip_grad_mode", "max_grad_norm", "max_grad_value", "max_train_steps", "num_train_epochs"}
-UNTOLD = {*PATH_OPTIONS, "name"}
-CONFIG_HELP = "YAML file with any of these options; flags given beside it win."
+REPEATABLE = ("validation_prompt", "optimizer_args", "lora")  # options that take several values
+LISTS = (*REPEATABLE, "widths", "layer_structure", "dropout_structure", "resolution")  # may be YAML lists
+# What a run's label shows beside the options that make it another run, and what it leaves out
+LABELED = {"learning_rate", "lr_scheduler", "lr_warmup_steps", "lr_num_cycles", "lr_power", "guard"}
+LABELED |= {"clip_grad_mode", "max_grad_norm", "max_grad_value", "max_train_steps", "num_train_epochs"}
+UNLABELED = {*PATH_OPTIONS, "name"}
+CONFIG_HELP = "YAML file with any of these options, one per line. Flags given beside it take precedence."
+EXAMPLES = """Train a Stable Diffusion hypernetwork on a folder of images.
+
+examples:
+  accelerate launch train_hypernetwork.py --config examples/configs/quickstart.yaml
+
+  accelerate launch train_hypernetwork.py --config examples/configs/8gb.yaml \\
+      --train_data_dir my_images --output_dir output/my_style --validation_prompt "a house by the sea"
+
+To resume, run the same command again."""
 
 
-class _Parser(HfArgumentParser):
-    def add_argument(self, *names, **options):
-        if names[0].lstrip("-") in SEVERAL:
-            options |= {"action": "extend"}
-        if names[0] == "--lora":  # without a value it takes out what a --config says
-            options |= {"nargs": "*"}
-        return super().add_argument(*names, **options)
-
-    def error(self, message):  # argparse prints its whole usage first
-        message = re.sub(r"--(\w+)/--[\w-]+", r"--\1", message)  # it names each option in two spellings
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> typing.NoReturn:
+        """Raise instead of printing the whole usage."""
         raise UserError(message.removeprefix("argument "))
 
 
-def parse_config(arguments=None) -> TrainingConfig:
-    """The options from a command line; those of `--config FILE.yaml` come first, so that explicit flags win.
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the training options, made from the fields of `TrainingConfig`."""
+    width = min(100, shutil.get_terminal_size().columns) - 2
+
+    def formatter(prog: str) -> argparse.HelpFormatter:
+        return argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=width)
+
+    parser = _Parser(
+        prog="train_hypernetwork.py",
+        usage="%(prog)s --pretrained_model_name_or_path MODEL --train_data_dir FOLDER [options]",
+        description=EXAMPLES,
+        formatter_class=formatter,
+        allow_abbrev=False,
+    )
+    for heading, fields in option_groups():
+        group = parser.add_argument_group(heading)
+        if heading == next(iter(GROUPS)):
+            group.add_argument("--config", metavar="FILE.yaml", help=CONFIG_HELP)
+        for field in fields:
+            text = field.metadata["help"]
+            if field.default is not None and not isinstance(field.default, bool):
+                text += f" Default: {field.default if str(field.default).strip() else repr(field.default)}."
+            options = argument_type(field.type)
+            if field.name in REPEATABLE:
+                options |= {"nargs": "*" if field.name == "lora" else "+", "action": "extend"}
+            group.add_argument(
+                f"--{field.name}", default=field.default, help=text.replace("%", "%%"), **options
+            )
+            if field.default is True:
+                no = {"dest": field.name, "action": "store_false", "default": True}
+                group.add_argument(f"--no_{field.name}", help=f"Turn --{field.name} off.", **no)
+    return parser
+
+
+def option_groups() -> list[tuple[str, list[dataclasses.Field]]]:
+    """Return each heading of `GROUPS` with the fields of `TrainingConfig` below it."""
+    headings = {first: heading for heading, first in GROUPS.items()}
+    groups: list[tuple[str, list[dataclasses.Field]]] = []
+    for field in dataclasses.fields(TrainingConfig):
+        if field.name in headings:
+            groups.append((headings[field.name], []))
+        groups[-1][1].append(field)
+    return groups
+
+
+def argument_type(annotation: typing.Any) -> dict[str, typing.Any]:
+    """Return how argparse takes an option of this type: `int`, `bool | None`, `Literal[...]`, `list[str]` and so on."""
+    if isinstance(annotation, types.UnionType):
+        (annotation,) = [kind for kind in typing.get_args(annotation) if kind is not type(None)]
+    if typing.get_origin(annotation) is typing.Union:  # Literal | None
+        (annotation,) = [kind for kind in typing.get_args(annotation) if kind is not type(None)]
+    if typing.get_origin(annotation) is typing.Literal:
+        return {"choices": typing.get_args(annotation)}
+    if annotation is bool:
+        return {"type": parse_bool, "nargs": "?", "const": True, "metavar": "true|false"}
+    if annotation in (int, float):
+        return {"type": annotation, "metavar": "N" if annotation is int else "X"}
+    return {"metavar": "TEXT"}
+
+
+def parse_bool(text: str) -> bool:
+    """Parse true/false, yes/no, on/off, 1/0, in any case.
 
     Raises:
-        UserError: for an unknown flag or key (with the nearest one), or a value that cannot work.
+        argparse.ArgumentTypeError: for anything else.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = _Parser(TrainingConfig, description="Train a Stable Diffusion hypernetwork.", allow_abbrev=False)
-    parser.add_argument("--config", metavar="FILE.yaml", help=CONFIG_HELP)
+    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+    if text.lower() not in words:
+        raise argparse.ArgumentTypeError(f"{text}: write true or false")
+    return words[text.lower()]
+
+
+def parse_config(arguments: list[str] | None = None) -> TrainingConfig:
+    """Parse a command line; options of `--config FILE.yaml` come first, so that explicit flags win.
+
+    Raises:
+        UserError: for an unknown flag or key (naming the nearest), or a value that cannot work.
+    """
+    arguments = _with_underscores(sys.argv[1:] if arguments is None else arguments)
+    parser = build_parser()
     given, rest = parser.parse_known_args(arguments)
     if rest and not rest[0].startswith("-"):
         raise UserError(f"{rest[0]!r} stands alone; every value follows its --option")
     if rest:
         raise UserError(_unknown(rest[0].partition("=")[0].lstrip("-"), "--{}"))
     if given.config:
-        # values of these options on the command line would be added to those of the file
-        stated = {name for name in SEVERAL if getattr(given, name) is not None}
-        options = {key: value for key, value in read_options(given.config).items() if key not in stated}
+        # given on the command line, these replace those of the file instead of extending them
+        replaced = {name for name in REPEATABLE if getattr(given, name) is not None}
+        options = {key: value for key, value in read_options(given.config).items() if key not in replaced}
         try:
             flags = options_to_flags(options)
         except UserError as error:
@@ -60,27 +136,36 @@ def parse_config(arguments=None) -> TrainingConfig:
         given = parser.parse_args(flags + arguments)
     options = vars(given)
     options.pop("config")
-    return TrainingConfig(**options)
+    return check_options(TrainingConfig(**options))
 
 
-def run_label(config: TrainingConfig, arguments=None) -> str:
-    """What trackers call the run, if not --run_name: its name and what was given on the command line beside --config.
+def _with_underscores(arguments: typing.Sequence[str]) -> list[str]:
+    """Accept --train-data-dir for --train_data_dir."""
+    parts = [argument.partition("=") for argument in map(str, arguments)]
+    return [
+        "--" + name[2:].replace("-", "_") + equals + value if name.startswith("--") else name + equals + value
+        for name, equals, value in parts
+    ]
 
-    That is how runs of one file differ.
+
+def run_label(config: TrainingConfig, arguments: list[str] | None = None) -> str:
+    """Return what trackers call the run: --run_name, or its name and what was given beside --config.
+
+    That is how runs of one configuration file differ.
     """
     if config.run_name:
         return config.run_name
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    flags = [argument.partition("=")[0].lstrip("-").replace("-", "_") for argument in arguments if argument[:2] == "--"]
-    given = [flag.removeprefix("no_") if flag == "no_guard" else flag for flag in flags]
-    told = config.changed(name for name in dict.fromkeys(given) if name in config.run_identity() | TOLD)
-    told = {key: value for key, value in told.items() if key not in UNTOLD}
-    told |= {"lora": lora_names(config.lora)} if "lora" in told else {}
-    return ", ".join([config.name, *(f"{key}={value}" for key, value in told.items())])[:120]
+    given = [flag.partition("=")[0] for flag in _with_underscores(sys.argv[1:] if arguments is None else arguments)]
+    names = [flag[2:].removeprefix("no_") if flag == "--no_guard" else flag[2:] for flag in given if flag[:2] == "--"]
+    identity = {field.name for field in dataclasses.fields(TrainingConfig)} - CHANGEABLE
+    changed = config.changed(name for name in dict.fromkeys(names) if name in identity | LABELED)
+    changed = {key: value for key, value in changed.items() if key not in UNLABELED}
+    changed |= {"lora": lora_names(config.lora)} if "lora" in changed else {}
+    return ", ".join([str(config.name), *(f"{key}={value}" for key, value in changed.items())])[:120]
 
 
-def read_options(path, where: str = "--config") -> dict:
-    """The entries of a YAML file.
+def read_options(path: str | Path, where: str = "--config") -> dict[str, typing.Any]:
+    """Return the entries of a YAML file.
 
     Raises:
         UserError: if there is no such file, or it holds anything but entries.
@@ -91,47 +176,52 @@ def read_options(path, where: str = "--config") -> dict:
         entries = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise UserError(f"{where} {path}: it cannot be read as YAML (line {line}: {error.problem})") from None
+        raise UserError(f"{where} {path}: it is not valid YAML (line {line}: {error.problem})") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{where} {path}: it cannot be read as YAML ({' '.join(str(error).split())})") from None
+        raise UserError(f"{where} {path}: it is not valid YAML ({' '.join(str(error).split())})") from None
     if not isinstance(entries, dict):
         raise UserError(f"{where} {path}: it must hold lines such as max_train_steps: 1000")
     return entries
 
 
-def options_to_flags(options: dict) -> list[str]:
-    """A YAML file's entries as command-line flags, so that both are converted by the same rules (5e-6 is a number).
+def options_to_flags(options: dict[str, typing.Any]) -> list[str]:
+    """Turn a YAML file's entries into flags, so that both are converted by the same rules (5e-6 is a number).
 
     Raises:
-        UserError: for an unknown option (with the nearest one), or a list where none is taken.
+        UserError: for an unknown option (naming the nearest), or a list where none is taken.
     """
-    fields, flags = {field.name for field in dataclasses.fields(TrainingConfig)}, []
+    names, flags = {field.name for field in dataclasses.fields(TrainingConfig)}, []
     for key, value in options.items():
-        if key not in fields:
+        if key not in names:
             raise UserError(_unknown(str(key), "{}"))
         if value is None:
             continue
         if isinstance(value, list) and key not in LISTS:
             raise UserError(f"{key}: [...] is a list in YAML; put the value in quotes")
-        if isinstance(value, list) and key in SEVERAL:
+        if isinstance(value, list) and key in REPEATABLE:
             flags += [f"--{key}", *map(str, value)]
         else:
             flags.append(f"--{key}={','.join(map(str, value)) if isinstance(value, list) else value}")
     return flags
 
 
-def _unknown(word, form):
+def _unknown(word: str, form: str) -> str:
     names = [field.name for field in dataclasses.fields(TrainingConfig)] + ["config"]
     short = {"vae": "pretrained_vae_model_name_or_path", "model": "pretrained_model_name_or_path"}
     nearest = [short[word]] if word in short else difflib.get_close_matches(word.replace("-", "_"), names, 1, 0.5)
-    hint = f"did you mean {form.format(nearest[0])}?" if nearest else "examples/docs/options.md lists all"
+    hint = f"did you mean {form.format(nearest[0])}?" if nearest else "--help lists all options"
     return f"unknown option {form.format(word)}; {hint}"
 
 
-def options_table() -> str:
-    """All options as a Markdown table, for examples/docs/options.md."""
-    rows = ["| option | default | meaning |", "| --- | --- | --- |", f"| `--config` |  | {CONFIG_HELP} |"]
-    for field in dataclasses.fields(TrainingConfig):
-        default = "" if field.default is None else f"`{field.default}`"
-        rows.append(f"| `--{field.name}` | {default} | {field.metadata['help']} |")
-    return "\n".join(rows)
+def options_tables() -> str:
+    """Return all options as Markdown, one table per group, for docs/options.md."""
+    lines: list[str] = []
+    for heading, fields in option_groups():
+        lines += [f"## {heading}", "", "| option | default | meaning |", "| --- | --- | --- |"]
+        if heading == next(iter(GROUPS)):
+            lines.append(f"| `--config` |  | {CONFIG_HELP} |")
+        for field in fields:
+            default = "" if field.default is None else f"`{field.default}`"
+            lines.append(f"| `--{field.name}` | {default} | {field.metadata['help'].replace('|', '&#124;')} |")
+        lines.append("")
+    return "\n".join(lines).rstrip()

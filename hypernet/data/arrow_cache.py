@@ -13,8 +13,8 @@ import pyarrow.compute
 from datasets.arrow_writer import ArrowWriter
 from tqdm.auto import tqdm
 
-from hypernet.utils.errors import UserError, is_first
-from hypernet.utils.atomic_files import check_writable, replacing
+from hypernet.utils.atomic_files import atomic_write, check_writable
+from hypernet.utils.errors import UserError, is_local_main_process
 
 CACHE_VERSION = 2  # to be raised when the same inputs are encoded in another way
 FLOATS = datasets.List(datasets.Value("float32"))  # a column of flat arrays
@@ -73,11 +73,11 @@ class RowCache:
             return
         rows = iter(compute(missing))
         try:
-            with tqdm(rows, total=len(missing), desc=description, unit=f" {unit}", disable=not is_first()) as bar:
+            with tqdm(rows, total=len(missing), desc=description, unit=f" {unit}", disable=not is_local_main_process()) as bar:
                 kept = (row for row in bar if row is not None)
                 row = next(kept, None)
                 while row is not None:
-                    with replacing(self.folder / f"{uuid.uuid4().hex}.arrow") as temporary:
+                    with atomic_write(self.folder / f"{uuid.uuid4().hex}.arrow") as temporary:
                         row = self._write_part(temporary, row, kept)
         except OSError as error:
             raise UserError(f"{self.folder} cannot be written to ({error}); name another --cache_dir") from None

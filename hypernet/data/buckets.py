@@ -2,17 +2,8 @@
 
 import collections
 import functools
-import re
 
 BUCKET_STEP = 64  # sides of aspect buckets are multiples of this
-
-
-def parse_size(text) -> tuple[int, int]:
-    """(width, height) of "512" or "768x512". Raises: ValueError, with what to write instead."""
-    match = re.fullmatch(r"\s*(\d+)\s*(?:[x,]\s*(\d+)\s*)?", str(text).lower())
-    if not match or 0 in (size := (int(match[1]), int(match[2] or match[1]))):
-        raise ValueError(f"{text}: write a side, such as 512, or WIDTHxHEIGHT, such as 768x512")
-    return size
 
 
 @functools.lru_cache
@@ -45,7 +36,7 @@ def nearest_bucket(width: int, height: int, buckets) -> tuple[int, int]:
     return max(buckets, key=lambda size: (round(kept_share(width, height, size), 9), size[0] * size[1], size))
 
 
-def smaller_bucket(width: int, height: int, largest: int) -> tuple[int, int] | None:
+def largest_bucket_within(width: int, height: int, largest: int) -> tuple[int, int] | None:
     """The size for a picture that is smaller than its bucket: within the picture, at most `largest` pixels, aspect up to 4:1.
 
     Of those the one with the most pixels, in which a lost part of the picture counts twice; None if there is none.
@@ -55,7 +46,7 @@ def smaller_bucket(width: int, height: int, largest: int) -> tuple[int, int] | N
     return max(sizes, key=lambda size: kept_share(width, height, size) ** 2 * size[0] * size[1], default=None)
 
 
-def size_of(width: int, height: int, config, multiple: int) -> tuple[int, int]:
+def training_size(width: int, height: int, config, multiple: int) -> tuple[int, int]:
     """(width, height) at which an image of `width` x `height` is trained.
 
     Raises:
@@ -71,7 +62,7 @@ def size_of(width: int, height: int, config, multiple: int) -> tuple[int, int]:
     size = nearest_bucket(width, height, aspect_buckets(*config.size))
     if config.bucket_upscale or (size[0] <= width and size[1] <= height):
         return size
-    size = smaller_bucket(width, height, config.size[0] * config.size[1])
+    size = largest_bucket_within(width, height, config.size[0] * config.size[1])
     if size is None:
         raise ValueError(
             f"{width}x{height} is too small; each side needs {BUCKET_STEP} pixels (or add --bucket_upscale)"

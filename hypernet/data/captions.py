@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from hypernet.utils.errors import UserError
-from hypernet.utils.seeds import derive_seed
+from hypernet.utils.hashing import derive_seed
 
 SHIPPED = Path(__file__).parent / "templates"
 
@@ -95,7 +95,7 @@ def fill_template(template: str, caption: str, name: str) -> str:
     return template.replace("[filewords]", caption).replace("[name]", name)
 
 
-def draw_tags(caption: str, rng: random.Random, shuffle: bool, keep: int, dropout: float) -> str:
+def sample_tags(caption: str, rng: random.Random, shuffle: bool, keep: int, dropout: float) -> str:
     """The caption's tags (what stands between its commas): the first `keep` as they are, each other one dropped with
     probability `dropout`; the rest shuffled, if `shuffle`."""
     tags = [tag.strip() for tag in caption.split(",") if tag.strip()]
@@ -106,7 +106,7 @@ def draw_tags(caption: str, rng: random.Random, shuffle: bool, keep: int, dropou
 
 
 @dataclasses.dataclass
-class Prompts:
+class PromptSampler:
     """The prompts of all images; `captions` holds one or several alternatives for each, `ids` what identifies it.
 
     What is drawn follows from the seed, the epoch and the image's id alone. With `variants`, only so many prompts are drawn
@@ -128,7 +128,7 @@ class Prompts:
     def draws_tags(self) -> bool:
         return self.shuffle_tags or self.tag_dropout > 0
 
-    def draw(self, epoch: int, index: int) -> str:
+    def sample(self, epoch: int, index: int) -> str:
         """The prompt of the image `index` in an epoch; empty with probability `caption_dropout`."""
         rng = random.Random(derive_seed(self.seed, "prompt", epoch, self.ids[index]))
         if rng.random() < self.caption_dropout:
@@ -141,7 +141,7 @@ class Prompts:
     def _draw(self, index: int, rng: random.Random) -> str:
         template, caption = rng.choice(self.templates), rng.choice(self.captions[index])
         if self.draws_tags:
-            caption = draw_tags(caption, rng, self.shuffle_tags, self.keep_tags, self.tag_dropout)
+            caption = sample_tags(caption, rng, self.shuffle_tags, self.keep_tags, self.tag_dropout)
         return fill_template(template, caption, self.name)
 
     def undropped(self, index: int) -> list[str]:

@@ -17,7 +17,7 @@ METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
 
 
 @dataclasses.dataclass
-class Folder:
+class ImageFolder:
     """What was found below a folder, images in the order of their paths."""
 
     images: list[Path]
@@ -30,7 +30,7 @@ class Folder:
     written: list[bool] = dataclasses.field(default_factory=list)  # whether they are texts, and no file's name
 
 
-def read_folder(config, option: str = "train_data_dir") -> Folder:
+def read_image_folder(config, option: str = "train_data_dir") -> ImageFolder:
     """The images below the folder that this option names, and one or several captions for each.
 
     Raises:
@@ -64,9 +64,9 @@ def option_text(config, option: str) -> str:
     return f"{option if option.isupper() else f'--{option}'} {Path(getattr(config, option))}"
 
 
-def _walk(root) -> Folder:
+def _walk(root) -> ImageFolder:
     """(`imagefolder` would take a sub-folder or a file called "test" for another split.)"""
-    found, others, seen = Folder([], [], [], [], [], []), collections.Counter(), set()
+    found, others, seen = ImageFolder([], [], [], [], [], []), collections.Counter(), set()
 
     def report(error):
         found.problems.append(f"{ascii(error.filename)[1:-1]}: it cannot be read ({error.strerror})")

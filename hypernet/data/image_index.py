@@ -1,21 +1,18 @@
 """Which images of a source can be used, and at which size each is trained."""
 
-import collections
 import dataclasses
-import os
-from concurrent.futures import ThreadPoolExecutor
 
 import datasets
 
 from hypernet.data.arrow_cache import CACHE_VERSION, RowCache, cache_folder
+from hypernet.data.buckets import training_size
+from hypernet.data.image_io import inspect_image, map_in_threads
+from hypernet.data.image_source import ImageSource
 from hypernet.utils.errors import UserError
-from hypernet.data.image_io import inspect_picture
-from hypernet.data.buckets import size_of
-from hypernet.data.image_source import Source
 
 
 @dataclasses.dataclass(slots=True)
-class Picture:
+class ImageRecord:
     """An image that can be used: its row in the source, the hash of its bytes, its sides, and those it is trained at."""
 
     row: int
@@ -26,7 +23,7 @@ class Picture:
     size: tuple[int, int]
 
 
-def find_pictures(source: Source, config, multiple: int) -> tuple[list[Picture], list[str]]:
+def index_images(source: ImageSource, config, multiple: int) -> tuple[list[ImageRecord], list[str]]:
     """All images that can be used, in the source's order, and a line for each other one that says why it cannot.
 
     An image that was inspected before is not read again.
@@ -42,20 +39,20 @@ def find_pictures(source: Source, config, multiple: int) -> tuple[list[Picture],
     def inspect(item):
         stamp, row = item
         try:
-            return {"key": stamp, **inspect_picture(source.read(row))}
+            return {"key": stamp, **inspect_image(source.read(row))}
         except ValueError as error:
             reasons[row] = str(error)
             return None
 
     stamps = source.stamps()
     wanted = {stamp: row for row, stamp in enumerate(stamps)}
-    cache.fill(wanted, lambda items: in_threads(inspect, items), "Inspecting images", "images")
+    cache.fill(wanted, lambda items: map_in_threads(inspect, items), "Inspecting images", "images")
     positions = cache.positions(stamps)
     rows = [row for row, position in enumerate(positions) if position >= 0]
     pictures = []
     for row, image in zip(rows, cache.rows(positions[rows], list(columns))):
         try:
-            pictures.append(Picture(row=row, size=size_of(image["width"], image["height"], config, multiple), **image))
+            pictures.append(ImageRecord(row=row, size=training_size(image["width"], image["height"], config, multiple), **image))
         except ValueError as error:
             reasons[row] = str(error)
     problems = source.problems + [f"{source.name(row)}: {reasons[row]}" for row in sorted(reasons)]
@@ -64,16 +61,3 @@ def find_pictures(source: Source, config, multiple: int) -> tuple[list[Picture],
     return pictures, problems
 
 
-def in_threads(function, items):
-    """`function` of each item, in order, a few ahead of who takes them. (Decoding images lets other threads run.)"""
-    workers = min(8, os.cpu_count() or 1)
-    pool, ahead = ThreadPoolExecutor(workers), collections.deque()
-    try:
-        for item in items:
-            ahead.append(pool.submit(function, item))
-            if len(ahead) > 2 * workers:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)

@@ -1,8 +1,11 @@
 """One image file: read it as a viewer shows it, inspect it, crop it, turn it into pixels and alpha weights."""
 
+import collections
 import hashlib
 import io
+import os
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from PIL import Image, ImageCms, ImageColor, ImageOps
@@ -13,7 +16,7 @@ SRGB = ImageCms.createProfile("sRGB")
 warnings.filterwarnings("ignore", module="PIL")  # on large images and odd metadata: nothing that a user can act on
 
 
-def read_picture(data: bytes) -> Image.Image:
+def read_image(data: bytes) -> Image.Image:
     """The first frame as a viewer shows it: upright, in sRGB; mode "RGBA" if any pixel is transparent, else "RGB".
 
     Raises:
@@ -64,13 +67,13 @@ def _to_srgb(image):
     return image.convert("RGB")
 
 
-def inspect_picture(data: bytes) -> dict:
+def inspect_image(data: bytes) -> dict:
     """sha256 of the bytes, width and height as shown, whether it has transparency.
 
     Raises:
-        ValueError: as `read_picture` does.
+        ValueError: as `read_image` does.
     """
-    image, digest = read_picture(data), hashlib.sha256(data).hexdigest()
+    image, digest = read_image(data), hashlib.sha256(data).hexdigest()
     return {"sha256": digest, "width": image.width, "height": image.height, "has_alpha": image.mode == "RGBA"}
 
 
@@ -124,3 +127,18 @@ def alpha_weights(cells: np.ndarray) -> np.ndarray:
     weights = cells - cells.min()
     is_uniform = weights.max() < 2 / 255  # but for rounding
     return np.ones_like(cells) if is_uniform else weights / weights.mean()
+
+
+def map_in_threads(function, items):
+    """`function` of each item, in order, a few ahead of who takes them. (Decoding images lets other threads run.)"""
+    workers = min(8, os.cpu_count() or 1)
+    pool, ahead = ThreadPoolExecutor(workers), collections.deque()
+    try:
+        for item in items:
+            ahead.append(pool.submit(function, item))
+            if len(ahead) > 2 * workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import datasets
 
-from hypernet.utils.errors import UserError
-from hypernet.data.image_folder import IMAGE_SUFFIXES, alternatives, option_text, read_folder
+from hypernet.data.image_folder import IMAGE_SUFFIXES, alternatives, option_text, read_image_folder
 from hypernet.data.image_io import MAX_BYTES
+from hypernet.utils.errors import UserError
 
 
 @dataclasses.dataclass
-class Source:
+class ImageSource:
     """Images that have not been opened yet, and their captions, one or several for each."""
 
     option: str  # that it comes from, for messages
@@ -71,22 +71,22 @@ def _stamp(path):
     return f"{os.path.abspath(path)}/{status.st_size}/{status.st_mtime_ns}"
 
 
-def open_source(config) -> Source:
+def open_image_source(config) -> ImageSource:
     """The images and captions that the options name to train on.
 
     Raises:
         UserError: for a folder, data set or column that is not there, or a caption file that cannot be read.
     """
-    return _open_dataset(config) if config.dataset_name else open_folder(config, "train_data_dir")
+    return _open_dataset(config) if config.dataset_name else open_image_folder(config, "train_data_dir")
 
 
-def open_folder(config, option: str) -> Source:
+def open_image_folder(config, option: str) -> ImageSource:
     """The images and captions of the folder that this option names. Raises: UserError, as above."""
-    folder = read_folder(config, option)
+    folder = read_image_folder(config, option)
     images = datasets.Dataset.from_dict({"image": [str(path) for path in folder.images]})
     images = images.cast_column("image", datasets.Image(decode=False))
     option = option_text(config, option)
-    return Source(option, images, folder.captions, True, folder.problems, folder.notes, folder.written)
+    return ImageSource(option, images, folder.captions, True, folder.problems, folder.notes, folder.written)
 
 
 def _open_dataset(config):
@@ -108,7 +108,7 @@ def _open_dataset(config):
     images = table.select_columns([config.image_column])
     if config.image_column != "image":
         images = images.rename_column(config.image_column, "image")
-    return Source(option, images.cast_column("image", datasets.Image(decode=False)), captions, is_folder=False)
+    return ImageSource(option, images.cast_column("image", datasets.Image(decode=False)), captions, is_folder=False)
 
 
 def _load_dataset(config, option):

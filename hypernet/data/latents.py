@@ -10,15 +10,26 @@ import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from hypernet.data.arrow_cache import CACHE_VERSION, FLOATS, RowCache, cache_folder
+from hypernet.data.image_index import ImageRecord
+from hypernet.data.image_io import (
+    alpha_cells,
+    alpha_weights,
+    crop_box,
+    map_in_threads,
+    on_background,
+    read_image,
+    to_pixels,
+)
+from hypernet.data.image_source import ImageSource
 from hypernet.stable_diffusion.conditioning import time_ids
-from hypernet.utils.errors import UserError
-from hypernet.data.image_index import Picture, in_threads
-from hypernet.stable_diffusion.model_hash import vae_hash
 from hypernet.stable_diffusion.model import StableDiffusion, encode_images
-from hypernet.data.image_io import alpha_cells, alpha_weights, crop_box, on_background, read_picture, to_pixels
-from hypernet.utils.seeds import derive_seed
-from hypernet.data.image_source import Source
+from hypernet.stable_diffusion.model_hash import vae_hash
 from hypernet.stable_diffusion.vae import vae_error
+from hypernet.utils.errors import UserError
+from hypernet.utils.hashing import derive_seed
+
+STD_RANGE = (0.4, 2.0)  # of an image's scaled latents, which a model expects to deviate by about 1
+MIN_IMAGES = 64  # looked at
 
 # As many as the VAE gets in one batch: what a small card can hold. On a CPU larger batches are no faster.
 PIXELS_AT_ONCE = {"cpu": 512 * 512, "other": 4 * 512 * 512}
@@ -28,7 +39,7 @@ PIXELS_AT_ONCE = {"cpu": 512 * 512, "other": 4 * 512 * 512}
 class Crop:
     """What is encoded: a part of a picture, at a size, mirrored or not."""
 
-    picture: Picture
+    picture: ImageRecord
     box: tuple[float, ...]
     flipped: bool
 
@@ -46,7 +57,7 @@ class Crop:
         return time_ids((picture.height, picture.width), corner, (height, width))
 
 
-def crops_of(picture: Picture, config) -> list[list[Crop]]:
+def crops_of(picture: ImageRecord, config) -> list[list[Crop]]:
     """Its crops, each in every orientation that training uses: [crop][orientation].
 
     The places of random crops follow from the image's bytes, so that runs with other seeds find them encoded.
@@ -69,7 +80,7 @@ def _box(picture, config, centering):
     return crop_box(*sides, picture.size, centering)
 
 
-class Latents:
+class ImageLatents:
     """The latents of all pictures; `config.latent_sampling` says what is taken from the VAE's distribution.
 
     What is stored is the distribution, so that changing the sampling encodes nothing.
@@ -85,7 +96,7 @@ class Latents:
     def __len__(self):
         return len(self.rows)
 
-    def draw(self, index: int, crop: int, flip: int, generator: torch.Generator) -> torch.Tensor:
+    def sample(self, index: int, crop: int, flip: int, generator: torch.Generator) -> torch.Tensor:
         """Scaled latents, (channels, height, width) float32, of one crop and orientation of an image.
 
         once: a sample that is always the same; deterministic: the mean; random: a sample from `generator`.
@@ -115,7 +126,7 @@ def number_copies(hashes: list[str]) -> list[str]:
     return names
 
 
-def encode_pictures(models: StableDiffusion, source: Source, pictures: list[Picture], config, dtype) -> Latents:
+def encode_latents(models: StableDiffusion, source: ImageSource, pictures: list[ImageRecord], config, dtype) -> ImageLatents:
     """Encode every crop that has not been encoded yet with these VAE weights, with a progress bar.
 
     `dtype` is the precision of the VAE's products. If it overflows in half precision, float32 takes over and says so.
@@ -133,17 +144,17 @@ def encode_pictures(models: StableDiffusion, source: Source, pictures: list[Pict
     def encode(items):
         # of one size one after the other, since only those share a batch
         items = sorted(items, key=lambda item: item[1].picture.size)
-        return _encode(models, in_threads(lambda item: _load(source, config, models, *item), items), dtype)
+        return _encode(models, map_in_threads(lambda item: _load(source, config, models, *item), items), dtype)
 
     cache.fill(dict(zip(keys, every)), encode, "Encoding images", "crops")
     rows = cache.positions(keys).reshape(len(pictures), len(crops[0]), -1)
-    return Latents(cache, rows, crops, pictures, models, config)
+    return ImageLatents(cache, rows, crops, pictures, models, config)
 
 
 def _load(source, config, models, key, crop):
     """The row of a crop as far as it is known without the VAE, and the pixels for the VAE."""
     try:
-        image = read_picture(source.read(crop.picture.row))
+        image = read_image(source.read(crop.picture.row))
     except ValueError as error:
         raise UserError(f"{source.name(crop.picture.row)}: it could be read a moment ago, but now {error}") from None
     size = crop.picture.size
@@ -170,3 +181,21 @@ def _encode(models, loaded, dtype):
                 raise vae_error(models.base.source, "it gives NaN even in float32; its weights are damaged")
             for (row, _), values in zip(batch, moments.cpu().numpy()):
                 yield {**row, "moments": values.ravel()}
+
+
+def vae_notes(base, latents) -> list[str]:
+    """Lines on a VAE that does not look like the model's: another scale, latents that do not deviate by about 1."""
+    notes, path = [], base.source.pretrained_vae_model_name_or_path
+    here, there = (vae.get("scaling_factor", 0.18215) for vae in (base.vae, base.own_vae))
+    if here != there:
+        hint = "is it a VAE of another kind of model?"
+        notes.append(
+            f"note: --pretrained_vae_model_name_or_path {path}: its scale is {here}, the model's {there}; {hint}"
+        )
+    some = range(0, len(latents), max(1, len(latents) // MIN_IMAGES))
+    generator = torch.Generator().manual_seed(0)
+    deviation = torch.stack([latents.sample(index, 0, 0, generator).std() for index in some]).median().item()
+    if not STD_RANGE[0] <= deviation <= STD_RANGE[1]:
+        which = f"--pretrained_vae_model_name_or_path {path}" if path else "the model's VAE"
+        notes.append(f"note: {which}: scaled latents deviate by {deviation:.2f}, not by about 1; is it the right VAE?")
+    return notes

@@ -14,7 +14,7 @@ def thumbnail(image: Image.Image) -> np.ndarray:
     return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX), np.uint8).ravel()
 
 
-def find_same(thumbnails, aspects, threshold: float = 0.02):
+def find_near_duplicates(thumbnails, aspects, threshold: float = 0.02):
     """Yield (index, index of the first earlier one) of pictures of one shape that differ by less than `threshold`.
 
     Args:

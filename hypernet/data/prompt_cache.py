@@ -6,9 +6,9 @@ from collections.abc import Callable
 import torch
 
 from hypernet.data.arrow_cache import CACHE_VERSION, FLOATS, RowCache, cache_folder
-from hypernet.utils.errors import is_first
 from hypernet.stable_diffusion.model import StableDiffusion
 from hypernet.stable_diffusion.text_encoding import Embeds, encode_prompts, read_prompt, text_hash
+from hypernet.utils.errors import is_local_main_process
 
 PROMPTS_AT_ONCE = 32
 PromptEmbeds = Callable[[list[str]], list[Embeds]]
@@ -57,7 +57,7 @@ def open_embeds(models: StableDiffusion, prompts: list[str] | None, cache_dir) -
     free = shutil.disk_usage(cache_folder(cache_dir)).free
     if needed > 0.9 * free:
         sizes = f"would take {needed / 1e9:.1f} GB in the cache, where {free / 1e9:.1f} GB are free"
-        if is_first():
+        if is_local_main_process():
             print(f"{len(prompts)} prompts {sizes}; they are encoded at each step instead")
         return EncodedEmbeds(models)
 
@@ -72,18 +72,3 @@ def open_embeds(models: StableDiffusion, prompts: list[str] | None, cache_dir) -
     return CachedEmbeds(cache, prompts, width)
 
 
-def cut_note(models: StableDiffusion, prompts: list[str], images: dict[str, str] | None = None) -> str | None:
-    """What to tell if --max_token_chunks cuts prompts: which loses most, by its image's name where `images` has them."""
-    most = models.base.source.max_token_chunks
-    cut = cut_prompts(models, dict.fromkeys(prompts)) if most else []
-    if not cut:
-        return None
-    prompt, lost, tokens = max(cut, key=lambda each: each[1])
-    name = images[prompt] if images else f'"{prompt[:40]}..."'
-    return f"note: --max_token_chunks {most} cuts {len(cut)} prompts; {name} loses {lost} of {tokens} tokens"
-
-
-def cut_prompts(models: StableDiffusion, prompts: list[str]) -> list[tuple[str, int, int]]:
-    """(prompt, how many of its tokens are cut off, how many it has) of those that --max_token_chunks cuts."""
-    read = [(prompt, *read_prompt(models, models.tokenizers[0], prompt)[1:]) for prompt in prompts]
-    return [each for each in read if each[1]]

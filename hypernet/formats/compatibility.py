@@ -7,8 +7,8 @@ What is said of them was read from their sources: modules/safe.py and modules/hy
 import re
 import zipfile
 
-from hypernet.modeling.hypernetwork import Hypernetwork
 from hypernet.formats.webui import webui_fields
+from hypernet.modeling.hypernetwork import Hypernetwork
 
 COMFYUI_ACTIVATIONS = ("linear", "relu", "leakyrelu", "elu", "swish", "tanh", "sigmoid", "softsign", "mish")
 WEBUI_RECORDS = re.compile(r"[^/]+/(data/\d+|version|data\.pkl)")  # zip entries that every version lets through

@@ -7,15 +7,15 @@ import torch
 
 from hypernet.formats import compatibility as readers
 from hypernet.formats.load_save import find_weights, load
-from hypernet.formats.repair import to_mend
-from hypernet.modeling.hypernetwork import Hypernetwork
+from hypernet.formats.repair import find_repairs
 from hypernet.formats.webui import build_webui, read_webui
 from hypernet.formats.webui_optimizer import optim_path
+from hypernet.modeling.hypernetwork import Hypernetwork
 
 FAMILIES = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL"}  # by the width of their text
 
 
-def examine(path) -> dict:
+def inspect(path) -> dict:
     """All that is to be known of the hypernetwork at `path`, as plain data for a table or JSON.
 
     Raises:
@@ -51,7 +51,7 @@ def examine(path) -> dict:
         "dtype": str(hypernetwork.stored_dtype).removeprefix("torch."),
         "optimizer": optimizer.name if optimizer.is_file() else None,
         "modules": [_module(hypernetwork, width, part) for width in widths for part in ("k", "v")],
-        "to_mend": to_mend(path, data) if webui_file else [],
+        "find_repairs": find_repairs(path, data) if webui_file else [],
         "read_by": readers.table(path, data, hypernetwork, beside if beside.is_file() else None),
     }
     report["verdict"] = _verdict(report["modules"])
@@ -115,7 +115,7 @@ def describe(report: dict) -> str:
         ("weights", f"{report['bytes'] / 2**20:.1f} MiB, {report['parameters']:,} parameters, {report['dtype']}"),
         ("note", report["optional_info"]),
         ("state", report["verdict"]),
-        ("to mend", "; ".join(report["to_mend"]) + " (--fix)" if report["to_mend"] else None),
+        ("to mend", "; ".join(report["find_repairs"]) + " (--fix)" if report["find_repairs"] else None),
     ]
     lines = [report["file"], *(f"  {label:13} {_printable(value)}" for label, value in rows if value)]
     lines.append("  module   effect   norms of its weights")
@@ -135,7 +135,7 @@ def overview(reports: list[dict]) -> str:
     for report in reports:
         readers_ = [name for name in ("WebUI", "ComfyUI") if report["read_by"][name].startswith(("yes", "once"))]
         layers = ",".join(f"{multiple:g}" for multiple in report["layer_structure"])
-        state = report["verdict"].partition(":")[0] + (", to mend" if report["to_mend"] else "")
+        state = report["verdict"].partition(":")[0] + (", to mend" if report["find_repairs"] else "")
         family = (report["made_for"] or "?").removeprefix("Stable Diffusion ")
         row = report["file"], f"{report['step']:,}", layers, report["activation"], family, state, ", ".join(readers_)
         rows.append(tuple(map(_printable, row)))

@@ -9,12 +9,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from hypernet.utils.hub import hub_file
-from hypernet.modeling.hypernetwork import Hypernetwork, build, constructor_arguments
 from hypernet.formats.safe_pickle import NotAHypernetwork
-from hypernet.utils.file_kinds import kind_of
-from hypernet.utils.atomic_files import replacing
 from hypernet.formats.webui import FLOATS, load_webui, save_webui
+from hypernet.modeling.hypernetwork import Hypernetwork, build, constructor_arguments
+from hypernet.utils.atomic_files import atomic_write
+from hypernet.utils.file_kinds import kind_of
+from hypernet.utils.hub import hub_file
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"  # as diffusers' save_pretrained calls it
 KEY = "hypernetwork"  # of the config in the metadata of a .safetensors that stands alone
@@ -90,7 +90,7 @@ def save_folder(hypernetwork: Hypernetwork, folder, dtype: torch.dtype | None = 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _save_safetensors(hypernetwork, folder / WEIGHTS_NAME, dtype)
-    with replacing(folder / "config.json") as temporary:
+    with atomic_write(folder / "config.json") as temporary:
         temporary.write_text(hypernetwork.to_json_string(), encoding="utf-8")
 
 
@@ -99,7 +99,7 @@ def _save_safetensors(hypernetwork, path, dtype, **changes):
     tensors = hypernetwork.state_dict().items()
     weights = {name: tensor.detach().cpu().to(dtype or tensor.dtype).contiguous() for name, tensor in tensors}
     entry = json.dumps({**config, **changes})
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         save_file(weights, temporary, {"format": "pt", KEY: entry, "sha256": _digest(entry, weights)})
 
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import torch
 
-from hypernet.utils.errors import UserError
 from hypernet.formats.compatibility import webui_problems
 from hypernet.formats.webui import FIELDS, OLD_LAYER_NAMES, build_webui, read_webui, save_webui
 from hypernet.formats.webui_optimizer import optim_path, rehash_optim, short_hash
+from hypernet.utils.errors import UserError
 
 
-def mend(path: Path) -> list[str]:
+def repair(path: Path) -> list[str]:
     """Write the file anew if there is something to mend, keeping the old one as `.bak`; what was mended.
 
     If its optimizer's file has its hash, it gets the new file's.
@@ -21,7 +21,7 @@ def mend(path: Path) -> list[str]:
         UserError: if there is a `.bak` already, or the folder cannot be written to.
     """
     data = read_webui(path)
-    mended = to_mend(path, data)
+    mended = find_repairs(path, data)
     if not mended:
         return []
     backup = path.with_name(f"{path.name}.bak")
@@ -39,7 +39,7 @@ def mend(path: Path) -> list[str]:
     return [*mended, f"the old file is {backup.name}"]
 
 
-def to_mend(path, data) -> list[str]:
+def find_repairs(path, data) -> list[str]:
     """What a file written anew has better than this one, of which `read_webui` has read `data`; one phrase each."""
     widths = [key for key in data if type(key) is int]
     names = {name.partition(".")[0] for width in widths for part in data[width] for name in part}

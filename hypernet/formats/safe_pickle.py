@@ -19,10 +19,10 @@ from pathlib import Path
 
 import torch
 
+from hypernet.utils.atomic_files import atomic_write
 from hypernet.utils.errors import UserError
-from hypernet.utils.hashing import file_sha256
 from hypernet.utils.file_kinds import kind_of
-from hypernet.utils.atomic_files import replacing
+from hypernet.utils.hashing import file_sha256
 
 ZIP = b"PK\x03\x04"
 MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the first pickle of torch.save's legacy format
@@ -91,7 +91,7 @@ def write_plain(data, path):
 
     The sha256 of it all is added to its end, so that every later change of the file is noticed.
     """
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         torch.save(data, temporary, _use_new_zipfile_serialization=False)
         trailer = TRAILER + file_sha256(temporary).encode()
         with open(temporary, "ab") as file:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from hypernet.modeling.hypernetwork import ACTIVATIONS, Hypernetwork, build
 from hypernet.formats.safe_pickle import NotAHypernetwork, read_plain, write_plain
+from hypernet.modeling.hypernetwork import ACTIVATIONS, Hypernetwork, build
 from hypernet.utils.file_kinds import kind_of
 
 WEIGHT_INIT_NAMES = {  # ours -> the WebUI's; it has no zero start, and none is needed once there are weights

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
-from hypernet.utils.hashing import file_sha256
-from hypernet.modeling.hypernetwork import Hypernetwork
 from hypernet.formats.safe_pickle import NotAHypernetwork, read_plain, write_plain
+from hypernet.modeling.hypernetwork import Hypernetwork
+from hypernet.utils.hashing import file_sha256
 
 WHAT = "optimizer's state"
 ADAM = {"exp_avg", "exp_avg_sq"}  # what AdamW keeps of each parameter, beside its step

@@ -13,28 +13,27 @@ import diffusers
 import torch
 from PIL import Image
 
-import hypernet
-from hypernet.stable_diffusion.base_model import recognise
-from hypernet.stable_diffusion.conditioning import masked, pipeline_arguments
-from hypernet.stable_diffusion.prompt_parser import escape
-from hypernet.utils.errors import UserError
-from hypernet.formats.load_save import find_weights
-from hypernet.utils.hashing import file_sha256
+from hypernet.formats.load_save import find_weights, load
 from hypernet.generation.infotext import write_infotext
-from hypernet.stable_diffusion.loras import UNDERNEATH, split_lora
+from hypernet.generation.prompt_tags import tag_name, write_tag
+from hypernet.modeling.attachment import attach, detach
+from hypernet.stable_diffusion.base_model import identify_base_model
+from hypernet.stable_diffusion.conditioning import pipeline_arguments, text_mask
+from hypernet.stable_diffusion.loras import UNDERNEATH, split_lora, write_lora_tag
+from hypernet.stable_diffusion.model import StableDiffusion, load_stable_diffusion
 from hypernet.stable_diffusion.model_source import ModelSource
-from hypernet.stable_diffusion.model import StableDiffusion, load_models
-from hypernet.data.prompt_cache import cut_note
-from hypernet.generation.prompt_tags import tag_name, write_lora_tag, write_tag
+from hypernet.stable_diffusion.prompt_parser import escape
 from hypernet.stable_diffusion.schedulers import build_scheduler, find_sampler, webui_name
-from hypernet.stable_diffusion.text_encoding import encode_prompts
+from hypernet.stable_diffusion.text_encoding import encode_prompts, truncation_note
+from hypernet.utils.errors import UserError
+from hypernet.utils.hashing import file_sha256
 
 MULTIPLE = 8  # of a picture's sides
 warnings.filterwarnings("ignore", message="Should have t[ab]")  # torchsde, on the last digit of a float
 
 
 @dataclasses.dataclass(frozen=True)
-class PictureSettings:
+class GenerationSettings:
     """What shapes one picture, but for the model.
 
     Raises:
@@ -76,7 +75,7 @@ class PictureSettings:
         return self.hypernetworks, self.sampler, self.size, self.steps, self.guidance_scale
 
 
-def load_for_drawing(source: ModelSource) -> StableDiffusion:
+def load_for_generation(source: ModelSource) -> StableDiffusion:
     """Any Stable Diffusion, SDXL too: float16 on a GPU, float32 on a CPU.
 
     Raises:
@@ -84,7 +83,7 @@ def load_for_drawing(source: ModelSource) -> StableDiffusion:
     """
     has_gpu = torch.cuda.is_available()
     dtype = torch.float16 if has_gpu else torch.float32
-    return load_models(recognise(source), dtype, "cuda" if has_gpu else "cpu", dtype)
+    return load_stable_diffusion(identify_base_model(source), dtype, "cuda" if has_gpu else "cpu", dtype)
 
 
 @functools.cache
@@ -93,7 +92,7 @@ def weights_sha256(hypernetwork: str) -> str:
     return file_sha256(find_weights(hypernetwork))
 
 
-class Painter:
+class ImageGenerator:
     """One model that draws whatever is asked for; each hypernetwork is loaded once, and let go after its last use.
 
     `loaded` are hypernetworks that are open already, by path.
@@ -103,13 +102,13 @@ class Painter:
         self.models, self.pipe, self.loaded = models, models.pipeline, dict(loaded or {})
         self.schedulers, self.told = {None: self.pipe.scheduler}, set()
 
-    def draw_all(self, pictures: list[PictureSettings], batch_size: int = 1) -> Iterator[tuple[int, Image.Image]]:
+    def generate_all(self, pictures: list[GenerationSettings], batch_size: int = 1) -> Iterator[tuple[int, Image.Image]]:
         """(index, picture) of all of them, those with the same hypernetworks one after the other.
 
         Raises:
             UserError: before the first one, if a sampler cannot take so many steps.
         """
-        if note := cut_note(self.models, [picture.prompt for picture in pictures]):
+        if note := truncation_note(self.models, [picture.prompt for picture in pictures]):
             print(note, file=sys.stderr)
         for sampler, steps in dict.fromkeys((picture.sampler, picture.steps) for picture in pictures):
             check_steps(self._scheduler(sampler, [0]), steps)
@@ -124,11 +123,11 @@ class Painter:
             for start in range(0, len(indices), batch_size)
         ]
         for i, indices in enumerate(batches):
-            yield from zip(indices, self.draw([pictures[index] for index in indices]))
+            yield from zip(indices, self.generate([pictures[index] for index in indices]))
             ahead = {path for j in itertools.chain(*batches[i + 1 :]) for path, _ in pictures[j].hypernetworks}
             self.loaded = {path: module for path, module in self.loaded.items() if path in ahead}
 
-    def draw(self, batch: list[PictureSettings]) -> list[Image.Image]:
+    def generate(self, batch: list[GenerationSettings]) -> list[Image.Image]:
         """Pictures that share what `PictureSettings.shared` names, in one forward pass; each has its own noise.
 
         An empty prompt, or negative prompt, is what guidance compares with: for most SDXL models that is no text at all.
@@ -139,16 +138,16 @@ class Painter:
         try:
             for path, strength in first.hypernetworks:
                 if path not in self.loaded:
-                    self.loaded[path] = hypernet.load(path)
+                    self.loaded[path] = load(path)
                 self._tell_loras(path)
                 try:
-                    hypernet.attach(pipe.unet, self.loaded[path], strength)
+                    attach(pipe.unet, self.loaded[path], strength)
                 except ValueError as error:
                     raise UserError(f"{path}: {error}") from None
             positive = encode_prompts(self.models, [picture.prompt for picture in batch])
             negative = encode_prompts(self.models, [picture.negative_prompt for picture in batch])
             given, mask = pipeline_arguments(positive, negative, pipe.unet.dtype)
-            with masked(pipe.unet, mask):
+            with text_mask(pipe.unet, mask):
                 return pipe(
                     **given,
                     generator=[torch.Generator().manual_seed(picture.seed) for picture in batch],
@@ -158,7 +157,7 @@ class Painter:
                     height=height,
                 ).images
         finally:
-            hypernet.detach(pipe.unet)
+            detach(pipe.unet)
 
     def _tell_loras(self, path):
         """Say once if a hypernetwork was trained over LoRAs, and here it is drawn without any."""
@@ -176,7 +175,7 @@ class Painter:
             scheduler.noise_sampler_seed = seeds
         return scheduler
 
-    def infotext(self, picture: PictureSettings, image: Image.Image, **more) -> str:
+    def infotext(self, picture: GenerationSettings, image: Image.Image, **more) -> str:
         """The WebUI's text about a picture that was drawn here; all hypernetworks stand as tags behind the prompt."""
         sampler, schedule_type = webui_name(self._scheduler(picture.sampler, [picture.seed]))
         stack, source = picture.hypernetworks, self.models.base.source

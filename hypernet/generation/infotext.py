@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from hypernet.utils.atomic_files import replacing
+from hypernet.utils.atomic_files import atomic_write
 
 KEY = "parameters"
 NEGATIVE = "Negative prompt:"
@@ -74,7 +74,7 @@ def save_png(path, image: Image.Image, infotext: str):
     """Write the picture with its text; a crash leaves either the whole file or none."""
     info = PngInfo()
     info.add_text(KEY, infotext)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         image.save(temporary, format="PNG", pnginfo=info)
 
 

@@ -9,8 +9,9 @@ import os
 import re
 from pathlib import Path
 
-from hypernet.utils.errors import UserError
 from hypernet.formats.load_save import WEIGHTS_NAME
+from hypernet.formats.trained_folder import _is_best, trained_config
+from hypernet.utils.errors import UserError
 
 LORA_TAG = re.compile(r"\s*<lora:[^>]*>")  # written into pictures, never read: LoRAs go under the model, by --lora
 TAG = re.compile(r"<(\w+):([^>]+)>")  # the WebUI's extra networks; any other < is text
@@ -51,11 +52,6 @@ def write_tag(path, strength: float) -> str:
     return f"<hypernet:{tag_name(path)}:{strength:g}>"
 
 
-def write_lora_tag(path, scale: float) -> str:
-    """The tag that puts this LoRA under a picture in the WebUI."""
-    return f"<lora:{Path(path).stem}:{scale:g}>"
-
-
 def tag_name(path) -> str:
     """What prompts call it: the stem of a file, the name that a trained folder gives it, NAME-STEP of a checkpoint.
 
@@ -71,22 +67,6 @@ def tag_name(path) -> str:
     if _is_best(path):
         return f"{name}-best"
     return f"{name}-{config.get('step', 0)}" if path.parent.name == "checkpoints" else name
-
-
-def _is_best(folder: Path) -> bool:
-    """Whether it holds the best state of the run in the folder above."""
-    return folder.name == "best" and (folder.parent / "run.json").is_file()
-
-
-def trained_config(folder: Path) -> dict | None:
-    """The config of the hypernetwork that this folder holds, None if it holds none."""
-    if not (folder / WEIGHTS_NAME).is_file():
-        return None
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return config if isinstance(config, dict) and config.get("_class_name") == "Hypernetwork" else None
 
 
 def find_hypernetwork(name: str, folder) -> Path:

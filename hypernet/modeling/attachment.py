@@ -3,13 +3,13 @@
 import numbers
 
 import torch
-import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from diffusers.utils.torch_utils import is_compiled_module
 from torch import nn
 
+from hypernet.modeling.attention_processor import HypernetworkAttnProcessor
 from hypernet.modeling.hypernetwork import Hypernetwork
-from hypernet.modeling.stack import Stack
+from hypernet.modeling.stack import HypernetworkStack
 
 PLAIN_PROCESSORS = {  # of diffusers: different ways to compute the same; others (IP-Adapter's, say) compute more
     "AttnProcessor",
@@ -20,71 +20,6 @@ PLAIN_PROCESSORS = {  # of diffusers: different ways to compute the same; others
     "XFormersAttnProcessor",
     "XLAFlashAttnProcessor2_0",
 }
-
-
-class HypernetworkAttnProcessor:
-    """diffusers' `AttnProcessor2_0` with K and V made from what the hypernetworks make of the context.
-
-    It holds no parameters, so the UNet's state dict stays as it was. With no strength above zero it hands over to the
-    processor that was there before.
-    """
-
-    def __init__(self, stack: Stack, original):
-        self.stack = stack
-        self.original = original
-
-    def __call__(
-        self,
-        attn,
-        hidden_states,  # (B, tokens, channels) or (B, channels, height, width)
-        encoder_hidden_states=None,  # (B, text tokens, text width); None in self-attention
-        attention_mask=None,
-        temb=None,
-        hypernetwork_shared=None,  # what `attach` has computed for all layers of this forward
-    ):
-        if not self.stack.active:
-            return self.original(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
-        residual, shape = hidden_states, hidden_states.shape
-        if attn.spatial_norm is not None:
-            hidden_states = attn.spatial_norm(hidden_states, temb)
-        if len(shape) == 4:
-            hidden_states = hidden_states.flatten(2).transpose(1, 2)  # (B, tokens, channels)
-        if attn.group_norm is not None:
-            hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
-
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        text, maps = hypernetwork_shared or (None, {})
-        if encoder_hidden_states is not None and attn.norm_cross:
-            context, text = attn.norm_encoder_hidden_states(context), None
-        if encoder_hidden_states is not None and text is not None:
-            key, value = attn.to_k(text[0]), attn.to_v(text[1])
-        elif context.shape[-1] in maps:
-            map_k, map_v = maps[context.shape[-1]]
-            key, value = map_k.project(attn.to_k, context), map_v.project(attn.to_v, context)
-        else:
-            context_k, context_v = self.stack(context)
-            key, value = attn.to_k(context_k), attn.to_v(context_v)
-
-        def split(x):
-            return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # (B, heads, tokens, channels of a head)
-
-        query, key, value = split(attn.to_q(hidden_states)), split(key), split(value)
-        if attn.norm_q is not None:
-            query = attn.norm_q(query)
-        if attn.norm_k is not None:
-            key = attn.norm_k(key)
-        if attention_mask is not None:
-            attention_mask = attn.prepare_attention_mask(attention_mask, context.shape[1], context.shape[0])
-            attention_mask = attention_mask.view(context.shape[0], attn.heads, -1, attention_mask.shape[-1])
-        hidden_states = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
-        hidden_states = hidden_states.transpose(1, 2).flatten(2).to(query.dtype)  # (B, tokens, channels)
-
-        hidden_states = attn.to_out[1](attn.to_out[0](hidden_states))
-        if len(shape) == 4:
-            hidden_states = hidden_states.transpose(1, 2).reshape(shape)
-        if attn.residual_connection:
-            hidden_states = hidden_states + residual
-        return hidden_states / attn.rescale_output_factor
 
 
 def attach(unet, hypernetwork: Hypernetwork, strength: float = 1.0):
@@ -106,7 +41,7 @@ def attach(unet, hypernetwork: Hypernetwork, strength: float = 1.0):
     layers = attention_layers(unet)
     check_widths(hypernetwork, layers)
     if stack is None:
-        stack = Stack(attention=layers)
+        stack = HypernetworkStack(attention=layers)
         _wrap_processors(stack)
         unet._hypernetworks = stack
         hook = unet.register_forward_pre_hook(_before_forward, with_kwargs=True)
@@ -165,7 +100,7 @@ def attention_layers(unet) -> dict[str, Attention]:
 def check_widths(hypernetwork: Hypernetwork, layers: dict[str, Attention]):
     """Raises: ValueError if none of these layers gets contexts of a width that `hypernetwork` transforms."""
     here = sorted({layer.to_k.in_features for layer in layers.values()})
-    if not any(hypernetwork.of_width(width) for width in here):
+    if not any(hypernetwork.parameters_of_width(width) for width in here):
         raise ValueError(
             f"{hypernetwork.config.name} has none of this UNet's widths: it transforms widths "
             f"{', '.join(hypernetwork.pairs)}; this model has {', '.join(map(str, here))}, so it was made for another "
@@ -180,7 +115,7 @@ def _plain(unet):
     return unet
 
 
-def _stack(unet, hypernetwork) -> Stack:
+def _stack(unet, hypernetwork) -> HypernetworkStack:
     stack = getattr(_plain(unet), "_hypernetworks", None)
     if stack is None or hypernetwork is not None and all(layer is not hypernetwork for layer, _ in stack.layers):
         raise ValueError("there is no such hypernetwork on this UNet; attach it first")
@@ -223,7 +158,7 @@ def _before_forward(unet, args, kwargs):
         text = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[2]
         maps = stack.build_maps(unet, latents, text)
         same = unet.config.get("encoder_hid_dim_type") is None  # else the layers get another text than this
-        shared = {"hypernetwork_shared": (stack.of_text(text, maps) if same else None, maps)}
+        shared = {"hypernetwork_shared": (stack.transform_text(text, maps) if same else None, maps)}
         kwargs["cross_attention_kwargs"] = {**(kwargs.get("cross_attention_kwargs") or {}), **shared}
     return args, kwargs
 

@@ -4,12 +4,12 @@ import torch
 from torch import nn
 
 from hypernet.modeling.attachment import attention_layers, check_widths
-from hypernet.modeling.linear_map import linear_map
 from hypernet.modeling.hypernetwork import Hypernetwork, is_linear
+from hypernet.modeling.linear_map import linear_map
 
 
 @torch.no_grad()
-def merge(unet, hypernetwork: Hypernetwork, strength: float = 1.0):
+def fuse(unet, hypernetwork: Hypernetwork, strength: float = 1.0):
     """Fold a linear hypernetwork into the weights of `unet`, so that drawing with it costs nothing more.
 
     to_k(x + s (M x + b)) = W (1 + s M) x + s W b: each to_k and to_v gets the weight W (1 + s M) and the bias s W b, in
@@ -41,14 +41,14 @@ def merge(unet, hypernetwork: Hypernetwork, strength: float = 1.0):
                 raise ValueError(
                     f"a to_{part} of the UNet is a {kind}, no plain Linear; merge before LoRAs, unquantised"
                 )
-            folded.append((projection, *_fold(projection, *linear_map(module), strength)))
+            folded.append((projection, *_fuse_projection(projection, *linear_map(module), strength)))
     for projection, weight, bias in folded:
         projection.weight.copy_(weight)
         if bias is not None:
             projection.bias = nn.Parameter(bias.to(projection.weight), requires_grad=projection.weight.requires_grad)
 
 
-def _fold(projection, matrix, bias, strength):
+def _fuse_projection(projection, matrix, bias, strength):
     """Weight and bias of `projection` after the map; no bias where there was none and none is needed."""
     weight = projection.weight.double()
     matrix, bias = matrix.to(weight.device), bias.to(weight.device)

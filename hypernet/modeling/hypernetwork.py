@@ -1,6 +1,5 @@
 """The hypernetwork: for each context width a pair of MLPs, one for an attention layer's keys and one for its values."""
 
-import inspect
 import math
 
 import torch
@@ -8,61 +7,15 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 
-# Activations by the WebUI's names. "swish" is Hardswish there, and so here.
-_NOT_ELEMENTWISE = {"multiheadattention", "threshold", "glu", "softmax2d"}
-ACTIVATIONS = {
-    **{
-        name.lower(): cls
-        for name, cls in inspect.getmembers(nn.modules.activation, inspect.isclass)
-        if cls.__module__ == nn.modules.activation.__name__ and name.lower() not in _NOT_ELEMENTWISE
-    },
-    "swish": nn.Hardswish,
-    "linear": None,
-}
-WEIGHT_INITS = ("normal", "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "zero")
-LAYER_NORM_INITS = ("ones", "normal")
+from hypernet.modeling.structure import ACTIVATIONS, check_structure
+
 WIDTHS_SD1 = (320, 640, 768, 1280)
 
 
-def check_structure(
-    layer_structure=(1, 2, 1),
-    activation="linear",
-    weight_init="normal",
-    layer_norm=False,
-    layer_norm_init="ones",
-    activate_output=False,
-    dropout_structure=None,
-):
-    """Raise ValueError, in one line that says what would be right, if no module can be built from this.
-
-    It takes all that shapes a module; with or without `layer_norm` the rest is held to the same rules.
-    """
-    shown = ",".join(f"{m:g}" for m in layer_structure)
-    if len(layer_structure) < 2 or layer_structure[0] != 1 or layer_structure[-1] != 1 or min(layer_structure) <= 0:
-        raise ValueError(f"layer_structure {shown}: it must start and end with 1, as in 1,2,1")
-    _choose("activation", activation, ACTIVATIONS)
-    _choose("weight_init", weight_init, WEIGHT_INITS)
-    _choose("layer_norm_init", layer_norm_init, LAYER_NORM_INITS)
-    if weight_init == "zero" and activate_output and ACTIVATIONS[activation] is not None:
-        with torch.device("cpu"):  # also where the hypernetwork itself is laid out without memory
-            of_zero = ACTIVATIONS[activation]()(torch.zeros(1, 1)).item()
-        if of_zero != 0:
-            raise ValueError(f"weight_init zero: {activation} of 0 is not 0, so with activate_output it is no identity")
-    if dropout_structure is not None:
-        inside = all(0 <= p < 1 for p in dropout_structure)
-        same_length = len(dropout_structure) == len(layer_structure)
-        if not (inside and same_length and dropout_structure[0] == dropout_structure[-1] == 0):
-            shown = ",".join(f"{p:g}" for p in dropout_structure)
-            example = ",".join(["0", *["0.3"] * (len(layer_structure) - 2), "0"])
-            raise ValueError(
-                f"dropout_structure {shown}: it needs {len(layer_structure)} probabilities from 0 to below 1, "
-                f"the first and the last 0, as in {example}"
-            )
-
-
-def _choose(option, value, choices):
-    if value not in choices:
-        raise ValueError(f"{option} {value!r} is unknown; choose one of {', '.join(sorted(choices))}")
+def activation_class(name: str) -> type[nn.Module] | None:
+    """Return the module class of an activation by its name in `ACTIVATIONS`; None for "linear"."""
+    class_name = ACTIVATIONS[name]
+    return None if class_name is None else getattr(nn, class_name)
 
 
 def is_autocast(tensor) -> bool:
@@ -83,8 +36,9 @@ class HypernetworkModule(nn.Module):
         for i, (before, after) in enumerate(zip(layer_structure, layer_structure[1:])):
             last = i == len(layer_structure) - 2
             layers.append(nn.Linear(int(width * before), int(width * after)))
-            if ACTIVATIONS[activation] is not None and (activate_output or not last):
-                layers.append(ACTIVATIONS[activation]())
+            activation_layer = activation_class(activation)
+            if activation_layer is not None and (activate_output or not last):
+                layers.append(activation_layer())
             if layer_norm:
                 layers.append(nn.LayerNorm(int(width * after)))
             if dropout_structure is not None and dropout_structure[i + 1] > 0:
@@ -197,7 +151,7 @@ class Hypernetwork(ModelMixin, ConfigMixin):
 
         return transform("k", context), transform("v", context_v)
 
-    def of_width(self, width: int) -> list[nn.Parameter]:
+    def parameters_of_width(self, width: int) -> list[nn.Parameter]:
         """The parameters that transform contexts of this width, none if it has not the width."""
         return list(self.pairs[str(width)].parameters()) if str(width) in self.pairs else []
 
@@ -266,7 +220,7 @@ def build(config: dict, weights: dict[str, torch.Tensor]) -> Hypernetwork:
 
 def is_linear(hypernetwork: Hypernetwork) -> bool:
     """Whether all its modules are linear maps while drawing, when dropout is off: no activation and no LayerNorm."""
-    return ACTIVATIONS[hypernetwork.config.activation] is None and not hypernetwork.config.layer_norm
+    return activation_class(hypernetwork.config.activation) is None and not hypernetwork.config.layer_norm
 
 
 def without_dropout(hypernetwork: Hypernetwork) -> Hypernetwork:

@@ -16,20 +16,20 @@ from hypernet.modeling.hypernetwork import is_autocast
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class MapPlan:
     """What is least for one width: to build its maps at all, and from how many tokens of a layer on to fold them."""
 
     build: bool
-    fold_from: float  # tokens, the batch's together
+    fuse_from: float  # tokens, the batch's together
 
 
 @dataclasses.dataclass(frozen=True)
-class Map:
+class LinearMap:
     """What a linear module adds to a context x, x matrix^T + bias, times the strength; differentiable."""
 
     matrix: torch.Tensor  # (width, width)
     bias: torch.Tensor  # (width,)
-    fold_from: float
+    fuse_from: float
 
     def transform(self, x):  # (B, tokens, width)
         """The context as the hypernetwork makes it, in the precision of x."""
@@ -38,7 +38,7 @@ class Map:
 
     def project(self, projection, x):  # (B, tokens, width) -> (B, tokens, out)
         """`projection` of the transformed context; folded into its weight where that is less."""
-        if x.shape[0] * x.shape[1] < self.fold_from or not is_plain(projection):
+        if x.shape[0] * x.shape[1] < self.fuse_from or not is_plain_linear(projection):
             return projection(self.transform(x))
         weight = projection.weight
         matrix, bias = self.matrix.to(weight.dtype), self.bias.to(weight.dtype)
@@ -46,7 +46,7 @@ class Map:
         return F.linear(x, weight + weight @ matrix, moved)
 
 
-def is_plain(projection) -> bool:
+def is_plain_linear(projection) -> bool:
     """Whether it is its weight and nothing else: no hooks, no offloading (which replaces `forward`), no odd storage."""
     touched = projection._forward_hooks or projection._forward_pre_hooks or "forward" in vars(projection)
     if type(projection) is not nn.Linear or touched or type(projection.weight) is not nn.Parameter:
@@ -67,13 +67,13 @@ def linear_map(module, dtype: torch.dtype | None = torch.float64) -> tuple[torch
     return matrix, bias
 
 
-def build_map(module, strength: float, fold_from: float) -> Map:
+def build_map(module, strength: float, fuse_from: float) -> LinearMap:
     """The map of a linear `HypernetworkModule` for a forward, in the precision of its weights."""
     matrix, bias = linear_map(module, dtype=None)
-    return Map(strength * matrix, strength * bias, fold_from)
+    return LinearMap(strength * matrix, strength * bias, fuse_from)
 
 
-def make_plan(structure, width: int, layers: list[tuple[int, float]], training: bool) -> Plan:
+def make_plan(structure, width: int, layers: list[tuple[int, float]], training: bool) -> MapPlan:
     """Count the multiply-adds of one part (K or V) of one width in each way, and choose.
 
     Training takes every product three times: forward, and once for the gradient of each of its factors. A folded
@@ -92,10 +92,10 @@ def make_plan(structure, width: int, layers: list[tuple[int, float]], training: 
     fold = [width * out * (tokens + 2 * width if training else width) for tokens, out in layers]
     folded = [tokens for (tokens, _), applied, folding in zip(layers, apply, fold) if folding < applied]
     mapped = build + sum(map(min, zip(apply, fold)))
-    return Plan(mapped < plain, min(folded, default=math.inf))
+    return MapPlan(mapped < plain, min(folded, default=math.inf))
 
 
-def tokens_of_layers(unet, batch: int, height: int, width: int) -> dict[str, int]:
+def tokens_per_layer(unet, batch: int, height: int, width: int) -> dict[str, int]:
     """Layer name -> tokens that its self-attention sees, the batch's together, for latents of this size."""
     levels, tokens = len(unet.config.block_out_channels), {}
     for name in unet.attn_processors:

@@ -5,15 +5,15 @@ the bias s W b. A module that is not linear is replaced by the linear map that c
 """
 
 import dataclasses
-from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
-from hypernet.modeling.attachment import attention_layers
-from hypernet.modeling.linear_map import linear_map
+from hypernet.modeling.attachment import attach, attention_layers, detach
 from hypernet.modeling.hypernetwork import Hypernetwork, is_linear
-from hypernet.utils.atomic_files import replacing
+from hypernet.modeling.linear_map import linear_map
+
+PER_CALL = 256  # contexts kept of a call of the hypernetwork
+MOST = 32768  # of one width
 
 HELD_OUT = 5  # every fifth context is not fitted on, but measured on
 RIDGE = 1e-6  # relative to the mean square of the contexts
@@ -133,27 +133,43 @@ def _factors(matrix, root, rank):
     return torch.linalg.solve(root, (vh[:rank].T * scale)).T, u[:, :rank] * scale
 
 
-def save_lora(lora: Lora, path, dtype=torch.float32):
-    """Write two files: `path` in kohya's naming, for the WebUI and ComfyUI; NAME_peft beside it for diffusers.
+@torch.no_grad()
+def gather_contexts(pipe, hypernetwork: Hypernetwork, prompts: list[str], strength=1.0, seed=0, **options):
+    """Draw the prompts with the hypernetwork on, and keep some of the contexts that it is given.
 
-    kohya's form has no place for biases, so its matrices take over their mean effect; PEFT's holds them exactly.
+    Args:
+        pipe: a diffusers pipeline; `options` (steps, size, guidance) go to its call.
+        strength: at which pictures are drawn, because it shapes what deeper layers get.
+
+    Returns:
+        Width -> contexts (N, width), float32 on the CPU, of all layers, steps and prompts.
     """
-    kohya, peft = {}, {}
-    alpha = float(max((len(down) for down, _ in lora.without_bias.values()), default=1))
-    for name, (down, up) in lora.without_bias.items():
-        key = "lora_unet_" + name.replace(".", "_")
-        kohya[f"{key}.lora_down.weight"] = down
-        kohya[f"{key}.lora_up.weight"] = up * len(down) / alpha  # programs multiply by alpha / rank; diffusers
-        kohya[f"{key}.alpha"] = torch.tensor(alpha)  # takes one alpha for all layers of self-attention
-    for name, (down, up, bias) in lora.factors.items():
-        peft[f"unet.{name}.lora_A.weight"], peft[f"unet.{name}.lora_B.weight"] = down, up
-        peft[f"unet.{name}.lora_B.bias"] = bias
-    for file, tensors in ((Path(path), kohya), (peft_path(path), peft)):
-        with replacing(file) as temporary:
-            stored = {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}
-            save_file(stored, temporary, {"format": "pt"})
+    generator, kept, calls = torch.Generator().manual_seed(seed), {}, {}
+
+    def some(contexts, count):
+        return contexts[torch.randperm(len(contexts), generator=generator)[:count].to(contexts.device)]
+
+    def keep(module, args):
+        context = args[0].flatten(0, -2)  # (B * tokens, width)
+        if str(context.shape[-1]) in hypernetwork.pairs:
+            calls.setdefault(context.shape[-1], []).append(some(context, PER_CALL).float().cpu())
+
+    hook = hypernetwork.register_forward_pre_hook(keep)
+    attach(pipe.unet, hypernetwork, strength)
+    pipe.unet._hypernetworks.folding = False  # or contexts go by it
+    try:
+        for i, prompt in enumerate(prompts):
+            pipe(prompt, generator=torch.Generator().manual_seed(seed + i), output_type="latent", **options)
+            for width, contexts in calls.items():
+                kept.setdefault(width, []).append(some(torch.cat(contexts), MOST // len(prompts)))
+            calls.clear()
+    finally:
+        detach(pipe.unet)
+        hook.remove()
+    return {width: torch.cat(contexts) for width, contexts in kept.items()}
 
 
-def peft_path(path) -> Path:
-    """Where `save_lora` writes PEFT's form."""
-    return Path(path).with_name(f"{Path(path).stem}_peft.safetensors")
+def normal_contexts(hypernetwork: Hypernetwork, count=4096, seed=0) -> dict[int, torch.Tensor]:
+    """Unit normal contexts in their place, for what attention layers get is normalised before."""
+    generator = torch.Generator().manual_seed(seed)
+    return {int(width): torch.randn(count, int(width), generator=generator) for width in hypernetwork.pairs}

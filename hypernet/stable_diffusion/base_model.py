@@ -7,11 +7,11 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
 from transformers import PretrainedConfig
 
-from hypernet.utils.errors import UserError
 from hypernet.stable_diffusion.loras import check_loras
 from hypernet.stable_diffusion.model_source import PREDICTION_TYPES, UNREACHED, ModelSource
 from hypernet.stable_diffusion.single_file import SingleFile, open_single_file
 from hypernet.stable_diffusion.vae import read_vae_config
+from hypernet.utils.errors import UserError
 
 TRAINABLE = "Stable Diffusion 1.x, 2.x and SDXL can be trained"
 TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection")
@@ -61,7 +61,7 @@ class BaseModel:
         return 2 ** (len(self.vae["block_out_channels"]) - 1)  # as diffusers' pipelines have it
 
 
-def recognise(source: ModelSource) -> BaseModel:
+def identify_base_model(source: ModelSource) -> BaseModel:
     """The model by its configs, after a look whether all that is named exists.
 
     Raises:
@@ -94,31 +94,6 @@ def recognise(source: ModelSource) -> BaseModel:
     if base.zero_snr and base.prediction_type == "epsilon":
         _refuse_noise_alone(source)
     return base
-
-
-def choose_widths(config, base: BaseModel) -> list[int]:
-    """The context widths to train: all that the model's UNet has, or those asked for among them."""
-    available = base.context_widths
-    missing = sorted(set(config.widths_numbers or []) - set(available))
-    if missing:
-        shown = ",".join(map(str, available))
-        problem = f"the UNet has no attention layer of width {missing[0]}; it has {shown}"
-        option = f"--init_from {config.init_from}" if config.init_from else f"--widths {config.widths}"
-        raise UserError(f"{option}: {problem}")
-    widths = config.widths_numbers or available
-    for multiple in config.layer_structure_numbers:
-        if int(multiple * widths[0]) < 1:
-            problem = f"{multiple:g} times width {widths[0]} is nothing"
-            raise UserError(f"--layer_structure {config.layer_structure}: {problem}")
-    return widths
-
-
-def check_resolution(config, base: BaseModel) -> int:
-    """What the sides of images must be multiples of; raises UserError if those asked for are not."""
-    multiple = base.image_multiple
-    if any(side % multiple for side in config.size):
-        raise UserError(f"--resolution {config.resolution}: it must be a multiple of {multiple} for this model")
-    return multiple
 
 
 def _read(source, single, model_class, subfolder=None) -> dict:

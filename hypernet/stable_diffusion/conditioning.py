@@ -7,7 +7,7 @@ import torch
 from hypernet.stable_diffusion.text_encoding import Embeds
 
 
-def conditions(embeds: list[Embeds], time_ids: torch.Tensor | None = None) -> dict:
+def build_conditions(embeds: list[Embeds], time_ids: torch.Tensor | None = None) -> dict:
     """The UNet's arguments for a batch of prompts, by diffusers' names.
 
     Prompts of several lengths are filled up with zeros that a mask takes out, so that no image depends on what else is in
@@ -26,20 +26,20 @@ def conditions(embeds: list[Embeds], time_ids: torch.Tensor | None = None) -> di
     return given
 
 
-def cast(given: dict, device, dtype: torch.dtype) -> dict:
+def cast_conditions(given: dict, device, dtype: torch.dtype) -> dict:
     """The arguments on a device, the embeddings in the UNet's precision; the sizes stay float32, mask and all."""
     kept = ("time_ids", "encoder_attention_mask")
     return {
-        key: cast(value, device, dtype)
+        key: cast_conditions(value, device, dtype)
         if isinstance(value, dict)
         else value.to(device, value.dtype if key in kept else dtype)
         for key, value in given.items()
     }
 
 
-def first(given: dict, count: int) -> dict:
+def take_first(given: dict, count: int) -> dict:
     """The arguments of the first `count` images."""
-    return {key: first(value, count) if isinstance(value, dict) else value[:count] for key, value in given.items()}
+    return {key: take_first(value, count) if isinstance(value, dict) else value[:count] for key, value in given.items()}
 
 
 def time_ids(original: tuple[float, float], corner: tuple[float, float], shown: tuple[int, int]) -> torch.Tensor:
@@ -49,7 +49,7 @@ def time_ids(original: tuple[float, float], corner: tuple[float, float], shown: 
 
 def pipeline_arguments(positive: list[Embeds], negative: list[Embeds], dtype: torch.dtype) -> tuple[dict, torch.Tensor]:
     """What a pipeline takes in place of prompts, and the mask of both, (2 * B, tokens): `masked` brings it to the UNet."""
-    both = cast(conditions([*negative, *positive]), None, dtype)
+    both = cast_conditions(build_conditions([*negative, *positive]), None, dtype)
     tokens, count = both["encoder_hidden_states"], len(positive)
     given = {"negative_prompt_embeds": tokens[:count], "prompt_embeds": tokens[count:]}
     if positive[0].pooled is not None:
@@ -59,7 +59,7 @@ def pipeline_arguments(positive: list[Embeds], negative: list[Embeds], dtype: to
 
 
 @contextlib.contextmanager
-def masked(unet, mask: torch.Tensor | None):
+def text_mask(unet, mask: torch.Tensor | None):
     """Let the UNet take no notice of what fills shorter prompts up: diffusers' pipelines have no argument for that.
 
     `mask` is that of `pipeline_arguments`; without guidance the pipeline asks for the second half only.

@@ -8,8 +8,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from hypernet.utils.errors import UserError
-from hypernet.utils.hub import hub_file, is_hub_id
 from hypernet.utils.file_kinds import kind_of
+from hypernet.utils.hub import hub_file, is_hub_id
 
 UNDERNEATH = "LoRAs underneath:"
 DOWN = ("lora_A", "lora_down", "lora.down")  # the matrix that takes a layer's input, (rank, width)
@@ -48,7 +48,7 @@ def lora_names(loras) -> str:
     return ", ".join(f"{Path(path).name}:{scale:g}" for path, scale in map(split_lora, loras))
 
 
-def note_loras(hypernetwork, loras):
+def record_loras(hypernetwork, loras):
     """Write what lies underneath into the hypernetwork's note of how it was trained; a note of others stays."""
     note = hypernetwork.config.optional_info
     if loras or (note or "").startswith(UNDERNEATH):
@@ -109,7 +109,7 @@ def _check_file(text, file, text_width):
         raise UserError(f"--lora {text}: {problem}")
 
 
-def fold_in(pipeline, loras):
+def fuse_loras(pipeline, loras):
     """Load LoRAs through diffusers and PEFT, and add them to the weights of UNet and text encoders for good.
 
     Folded in they cost nothing at each step, and whatever is keyed by a text encoder's weights knows of them.
@@ -143,3 +143,8 @@ def _adapters(pipeline) -> set[str]:
     parts = [getattr(pipeline, name, None) for name in ("unet", "text_encoder", "text_encoder_2")]
     layers = [module for part in parts if part for module in part.modules() if isinstance(module, BaseTunerLayer)]
     return {name for layer in layers for name in layer.scaling}
+
+
+def write_lora_tag(path, scale: float) -> str:
+    """The tag that puts this LoRA under a picture in the WebUI."""
+    return f"<lora:{Path(path).stem}:{scale:g}>"

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from hypernet.stable_diffusion.base_model import BaseModel
-from hypernet.stable_diffusion.loras import fold_in
+from hypernet.stable_diffusion.loras import fuse_loras
 from hypernet.stable_diffusion.model_hash import model_hash
 from hypernet.stable_diffusion.model_source import UNSAFE
 from hypernet.stable_diffusion.schedulers import choose_sampler
@@ -69,7 +69,7 @@ class StableDiffusion:
         return model_hash(self.base.source, self.unet)
 
 
-def load_models(
+def load_stable_diffusion(
     base: BaseModel, unet_dtype=torch.float32, device="cpu", dtype=torch.float32, waits=False
 ) -> StableDiffusion:
     """Load the parts frozen and in evaluation mode on `device`, the LoRAs of the source folded in.
@@ -104,7 +104,7 @@ def load_models(
     if base.source.lora:
         _ = models.hash  # before they change the weights
         with _quiet():
-            fold_in(pipeline, base.source.lora)
+            fuse_loras(pipeline, base.source.lora)
     return models
 
 
@@ -194,7 +194,7 @@ def weight_dtype(mixed_precision: str) -> torch.dtype:
     return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(mixed_precision, torch.float32)
 
 
-def vae_precision(unet_dtype: torch.dtype, device: torch.device) -> torch.dtype:
+def vae_dtype(unet_dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """float16 beside a half-precision UNet (bfloat16 has too few digits for an image), else float32; so on a CPU, which
     knows no fast float16."""
     half = unet_dtype is not torch.float32 and device.type != "cpu"

@@ -8,9 +8,9 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors import SafetensorError, safe_open
 
+from hypernet.stable_diffusion.model_source import ModelSource
 from hypernet.utils.hashing import file_sha256
 from hypernet.utils.hub import hub_file
-from hypernet.stable_diffusion.model_source import ModelSource
 
 
 def model_hash(source: ModelSource, unet: torch.nn.Module) -> str:

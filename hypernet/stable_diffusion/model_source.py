@@ -5,9 +5,10 @@ import hashlib
 import re
 from pathlib import Path
 
+from hypernet.config import TrainingConfig
+from hypernet.stable_diffusion.loras import split_lora
 from hypernet.utils.errors import UserError
 from hypernet.utils.hub import hub_file, is_hub_id
-from hypernet.stable_diffusion.loras import split_lora
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 UNREACHED = "the Hub has no such model, or cannot be reached"
@@ -55,6 +56,11 @@ class ModelSource:
         given = {key: value for key, value in options.items() if key in NAMES and value is not None} | changes
         given["lora"] = tuple(given.get("lora") or ())
         return cls(**given)
+
+    @classmethod
+    def from_config(cls, config: TrainingConfig) -> "ModelSource":
+        """The base model that the training options name."""
+        return cls.of({name: getattr(config, name) for name in NAMES})
 
     @property
     def path(self) -> str:

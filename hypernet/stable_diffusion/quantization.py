@@ -4,19 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hypernet.utils.errors import UserError
-
-QUANTIZATIONS = ("nf4", "int8")
 BLOCK = 64  # numbers that share a scale in nf4
-
-
-def check_quantize(kind: str | None):
-    """Raises: UserError if bitsandbytes, which does it, is missing."""
-    if kind is not None:
-        try:
-            import bitsandbytes  # noqa: F401
-        except ImportError:
-            raise UserError(f"--quantize {kind}: it needs bitsandbytes; pip install bitsandbytes") from None
 
 
 def quantize(unet, kind: str, dtype: torch.dtype, device):

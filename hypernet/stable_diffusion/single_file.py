@@ -19,10 +19,10 @@ from diffusers.loaders.single_file_utils import (
 from huggingface_hub import hf_hub_download, snapshot_download
 from safetensors import SafetensorError, safe_open
 
-from hypernet.utils.errors import UserError
-from hypernet.utils.hub import is_hub_id
 from hypernet.stable_diffusion.model_source import UNREACHED, UNSAFE, ModelSource
+from hypernet.utils.errors import UserError
 from hypernet.utils.file_kinds import kind_of
+from hypernet.utils.hub import is_hub_id
 
 KINDS = ("v1", "v2", "xl_base")  # by diffusers' names
 UNET = "model.diffusion_model.input_blocks.0.0.weight"

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import torch
 
-from hypernet.stable_diffusion.prompt_parser import BREAK, parse_emphasis, unescape
-from hypernet.stable_diffusion.model_hash import hash_of, shaping, weights_hash
 from hypernet.stable_diffusion.model import StableDiffusion
+from hypernet.stable_diffusion.model_hash import hash_of, shaping, weights_hash
+from hypernet.stable_diffusion.prompt_parser import BREAK, parse_emphasis, unescape
 
 COMMA = ",</w>"  # in CLIP's vocabulary
 CHUNKS_AT_ONCE = 32  # in one forward, whatever prompts they belong to
@@ -37,7 +37,7 @@ def encode_prompts(models: StableDiffusion, prompts: list[str]) -> list[Embeds]:
         parts = [_encode(models, encoder, part) for part in ids.split(CHUNKS_AT_ONCE)]
         hidden = torch.cat([states for states, _ in parts])  # (all chunks, 77, width of this encoder)
         weights = torch.tensor([_weights(tokenizer, chunk) for of_prompt in chunks for chunk in of_prompt])
-        hidden = emphasise(hidden, weights.to(hidden.device))
+        hidden = apply_emphasis(hidden, weights.to(hidden.device))
         counts = [len(of_prompt) for of_prompt in chunks]
         widths.append([part.flatten(0, 1) for part in hidden.split(counts)])
         if parts[0][1] is not None:
@@ -125,7 +125,7 @@ def _hidden_states(models, encoder, outputs) -> torch.Tensor:
     return norm(outputs.hidden_states[-clip_skip])
 
 
-def emphasise(hidden: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def apply_emphasis(hidden: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Each token's vector times its weight, then each chunk back to its mean of before, as the WebUI's "Original".
 
     hidden (chunks, 77, width); weights (chunks, 77). A chunk of weights 1 stays as it is, bit for bit.
@@ -147,3 +147,20 @@ def text_hash(models: StableDiffusion) -> str:
     base = models.base
     read = base.clip_skip, base.source.max_token_chunks, base.source.prompt_emphasis, base.zeros_for_empty
     return hash_of(*parts, read)
+
+
+def truncation_note(models: StableDiffusion, prompts: list[str], images: dict[str, str] | None = None) -> str | None:
+    """What to tell if --max_token_chunks cuts prompts: which loses most, by its image's name where `images` has them."""
+    most = models.base.source.max_token_chunks
+    cut = truncated_prompts(models, dict.fromkeys(prompts)) if most else []
+    if not cut:
+        return None
+    prompt, lost, tokens = max(cut, key=lambda each: each[1])
+    name = images[prompt] if images else f'"{prompt[:40]}..."'
+    return f"note: --max_token_chunks {most} cuts {len(cut)} prompts; {name} loses {lost} of {tokens} tokens"
+
+
+def truncated_prompts(models: StableDiffusion, prompts: list[str]) -> list[tuple[str, int, int]]:
+    """(prompt, how many of its tokens are cut off, how many it has) of those that --max_token_chunks cuts."""
+    read = [(prompt, *read_prompt(models, models.tokenizers[0], prompt)[1:]) for prompt in prompts]
+    return [each for each in read if each[1]]

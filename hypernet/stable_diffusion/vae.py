@@ -7,13 +7,10 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors import SafetensorError
 
-from hypernet.utils.errors import UserError
-from hypernet.utils.hub import is_hub_id
 from hypernet.stable_diffusion.model_source import UNREACHED, UNSAFE, ModelSource
 from hypernet.stable_diffusion.single_file import read_shapes
-
-STD_RANGE = (0.4, 2.0)  # of an image's scaled latents, which a model expects to deviate by about 1
-IMAGES = 64  # looked at
+from hypernet.utils.errors import UserError
+from hypernet.utils.hub import is_hub_id
 
 
 def vae_error(source: ModelSource, problem: str) -> UserError:
@@ -94,19 +91,3 @@ def load_vae(source: ModelSource, configs: str | None, original: dict | None, dt
         raise vae_error(source, f"it cannot be loaded ({' '.join(str(error).split())[:200]})") from None
 
 
-def vae_notes(base, latents) -> list[str]:
-    """Lines on a VAE that does not look like the model's: another scale, latents that do not deviate by about 1."""
-    notes, path = [], base.source.pretrained_vae_model_name_or_path
-    here, there = (vae.get("scaling_factor", 0.18215) for vae in (base.vae, base.own_vae))
-    if here != there:
-        hint = "is it a VAE of another kind of model?"
-        notes.append(
-            f"note: --pretrained_vae_model_name_or_path {path}: its scale is {here}, the model's {there}; {hint}"
-        )
-    some = range(0, len(latents), max(1, len(latents) // IMAGES))
-    generator = torch.Generator().manual_seed(0)
-    deviation = torch.stack([latents.draw(index, 0, 0, generator).std() for index in some]).median().item()
-    if not STD_RANGE[0] <= deviation <= STD_RANGE[1]:
-        which = f"--pretrained_vae_model_name_or_path {path}" if path else "the model's VAE"
-        notes.append(f"note: {which}: scaled latents deviate by {deviation:.2f}, not by about 1; is it the right VAE?")
-    return notes

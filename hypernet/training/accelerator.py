@@ -1,86 +1,109 @@
-"""One process or several, on GPUs or not: Accelerate as this trainer uses it."""
+"""Set up Accelerate: one process or several, on GPUs or the CPU."""
 
 import contextlib
 import datetime
 import os
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, ProjectConfiguration, gather_object
+from tqdm.auto import tqdm
 
-from hypernet.config import TrainingConfig
+from hypernet.config import MixedPrecision, TrainingConfig
+from hypernet.training.run_folder import RunFolder
 from hypernet.utils.errors import OtherProcessError, UserError
-from hypernet.cli.option_checks import PRECISIONS
-from hypernet.training.run_folder import OutputFolder
+
+PRECISIONS = typing.get_args(MixedPrecision)
+TIMEOUT = datetime.timedelta(hours=6)  # other processes wait while the main one encodes a large folder
 
 
-def build_accelerator(config: TrainingConfig, output: OutputFolder, trackers) -> Accelerator:
+def choose_mixed_precision(config: TrainingConfig) -> None:
+    """Fill in Accelerate's precision where --mixed_precision is not given.
+
+    Raises:
+        UserError: if it is none that can be trained in here.
+    """
+    config.mixed_precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if config.mixed_precision not in PRECISIONS:
+        raise UserError(f"--mixed_precision {config.mixed_precision}: choose one of {', '.join(PRECISIONS)}")
     if config.mixed_precision == "fp16" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
-        raise UserError("--mixed_precision fp16: it needs a GPU; on a CPU leave it at no")
-    if os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" and _launched_alone():
-        started = "Accelerate has started one process, for it leaves several on a CPU to mpirun (--mpirun_hostfile)"
-        hint = "for N on this machine write --multi_gpu --num_processes N, which serves CPUs, too"
-        raise UserError(f"accelerate launch --cpu --num_processes: {started}; {hint}")
+        raise UserError("--mixed_precision fp16: it needs a GPU; on a CPU use no")
+
+
+def build_accelerator(config: TrainingConfig, folder: RunFolder, trackers: Sequence[str]) -> Accelerator:
+    """Return the `Accelerator` of the run."""
     several_on_cpu = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available()
     accelerator = Accelerator(
-        cpu=several_on_cpu,  # unless told, Accelerate takes processes without a GPU for unrelated ones
+        cpu=several_on_cpu,  # otherwise Accelerate treats processes without a GPU as unrelated
         mixed_precision=config.mixed_precision,
-        log_with=trackers or None,
-        project_config=ProjectConfiguration(project_dir=str(output.root), logging_dir=str(output.logs)),
+        log_with=list(trackers) or None,
+        project_config=ProjectConfiguration(project_dir=str(folder.root), logging_dir=str(folder.logs)),
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=config.gradient_accumulation_steps, sync_with_dataloader=False
         ),
-        # the others wait for the main process while it encodes a large folder, or draws many previews
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=datetime.timedelta(hours=6))],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
     )
     if accelerator.device.type == "cpu":
-        use_cores()
+        set_cpu_threads()
     return accelerator
 
 
-def use_cores():
-    """Let this process have its share of the cores, where `accelerate launch` or torchrun gives it one thread, unasked.
+def set_cpu_threads() -> None:
+    """Give this process its share of the cores; `accelerate launch` and torchrun leave it one thread, unasked.
 
-    OpenMP's own OMP_THREAD_LIMIT says how many at most (beside other runs). Without a launcher OMP_NUM_THREADS counts.
+    OpenMP's OMP_THREAD_LIMIT is an upper bound, for running beside other runs. Without a launcher OMP_NUM_THREADS applies.
     """
-    launched = {"ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE"} & set(os.environ)  # what the two always set
+    launched = {"ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE"} & set(os.environ)  # set by every launcher
     if launched and torch.get_num_threads() == 1:
         cores, limit = os.cpu_count() or 1, os.environ.get("OMP_THREAD_LIMIT", "")
         most = int(limit) if limit.isdecimal() else cores
         torch.set_num_threads(max(1, min(most, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))))
 
 
-def _launched_alone() -> bool:
-    """Whether `accelerate launch --cpu` was told of several processes: it then names a meeting point, but starts one."""
-    ranks = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-    meets = os.environ.get("MASTER_ADDR") == "127.0.0.1" and "MASTER_PORT" in os.environ
-    return meets and not any(rank in os.environ for rank in ranks)
+def describe_accelerator(accelerator: Accelerator) -> str:
+    """Return where and how the run trains, in a line: a launcher that starts fewer processes than meant shows here."""
+    count, device = accelerator.num_processes, accelerator.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    processes = f"{count} process{'es' * (count > 1)}"
+    return f"Training on {name}{threads}, {processes}, mixed precision {accelerator.mixed_precision}"
 
 
-def check_shared(accelerator: Accelerator, output: OutputFolder, state):
-    """Raises: UserError if the processes do not all see the folder that the main one has made, and the same state in it."""
+def check_shared_folder(accelerator: Accelerator, folder: RunFolder, checkpoint: Path | None) -> None:
+    """Check that every process sees the folder the main one has made, and the same checkpoint in it.
+
+    Raises:
+        UserError: if not.
+    """
     accelerator.wait_for_everyone()
-    seen = gather_object([(output.is_begun(), state and state.name)])
+    seen = gather_object([(folder.holds_run(), checkpoint and checkpoint.name)])
     if len(set(seen)) > 1 or not seen[0][0]:
         problem = "not all processes see the same files there; put it on a disk that all machines share"
-        raise UserError(f"--output_dir {output.root}: {problem}")
-
-
-def choose_precision(config: TrainingConfig):
-    """Let the configuration have the precision that Accelerate is set to, unless it asks for one."""
-    config.mixed_precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if config.mixed_precision not in PRECISIONS:
-        raise UserError(f"--mixed_precision {config.mixed_precision}: choose one of {', '.join(PRECISIONS)}")
+        raise UserError(f"--output_dir {folder.root}: {problem}")
 
 
 @contextlib.contextmanager
-def others_watched(accelerator: Accelerator):
-    """Turn the error that one process gets when another has died into one line."""
+def report_dead_processes(accelerator: Accelerator) -> Iterator[None]:
+    """Turn the error that a process gets when another one has died into one line.
+
+    Raises:
+        OtherProcessError: in place of that error.
+    """
     try:
         yield
     except RuntimeError as error:
-        is_theirs = isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower()
-        if accelerator.num_processes == 1 or not is_theirs:
+        from_communication = isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower()
+        if accelerator.num_processes == 1 or not from_communication:
             raise
-        hint = "the same command goes on from the last training state"
+        hint = "the same command resumes from the last checkpoint"
         raise OtherProcessError(f"another process of this run has died or hangs; {hint}") from None
+
+
+def print_main(accelerator: Accelerator, *lines: str) -> None:
+    """Print on the main process, above a progress bar if there is one."""
+    if accelerator.is_main_process:
+        for line in lines:
+            tqdm.write(line)

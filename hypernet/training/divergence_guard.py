@@ -1,52 +1,53 @@
-"""The watch over a run: what is best so far, when it has died, and what then is done. Pure arithmetic, no tensors.
+"""The divergence guard: which state is best so far, when a run has diverged, and what happens then.
 
-The remedy is that of the guides to the WebUI's trainer, done by itself: go back to the last good state, go on with a tenth of the
-learning rate.
+Pure arithmetic on floats, no tensors. The remedy is the one that guides to the WebUI's trainer recommend: roll back to the
+last good state and continue at a tenth of the learning rate.
 """
 
 import dataclasses
 import math
 
-CLEARLY_WORSE = 1.05  # times the best held-out loss; with fixed noise it hardly trembles
+CLEARLY_WORSE = 1.05  # times the best validation loss; with fixed noise the loss hardly varies
 PATIENCE = 3  # evaluations in a row
-MOST_RETURNS = 3
-RATE_FACTOR = 0.1
-LARGEST_EFFECT = 50  # times what attention is given; living hypernetworks add from a hundredth to twenty times it
+MAX_ROLLBACKS = 3
+LEARNING_RATE_FACTOR = 0.1
+MAX_PERTURBATION = 50  # relative to the contexts; healthy hypernetworks range from 0.01 to 20
+
+# Field -> its key in checkpoints
+_KEYS = {"learning_rate_factor": "rate_factor", "rollbacks": "returns", "validation_fingerprint": "held_out"}
 
 
 @dataclasses.dataclass
-class Guard:
-    """What a run has seen. It is part of the training state.
+class DivergenceGuard:
+    """What the guard has seen of a run, and what follows from it. Saved with every checkpoint.
 
-    `watches_loss` says whether a rising held-out loss counts (`--guard`); what is not finite always does.
+    With `watches_loss` (`--guard`) a rising validation loss counts; non-finite values always do.
     """
 
     watches_loss: bool = True
-    rate_factor: float = 1.0  # of the learning rate
-    returns: int = 0  # so often it went back
+    learning_rate_factor: float = 1.0
+    rollbacks: int = 0
     best_loss: float = math.inf
-    best_step: int | None = None  # of the state to go back to
+    best_step: int | None = None  # of the state to roll back to
     worse: int = 0  # evaluations in a row that were clearly worse
     last_loss: float = math.inf
-    held_out: str = ""  # fingerprint of the images that the losses are of
+    validation_fingerprint: str = ""  # of the validation images the losses were measured on
 
-    def judge_values(self, values: dict[str, float]) -> str | None:
-        """Why the run has died, from values that must be finite; None if it has not."""
-        dead = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
-        return dead[0] if dead else None
+    def check_finite(self, values: dict[str, float]) -> str | None:
+        """Return why the run has diverged if one of the values is not finite, else None."""
+        bad = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
+        return bad[0] if bad else None
 
-    def judge_effect(self, effects: dict[str, float]) -> str | None:
-        """Why the run has died, from the sizes of the hypernetwork's effect: its output drowns all else.
+    def check_perturbation(self, perturbations: dict[str, float]) -> str | None:
+        """Return why the run has diverged if the hypernetwork drowns out the contexts, else None.
 
-        The loss may not show it: where the base model is bad at the images, fog is no worse.
+        The loss may not show it: where the base model is bad at the images, noise is no worse.
         """
-        drowned = {name: value for name, value in effects.items() if not value <= LARGEST_EFFECT}
-        return next(
-            (f"{name} is {value:.3g}: it drowns what attention is given" for name, value in drowned.items()), None
-        )
+        too_large = {name: value for name, value in perturbations.items() if not value <= MAX_PERTURBATION}
+        return next((f"{name} is {value:.3g}: it drowns out the context" for name, value in too_large.items()), None)
 
-    def judge_loss(self, step: int, val_loss: float) -> str | None:
-        """Why the run has died, from the held-out loss after `step` steps; notes whether it is the best so far."""
+    def check_loss(self, step: int, val_loss: float) -> str | None:
+        """Record the validation loss after `step` steps; return why the run has diverged, or None."""
         self.last_loss = val_loss
         if not math.isfinite(val_loss):
             return f"val_loss is {val_loss}"
@@ -54,37 +55,39 @@ class Guard:
             self.best_loss, self.best_step = val_loss, step
         self.worse = self.worse + 1 if val_loss > CLEARLY_WORSE * self.best_loss else 0
         if self.watches_loss and self.worse >= PATIENCE:
-            best = f"best {self.best_loss:.4g} at step {self.best_step}"
+            best = f"best, {self.best_loss:.4g} at step {self.best_step},"
             return f"val_loss {val_loss:.4g} has been clearly above its {best} for {PATIENCE} evaluations"
         return None
 
-    def forget_best(self):
-        """Look for the best state anew."""
+    def forget_best(self) -> None:
+        """Start looking for the best state from scratch."""
         self.best_loss, self.best_step, self.worse, self.last_loss = math.inf, None, 0, math.inf
 
-    def go_back(self) -> bool:
-        """Note that the run goes back; False if it has done so too often and should stop."""
+    def roll_back(self) -> bool:
+        """Record a rollback. Return False if there have been too many and the run should stop."""
         self.worse = 0
-        if self.returns == MOST_RETURNS:
+        if self.rollbacks == MAX_ROLLBACKS:
             return False
-        self.returns += 1
-        self.rate_factor *= RATE_FACTOR
+        self.rollbacks += 1
+        self.learning_rate_factor *= LEARNING_RATE_FACTOR
         return True
 
-    def ends_worse(self, base: float) -> bool:
-        """Whether the last evaluation was clearly worse than the best, or worse than the model without it (`base`)."""
-        worse = self.last_loss > CLEARLY_WORSE * self.best_loss or self.last_loss > max(base, self.best_loss)
+    def should_end_with_best(self, base_loss: float) -> bool:
+        """Whether the last loss was clearly worse than the best, or worse than the base model's."""
+        worse = self.last_loss > CLEARLY_WORSE * self.best_loss or self.last_loss > max(base_loss, self.best_loss)
         return self.watches_loss and worse
 
-    def trust(self):
-        """Begin again with the whole learning rate and all returns."""
-        self.rate_factor, self.returns, self.worse = 1.0, 0, 0
+    def reset(self) -> None:
+        """Restore the full learning rate and all rollbacks."""
+        self.learning_rate_factor, self.rollbacks, self.worse = 1.0, 0, 0
 
     def state_dict(self) -> dict:
-        return dataclasses.asdict(self)
+        """Return all fields by their keys in checkpoints."""
+        return {_KEYS.get(name, name): value for name, value in dataclasses.asdict(self).items()}
 
-    def load_state_dict(self, state: dict):
-        """Go on with what was seen; whether the loss is watched is this run's to say."""
-        for name, value in state.items():
-            if name != "watches_loss":
-                setattr(self, name, value)
+    def load_state_dict(self, state: dict) -> None:
+        """Restore everything but `watches_loss`, which is the current run's option."""
+        names = {key: name for name, key in _KEYS.items()}
+        for key, value in state.items():
+            if key != "watches_loss":
+                setattr(self, names.get(key, key), value)

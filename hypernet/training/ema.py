@@ -1,44 +1,47 @@
-"""The exponential moving average of the weights (`--ema_decay`), which is what is previewed, validated and exported."""
+"""Exponential moving average of the weights (`--ema_decay`), used for previews, validation and export."""
 
 import contextlib
+from collections.abc import Iterator
 
 from diffusers.training_utils import EMAModel
 
 from hypernet.modeling.hypernetwork import Hypernetwork
 
 
-class WeightAverage:
-    """diffusers' `EMAModel` of a hypernetwork, or nothing at all without a decay.
+class EMA:
+    """diffusers' `EMAModel` of a hypernetwork; with a decay of 0 it does nothing.
 
-    The decay grows with the updates, (1 + n) / (10 + n), up to the one asked for, so that the start is soon forgotten.
+    The decay warms up as (1 + n) / (10 + n) over the updates n, so that the start is soon forgotten.
     """
 
     def __init__(self, hypernetwork: Hypernetwork, decay: float):
         self.parameters = list(hypernetwork.parameters())
-        self.ema = EMAModel(self.parameters, decay=decay) if decay else None
+        self.average = EMAModel(self.parameters, decay=decay) if decay else None
 
-    def step(self):
-        """To be called after each update."""
-        if self.ema is not None:
-            self.ema.step(self.parameters)
+    def step(self) -> None:
+        """Update the average. Call it after each optimizer update."""
+        if self.average is not None:
+            self.average.step(self.parameters)
 
     @contextlib.contextmanager
-    def applied(self):
-        """Within it, the hypernetwork's weights are the average."""
-        if self.ema is None:
+    def applied(self) -> Iterator[None]:
+        """A context in which the hypernetwork has the averaged weights."""
+        if self.average is None:
             yield
             return
-        self.ema.store(self.parameters)
-        self.ema.copy_to(self.parameters)
+        self.average.store(self.parameters)
+        self.average.copy_to(self.parameters)
         try:
             yield
         finally:
-            self.ema.restore(self.parameters)
+            self.average.restore(self.parameters)
 
     def state_dict(self) -> dict:
-        return {} if self.ema is None else self.ema.state_dict()
+        """Return the average and its counters; empty without a decay."""
+        return {} if self.average is None else self.average.state_dict()
 
-    def load_state_dict(self, state: dict):
-        if self.ema is not None and state:
-            self.ema.load_state_dict({**state, "decay": self.ema.decay})
-            self.ema.to(self.parameters[0].device)
+    def load_state_dict(self, state: dict) -> None:
+        """Restore the average; the decay stays the current run's."""
+        if self.average is not None and state:
+            self.average.load_state_dict({**state, "decay": self.average.decay})
+            self.average.to(self.parameters[0].device)

@@ -4,15 +4,19 @@ import dataclasses
 import json
 from pathlib import Path
 
-from hypernet.config import STRUCTURE_OPTIONS, TrainingConfig
-from hypernet.utils.errors import UserError
+from hypernet.config import TrainingConfig
 from hypernet.formats.load_save import load
-from hypernet.modeling.hypernetwork import Hypernetwork
 from hypernet.formats.webui_optimizer import find_optimizer
+from hypernet.modeling.hypernetwork import Hypernetwork
+from hypernet.training.lr_schedule import parse_schedule
+from hypernet.utils.errors import UserError
+
+STRUCTURE_OPTIONS = ("widths", "layer_structure", "activation", "weight_init", "layer_norm", "layer_norm_init")
+STRUCTURE_OPTIONS += ("activate_output", "dropout_structure")
 
 
 @dataclasses.dataclass
-class Initial:
+class InitialHypernetwork:
     hypernetwork: Hypernetwork
     moments: dict | None  # AdamW's, by parameter number
     lines: list[str]  # what to tell
@@ -23,7 +27,7 @@ class Initial:
             optimizer.load_state_dict({**optimizer.state_dict(), "state": self.moments})
 
 
-def open_initial(config: TrainingConfig) -> Initial | None:
+def load_init_from(config: TrainingConfig) -> InitialHypernetwork | None:
     """What `--init_from` names; None without it, or where the run has a training state of its own to go on from.
 
     Either way the structure becomes the configuration's.
@@ -39,7 +43,7 @@ def open_initial(config: TrainingConfig) -> Initial | None:
         config.init_from = begun["init_from"]
         return None
     hypernetwork = load(config.init_from)
-    step, last = hypernetwork.config.step, config.schedule.last_step
+    step, last = hypernetwork.config.step, parse_schedule(config.learning_rate, config.max_train_steps).last_step
     if step >= last:
         problem = f"it has been trained for {step} steps already, and the run ends at {last}; raise --max_train_steps"
         raise UserError(f"--init_from {config.init_from}: {problem}, or the learning rate schedule's end")
@@ -50,7 +54,7 @@ def open_initial(config: TrainingConfig) -> Initial | None:
         state, line = None, f"the optimizer starts anew: what goes on is AdamW's state, not {config.optimizer}'s"
     structure = f"structure {config.layer_structure}, activation {config.activation}, widths {config.widths}"
     lines = [f"Going on from {config.init_from}, step {step}", f"  {structure}", f"  {line}"]
-    return Initial(hypernetwork, state and state["state"], lines)
+    return InitialHypernetwork(hypernetwork, state and state["state"], lines)
 
 
 def _begun_run(config) -> dict | None:

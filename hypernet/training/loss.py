@@ -1,45 +1,57 @@
-"""What is compared with what: noise and timestep, the target, the loss."""
+"""The diffusion training objective: from a batch of latents and noise to one number."""
 
 import torch
 from diffusers.training_utils import compute_snr
 
 
-def draw_noise_and_timestep(shape, num_train_timesteps: int, generator: torch.Generator):
-    """Normal noise of `shape` and a timestep, uniform in 0..num_train_timesteps - 1, from `generator` (CPU)."""
-    noise = torch.randn(shape, generator=generator)
-    timestep = torch.randint(0, num_train_timesteps, (), generator=generator)
-    return noise, timestep
+def training_loss(
+    model: torch.nn.Module,
+    batch: dict,
+    conditions: dict,
+    scheduler,
+    dtype: torch.dtype,
+    snr_table: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return the loss of a batch, a scalar.
+
+    Args:
+        model: a `HypernetworkUNet`, possibly prepared for distributed training.
+        batch: as `TrainingDataset.__getitems__` makes it, on the device.
+        conditions: the UNet's further arguments, in `dtype`.
+        dtype: the precision of the frozen UNet.
+        snr_table: loss weight per timestep, from `snr_weights`.
+    """
+    latents, noise, timesteps = batch["latents"], batch["noise"], batch["timesteps"]  # (B, C, H, W) twice, (B,)
+    noisy = scheduler.add_noise(latents, noise, timesteps).to(dtype)
+    prediction = model(noisy, timesteps, **conditions)  # (B, C, H, W)
+    target = prediction_target(scheduler, latents, noise, timesteps)
+    weights = batch["weights"]  # (B, 1, H or 1, W or 1)
+    if snr_table is not None:
+        weights = weights * snr_table[timesteps].view(-1, 1, 1, 1)
+    return diffusion_loss(prediction, target, weights)
 
 
-def diffusion_target(scheduler, latents, noise, timesteps):
-    """What the model should predict: the noise, the velocity (Salimans & Ho 2022), or the image itself."""
+def prediction_target(scheduler, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+    """Return what the model should predict: the noise, the velocity (Salimans & Ho 2022), or the clean latents."""
     if scheduler.config.prediction_type == "v_prediction":
         return scheduler.get_velocity(latents, noise, timesteps)
     return latents if scheduler.config.prediction_type == "sample" else noise
 
 
-def offset_noise(noise, strength: float, generator: torch.Generator):
-    """Noise (C, height, width) with each channel shifted by `strength` times a normal number.
+def snr_weights(scheduler, gamma: float) -> torch.Tensor:
+    """Return the Min-SNR loss weight of each timestep, (timesteps,) (Hang et al. 2023, arXiv 2303.09556).
 
-    Source: N. Guttenberg, "Diffusion with Offset Noise" (2023), as diffusers' `--noise_offset` has it.
-    """
-    return noise + strength * torch.randn(noise.shape[0], 1, 1, generator=generator)
-
-
-def snr_weights(scheduler, gamma: float):
-    """The weight of each timestep's loss, (timesteps,), for its signal-to-noise ratio (Hang et al. 2023, Min-SNR).
-
-    min(SNR, gamma) where the image is predicted; the same loss in terms of the noise is that over SNR, and in terms of the
-    velocity over SNR + 1.
+    min(SNR, gamma) where the model predicts clean latents; divided by SNR where it predicts noise, and by SNR + 1 where
+    it predicts the velocity.
     """
     snr = compute_snr(scheduler, torch.arange(scheduler.config.num_train_timesteps))
-    per = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}
-    return snr.clamp(max=gamma) / per[scheduler.config.prediction_type]
+    divisor = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}
+    return snr.clamp(max=gamma) / divisor[scheduler.config.prediction_type]
 
 
-def diffusion_loss(prediction, target, weights):
-    """The sum over the batch of each image's mean squared error over channels and cells, in float32.
+def diffusion_loss(prediction: torch.Tensor, target: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Return the sum over the batch of each image's mean squared error, in float32.
 
-    `weights` (B, 1, height or 1, width or 1) holds each image's share of the sum, times the weight of each cell.
+    `weights`, (B, 1, H or 1, W or 1), holds each image's share of the sum times the weight of each latent cell.
     """
     return (weights * (prediction.float() - target.float()).square()).mean((1, 2, 3)).sum()

@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 
+from hypernet.config import TrainingConfig
 from hypernet.utils.errors import UserError
 
 
@@ -84,3 +86,32 @@ def _error(text, place, problem):
     text = str(text)
     marked = f"{text[: place.start]}>>>{text[place]}<<<{text[place.stop :]}"
     return ScheduleError(f'"{marked}": {problem}; write for example "1e-5" or "5e-6:12000, 5e-7:30000"')
+
+
+def learning_rate_function(config: TrainingConfig) -> Callable[[int], float]:
+    """Return a function from the step (0-based) to its learning rate.
+
+    It depends on nothing but the options and the step, so a checkpoint need not save it, and changed options apply at once.
+    """
+    schedule = parse_schedule(config.learning_rate, config.max_train_steps)
+    if config.lr_scheduler == "constant":
+        return schedule.at
+    import torch
+    from diffusers.optimization import get_scheduler
+
+    learning_rate = schedule.at(0)
+    multiplier = get_scheduler(
+        config.lr_scheduler,
+        torch.optim.SGD([torch.zeros(1)], lr=learning_rate),  # never stepped: only the multiplier is wanted
+        num_warmup_steps=config.lr_warmup_steps,
+        num_training_steps=config.max_train_steps,
+        num_cycles=config.lr_num_cycles,
+        power=config.lr_power,
+    ).lr_lambdas[0]
+    return lambda step: learning_rate * multiplier(step)
+
+
+def clipping_schedule(config: TrainingConfig) -> Schedule:
+    """Return the schedule of the clipping threshold, of the norm or of values as --clip_grad_mode says."""
+    text = config.max_grad_value if config.clip_grad_mode == "value" else config.max_grad_norm
+    return parse_schedule(text, config.max_train_steps)

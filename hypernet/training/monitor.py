@@ -1,222 +1,262 @@
-"""The watch over a run: measure, write down, judge, and do what the guard says."""
+"""Measure a run, log it, judge it, and carry out what the divergence guard decides."""
 
 import math
+import sys
 import time
 
+import psutil
 import torch
+from accelerate import Accelerator
 
-from hypernet.training.perturbation import Effect
+from hypernet.config import TrainingConfig
+from hypernet.modeling.attachment import HypernetworkUNet
+from hypernet.training.accelerator import print_main
+from hypernet.training.checkpoint import Checkpointer
+from hypernet.training.perturbation import Perturbation
+from hypernet.training.run_folder import RunFolder
+from hypernet.training.validation import ValidationLoss
+from hypernet.utils.csv_log import CsvLog
 from hypernet.utils.errors import UserError
-from hypernet.training.validation import HeldOutLoss
-from hypernet.training.run_folder import OutputFolder
-from hypernet.cli.script import say
-from hypernet.training.trackers import peak_memory
-from hypernet.training.checkpoint import TrainingState
 
-LEAST_LOSS_SCALE = 2**-10  # below it every step overflows, whatever the scale
-PLOT_SECONDS = 60  # loss.png is drawn so often, and at the end
+MIN_LOSS_SCALE = 2**-10  # below it every step overflows, whatever the scale
+PLOT_SECONDS = 60  # between two drawings of loss.png
 
 
-class Watch:
-    """What is measured beside the training itself.
+class Monitor:
+    """Everything measured beside the training itself. All processes call its methods.
 
-    The methods that judge return why the run has died, or None; then `go_back` is the remedy. All processes call them.
+    The methods that judge return why the run has diverged, or None; `roll_back` is the remedy.
+
+    Attributes:
+        progress: texts for the progress bar.
     """
 
-    def __init__(self, accelerator, config, output: OutputFolder, state: TrainingState, held_out: HeldOutLoss | None):
-        self.accelerator, self.config, self.output = accelerator, config, output
-        self.state, self.held_out, self.guard = state, held_out, state.guard
-        self.base = None  # the held-out loss without the hypernetwork
-        self.effect: Effect | None = None
-        self.grad_norms, self.images, self.seconds = [], 0, 0.0
-        self.shown: dict[str, str] = {}  # beside the progress bar
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        config: TrainingConfig,
+        folder: RunFolder,
+        checkpointer: Checkpointer,
+        validation: ValidationLoss | None,
+        model: HypernetworkUNet,
+        perturbation: Perturbation,
+    ):
+        self.accelerator, self.config, self.folder = accelerator, config, folder
+        self.checkpointer, self.validation, self.guard = checkpointer, validation, checkpointer.guard
+        self.model, self.perturbation = model, perturbation
+        self.base_loss = math.nan  # the validation loss without the hypernetwork
+        self.grad_norms: list[torch.Tensor] = []
+        self.images, self.seconds = 0, 0.0
+        self.progress: dict[str, str] = {}
         self._warned = False
         self._plotted = time.monotonic()
 
-    def begin(self, model, effect: Effect, step: int, changed: list[str]):
-        """The first measurements; on a new run the first state to go back to.
+    def begin(self, step: int, changed: list[str]) -> None:
+        """Make the first measurements; on a new run, remember the first state to roll back to.
 
-        `changed` are the options that are others than before a resume.
+        Args:
+            changed: options changed since the last run.
 
         Raises:
             UserError: if the model computes nothing finite.
         """
-        self.model, self.effect = model, effect
         if {"learning_rate", "lr_scheduler"} & set(changed):
-            self.guard.trust()
-        if self.guard.rate_factor != 1:
-            say(self.accelerator, f"  the guard's {self.guard.rate_factor:g} times the learning rate goes on")
-        if self.held_out is not None:
-            self.base = self.held_out.measure_base(model)
-            if self.guard.held_out not in ("", self.held_out.fingerprint):
-                line = (
-                    "  the held-out images or their captions are others than before: the best state is looked for anew"
-                )
-                say(self.accelerator, line)
-                self.guard.forget_best()
-            self.guard.held_out = self.held_out.fingerprint
-            dead = self.guard.judge_values({"val_loss_base": self.base})
-            if not dead and self.guard.best_step is None:
-                dead = self.evaluate(step)
-            if dead:
-                fp16 = self.config.mixed_precision == "fp16"
-                hint = "another --mixed_precision (bf16, no)" if fp16 else "another model"
-                hint = "another --init_from" if self.config.init_from else hint
-                raise UserError(f"before the first step {dead}: what the model computes is of no use; try {hint}")
-        if not self.state.remembers:
-            self.state.remember(step)
+            self.guard.reset()
+        if self.guard.learning_rate_factor != 1:
+            line = f"  the divergence guard's {self.guard.learning_rate_factor:g} times the learning rate still applies"
+            print_main(self.accelerator, line)
+        if self.validation is not None:
+            self._begin_validation(step, self.validation)
+        if not self.checkpointer.has_good_state:
+            self.checkpointer.remember(step)
 
-    def after_step(self, step: int, place: tuple[int, int], rate: float, began: float, last: bool, saves: bool) -> bool:
-        """Measure and judge what is due after `step` steps, and go back if the run has died.
+    def _begin_validation(self, step: int, validation: ValidationLoss) -> None:
+        self.base_loss = validation.measure_base(self.model)
+        if self.guard.validation_fingerprint not in ("", validation.fingerprint):
+            line = "  the validation images or their captions have changed: the best state is searched anew"
+            print_main(self.accelerator, line)
+            self.guard.forget_best()
+        self.guard.validation_fingerprint = validation.fingerprint
+        problem = self.guard.check_finite({"val_loss_base": self.base_loss})
+        if not problem and self.guard.best_step is None:
+            problem = self.evaluate(step)
+        if problem:
+            fp16 = self.config.mixed_precision == "fp16"
+            hint = "another --mixed_precision (bf16, no)" if fp16 else "another model"
+            hint = "another --init_from" if self.config.init_from else hint
+            raise UserError(f"before the first step {problem}: the model's output is unusable; try {hint}")
+
+    def after_step(
+        self, step: int, place: tuple[int, int], learning_rate: float, started: float, last: bool, saves: bool
+    ) -> bool:
+        """Measure and judge what is due after `step` steps; roll back if the run has diverged.
 
         Args:
-            place: epoch and batch of the epoch.
-            began: when the step began, by time.monotonic.
+            place: epoch and batch within it.
+            started: when the step began, by time.monotonic.
 
         Returns:
             Whether the run gives up.
         """
-        dead = None
+        problem = None
         if last or step % self.config.logging_steps == 0:
-            dead = self.log(step, *place, rate, began)
+            problem = self.log(step, *place, learning_rate, started)
         else:
-            self.seconds += time.monotonic() - began
+            self.seconds += time.monotonic() - started
         every = self.config.validation_loss_steps or self.config.validation_steps
-        if not dead and self.held_out is not None and (last or step % every == 0):
-            dead = self.evaluate(step)
-        if not dead and saves:
-            dead = self.find_dead()
-        gives_up = dead is not None and not self.go_back(step, dead)
-        if last and not dead:
-            self.end(step)
+        if not problem and self.validation is not None and (last or step % every == 0):
+            problem = self.evaluate(step)
+        if not problem and saves:
+            problem = self.find_nonfinite()
+        gives_up = problem is not None and not self.roll_back(step, problem)
+        if last and not problem:
+            self.finish(step)
         return gives_up
 
-    def log(self, step: int, epoch: int, epoch_step: int, rate: float, began: float) -> str | None:
-        """Write down the means since the last time; why the run has died."""
-        loss = self.accelerator.reduce(torch.stack(self.state.losses).mean(), "mean").item()  # waits for the device
-        self.state.losses.clear()
-        self.seconds += time.monotonic() - began
+    def log(self, step: int, epoch: int, epoch_step: int, learning_rate: float, started: float) -> str | None:
+        """Log the means since the last time. Return why the run has diverged, or None."""
+        losses = torch.stack(self.checkpointer.losses)
+        loss = self.accelerator.reduce(losses.mean(), "mean").item()  # waits for the device
+        self.checkpointer.losses.clear()
+        self.seconds += time.monotonic() - started
         norms, scaler = torch.stack(self.grad_norms), self.accelerator.scaler
         if scaler is not None:
-            norms = norms[norms.isfinite()]  # a step that overflows is left out, and that is usual
-        values = {"loss": loss, "learning_rate": rate, "epoch": epoch, "grad_norm": norms.mean().item()}
-        effects = self.effect.measure(self.state.hypernetwork)
-        values |= effects
+            norms = norms[norms.isfinite()]  # steps that overflow are skipped, and usual
+        values = {"loss": loss, "learning_rate": learning_rate, "epoch": epoch, "grad_norm": norms.mean().item()}
+        perturbations = self.perturbation.measure(self.checkpointer.hypernetwork)
+        values |= perturbations
         values["images_per_second"] = self.images * self.accelerator.num_processes / max(self.seconds, 1e-9)
         values["peak_memory_gib"] = peak_memory(self.accelerator.device)
         if scaler is not None:
             values["loss_scale"] = scaler.get_scale()
         self.grad_norms, self.images, self.seconds = [], 0, 0.0
-        self.shown = {"loss": f"{loss:.4f}", "lr": f"{rate:.1e}"}
+        self.progress = {"loss": f"{loss:.4f}", "lr": f"{learning_rate:.1e}"}
         self.accelerator.log(values, step=step)
-        self._write(self.output.losses, [step, epoch, epoch_step, f"{loss:.7f}", f"{rate:.10g}"])
-        self.output.metrics.columns = ["step", *values]
-        self._write(self.output.metrics, [step, *(f"{value:.7g}" for value in values.values())])
-        if values.get("loss_scale", 1) < LEAST_LOSS_SCALE:
+        self._write(self.folder.losses, [step, epoch, epoch_step, f"{loss:.7f}", f"{learning_rate:.10g}"])
+        self.folder.metrics.columns = ["step", *values]
+        self._write(self.folder.metrics, [step, *(f"{value:.7g}" for value in values.values())])
+        if values.get("loss_scale", 1) < MIN_LOSS_SCALE:
             return f"the loss scale has fallen to {values['loss_scale']:.1g}: every step overflows"
-        judged = ["loss", *effects] + (["grad_norm"] if scaler is None else [])
-        return self.guard.judge_values({name: values[name] for name in judged}) or self._judge_effect(step, effects)
+        judged = ["loss", *perturbations] + (["grad_norm"] if scaler is None else [])
+        problem = self.guard.check_finite({name: values[name] for name in judged})
+        return problem or self._check_perturbation(step, perturbations)
 
     def evaluate(self, step: int) -> str | None:
-        """Measure the loss on held-out images, and keep the state if it is the best so far."""
-        with self.state.average.applied():
-            bands = self.held_out.measure(self.model)
-        values = {"val_loss": bands["val_loss"], "val_loss_base": self.base, **bands}
+        """Measure the validation loss, and keep the state if it is the best so far."""
+        assert self.validation is not None
+        with self.checkpointer.ema.applied():
+            bands = self.validation.measure(self.model)
+        values = {"val_loss": bands["val_loss"], "val_loss_base": self.base_loss, **bands}
         self.accelerator.log(values, step=step)
-        self.output.val_losses.columns = ["step", *values]
-        self._write(self.output.val_losses, [step, *(f"{value:.7f}" for value in values.values())])
-        reason = self._judge_effect(step, self.effect.measure(self.state.hypernetwork))  # or fog might be the best
-        reason = reason or self.guard.judge_loss(step, values["val_loss"])
+        self.folder.validation_losses.columns = ["step", *values]
+        self._write(self.folder.validation_losses, [step, *(f"{value:.7f}" for value in values.values())])
+        # before the loss, or a state that drowns the context could count as the best
+        problem = self._check_perturbation(step, self.perturbation.measure(self.checkpointer.hypernetwork))
+        problem = problem or self.guard.check_loss(step, values["val_loss"])
         if self.guard.best_step == step:
-            self.state.save_best(step)
-        return reason
+            self.checkpointer.save_best(step)
+        return problem
 
-    def _judge_effect(self, step: int, effects: dict[str, float]) -> str | None:
-        """What the guard says of the effect; without held-out images, or with the guard off, it is only told, once."""
-        reason = self.guard.judge_effect(effects)
-        if reason is None or (self.held_out is not None and self.guard.watches_loss):
-            return reason
+    def _check_perturbation(self, step: int, perturbations: dict[str, float]) -> str | None:
+        """Return what the guard says of it; without validation images, or with the guard off, only warn, once."""
+        problem = self.guard.check_perturbation(perturbations)
+        if problem is None or (self.validation is not None and self.guard.watches_loss):
+            return problem
         if not self._warned:
-            say(self.accelerator, f"step {step}: {reason}; it is dead or dying: stop, and lower --learning_rate")
+            line = f"step {step}: {problem}; the run has diverged or is about to: stop, and lower --learning_rate"
+            print_main(self.accelerator, line)
             self._warned = True
         return None
 
-    def find_dead(self) -> str | None:
-        """Look at the weights and the losses since the last logging, before they are saved."""
-        finite = [weight.isfinite().all() for weight in self.state.hypernetwork.parameters()]
-        if self.state.losses:
-            finite.append(self.accelerator.reduce(torch.stack(self.state.losses).mean(), "mean").isfinite())
+    def find_nonfinite(self) -> str | None:
+        """Check the weights, and the losses since the last logging, before they are saved."""
+        finite = [weight.isfinite().all() for weight in self.checkpointer.hypernetwork.parameters()]
+        if self.checkpointer.losses:
+            losses = torch.stack(self.checkpointer.losses)
+            finite.append(self.accelerator.reduce(losses.mean(), "mean").isfinite())
         return None if torch.stack(finite).all() else "a loss or a weight is not finite"
 
-    def go_back(self, step: int, reason: str) -> bool:
-        """Take the run back to its best state, at a tenth of the rate; False if it should end there."""
-        goes_on = self.guard.go_back()
-        self.state.go_back()
+    def roll_back(self, step: int, problem: str) -> bool:
+        """Restore the best state, at a tenth of the learning rate. Return False if the run should end there."""
+        continues = self.guard.roll_back()
+        self.checkpointer.roll_back()
         self.grad_norms = []
         best = self.guard.best_step
-        self.guard.last_loss = self.guard.best_loss  # of the weights that are there now
-        to = f"{'the last saved' if best is None else 'the best'} state, of step {self.state.good_step}"
-        what = f"goes back to {to}"
-        what += f", at {self.guard.rate_factor:g} times the learning rate" if goes_on else " and ends there"
-        say(self.accelerator, f"step {step}: {reason}; the run {what}")
-        self._write(self.output.guard_log, [step, f"{reason}; {what}", f"{self.guard.rate_factor:g}"])
-        self.accelerator.log(
-            {"guard/returns": self.guard.returns, "guard/rate_factor": self.guard.rate_factor}, step=step
-        )
-        if not goes_on and best is None:
+        self.guard.last_loss = self.guard.best_loss  # that of the restored weights
+        state = f"{'the last saved' if best is None else 'the best'} state, of step {self.checkpointer.good_step}"
+        what = f"goes back to {state}"
+        what += f", at {self.guard.learning_rate_factor:g} times the learning rate" if continues else " and ends there"
+        print_main(self.accelerator, f"step {step}: {problem}; the run {what}")
+        self._write(self.folder.guard_log, [step, f"{problem}; {what}", f"{self.guard.learning_rate_factor:g}"])
+        values = {"guard/returns": self.guard.rollbacks, "guard/rate_factor": self.guard.learning_rate_factor}
+        self.accelerator.log(values, step=step)
+        if not continues and best is None:
             raise UserError(
-                f"{reason} at step {step}: the run has died {self.guard.returns + 1} times, at ever lower rates; "
-                "start anew with a lower --learning_rate and --overwrite, or from an earlier state"
+                f"{problem} at step {step}: the run has diverged {self.guard.rollbacks + 1} times, at ever lower learning "
+                "rates; start over with a lower --learning_rate and --overwrite, or from an earlier checkpoint"
             )
-        return goes_on
+        return continues
 
-    def end(self, step: int):
-        """At the end of the run: what ends clearly worse than it was gives way to the best."""
-        if self.held_out is not None and self.guard.ends_worse(self.base):
-            self.state.go_back()
+    def finish(self, step: int) -> None:
+        """End with the best state if the last one is clearly worse."""
+        if self.validation is not None and self.guard.should_end_with_best(self.base_loss):
+            self.checkpointer.roll_back()
             best = f"best, {self.guard.best_loss:.4g} at step {self.guard.best_step}"
             what = f"val_loss {self.guard.last_loss:.4g} is worse than its {best}; the run ends with that state"
-            say(self.accelerator, f"step {step}: {what}")
-            self._write(self.output.guard_log, [step, what, f"{self.guard.rate_factor:g}"])
+            print_main(self.accelerator, f"step {step}: {what}")
+            self._write(self.folder.guard_log, [step, what, f"{self.guard.learning_rate_factor:g}"])
             self.guard.last_loss = self.guard.best_loss
 
-    def plot(self, now: bool = False):
-        """Draw loss.png, unless that was done a moment ago."""
+    def plot(self, now: bool = False) -> None:
+        """Draw loss.png, unless that was done less than a minute ago."""
         if self.accelerator.is_main_process and (now or time.monotonic() - self._plotted > PLOT_SECONDS):
-            tables = (self.output.losses, self.output.val_losses, self.output.guard_log)
-            rows, held_out, events = (table.rows() for table in tables)
-            returns = [int(event["step"]) for event in events if "goes back" in event["event"]]
+            tables = (self.folder.losses, self.folder.validation_losses, self.folder.guard_log)
+            losses, validation_losses, events = (table.rows() for table in tables)
+            rollbacks = [int(event["step"]) for event in events if "goes back" in event["event"]]
             try:
                 from hypernet.training.loss_plot import plot_losses  # matplotlib, which nothing else here needs
 
-                plot = plot_losses(rows, self.config.name, held_out, returns)
-            except Exception as error:  # its settings may be broken; a picture is no reason to end a night's run
-                say(self.accelerator, f"{self.output.loss_plot} could not be drawn ({error})")
+                plot = plot_losses(losses, str(self.config.name), validation_losses, rollbacks)
+            except Exception as error:  # matplotlib's settings may be broken; a plot never ends a run
+                print_main(self.accelerator, f"{self.folder.loss_plot} could not be drawn ({error})")
                 self._plotted = math.inf
             else:
-                self.output.save_picture(plot, self.output.loss_plot)
+                self.folder.save_image(plot, self.folder.loss_plot)
                 self._plotted = time.monotonic()
 
     def result(self) -> dict:
-        """How the run has ended: its step, and the held-out losses."""
-        found = {"step": self.state.hypernetwork.config.step, "guard_returns": self.guard.returns}
-        if self.held_out is not None:
-            found |= {"val_loss": self.guard.last_loss, "val_loss_base": self.base}
+        """Return how the run has ended, for result.json: its step, and the validation losses."""
+        found = {"step": self.checkpointer.hypernetwork.config.step, "guard_returns": self.guard.rollbacks}
+        if self.validation is not None:
+            found |= {"val_loss": self.guard.last_loss, "val_loss_base": self.base_loss}
             found |= {"best_val_loss": self.guard.best_loss, "best_step": self.guard.best_step}
         return found
 
     def summary(self) -> str:
-        """One or two lines on the held-out loss."""
-        if self.held_out is None:
+        """Return one or two lines on the validation loss; empty without validation images."""
+        if self.validation is None:
             return ""
-        best = f"the best, {self.guard.best_loss:.4g} at step {self.guard.best_step}, is {self.output.best}"
-        line = f"  held-out loss   {self.base:.4g} without it, {self.guard.last_loss:.4g} with what is exported; {best}"
-        if self.guard.best_loss >= self.base:
-            line += "\n  it was never better than the model without it: try another --learning_rate, with --overwrite"
+        best = f"the best, {self.guard.best_loss:.4g} at step {self.guard.best_step}, is in {self.folder.best}"
+        last = f"{self.guard.last_loss:.4g} with what is exported"
+        line = f"  validation loss {self.base_loss:.4g} without the hypernetwork, {last}; {best}"
+        if self.guard.best_loss >= self.base_loss:
+            line += "\n  never better than without it: try another --learning_rate, with --overwrite"
         return line
 
-    def _write(self, table, row):
+    def _write(self, table: CsvLog, row: list) -> None:
         if self.accelerator.is_main_process:
             problem = table.append(row)
             if problem:
-                say(self.accelerator, f"{problem}; its rows are kept and written later")
+                print_main(self.accelerator, f"{problem}; rows are kept and written later")
+
+
+def peak_memory(device: torch.device) -> float:
+    """Return the peak memory so far in GiB: tensors on a GPU, else this process's memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    try:
+        import resource
+    except ImportError:  # Windows
+        return psutil.Process().memory_info().peak_wset / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024  # the unit of getrusage
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -4,9 +4,12 @@ import ast
 import difflib
 import importlib
 import inspect
+import math
 
 import torch
+from accelerate import Accelerator
 
+from hypernet.training.lr_schedule import parse_schedule
 from hypernet.utils.errors import UserError
 
 PACKAGES = {"bitsandbytes": "bitsandbytes.optim", "prodigyopt": "prodigyopt"}  # package -> where its optimizers are
@@ -39,7 +42,7 @@ def build_optimizer(config, parameters, device: torch.device) -> torch.optim.Opt
         raise UserError(
             f"--optimizer_args {unknown[0]}: {optimizer_class.__name__} has no such argument; it has {usual}"
         )
-    return optimizer_class(parameters, lr=config.schedule.at(0), **arguments)
+    return optimizer_class(parameters, lr=parse_schedule(config.learning_rate, config.max_train_steps).at(0), **arguments)
 
 
 def check_optimizer(config, device: torch.device):
@@ -102,3 +105,24 @@ def _classes(module):
     return {
         key: value for key, value in found.items() if issubclass(value, torch.optim.Optimizer) and key != "optimizer"
     }
+
+
+def clip_gradients(accelerator: Accelerator, parameters, mode: str, threshold: float) -> torch.Tensor:
+    """Clip what has been accumulated, free of the loss scale; the norm before.
+
+    Args:
+        mode: norm, value or none.
+        threshold: of the norm or of each value; 0 clips nothing.
+    """
+    parameters, clips = list(parameters), threshold > 0
+    by_norm = threshold if mode == "norm" and clips else math.inf
+    norm = accelerator.clip_grad_norm_(parameters, by_norm)  # takes the loss scale out first
+    if mode == "value" and clips:
+        torch.nn.utils.clip_grad_value_(parameters, threshold)
+    return norm
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Set the learning rate of all parameter groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate

@@ -2,15 +2,15 @@
 
 import torch
 
+from hypernet.data.batch_sampler import Batch
 from hypernet.modeling.attachment import attention_layers, set_strength
-from hypernet.stable_diffusion.conditioning import cast
-from hypernet.data.dataset import Batch
 from hypernet.modeling.hypernetwork import Hypernetwork
+from hypernet.stable_diffusion.conditioning import cast_conditions
 
 PER_LAYER = 16  # contexts, evenly spread over the tokens
 
 
-class Effect:
+class Perturbation:
     """The contexts of one forward of the UNet without the hypernetwork, and what it changes in them.
 
     Args:
@@ -46,21 +46,21 @@ class Effect:
         sizes, training = {}, hypernetwork.training
         hypernetwork.eval()
         for width, contexts in self.contexts.items():
-            if hypernetwork.of_width(width):
+            if hypernetwork.parameters_of_width(width):
                 added = [part - contexts for part in hypernetwork(contexts)]
                 sizes[f"effect/{width}"] = torch.stack(added).norm() / (2**0.5 * contexts.norm())
         hypernetwork.train(training)
         return dict(zip(sizes, torch.stack(list(sizes.values())).tolist())) if sizes else {}
 
 
-def measure_first_image(models, dataset, dtype: torch.dtype, device: torch.device) -> Effect:
+def perturbation_of_first_image(models, dataset, dtype: torch.dtype, device: torch.device) -> Perturbation:
     """The `Effect` on the first image's contexts, in the first epoch that has not dropped its prompt.
 
     They are the same whenever a run goes on, and on every process.
     """
-    epochs = (epoch for epoch in range(100) if dataset.prompts.draw(epoch, 0))
+    epochs = (epoch for epoch in range(100) if dataset.prompts.sample(epoch, 0))
     drawn = dataset.__getitems__(Batch(next(epochs, 0), 0, [0], [1.0]))
     timesteps = drawn["timesteps"].to(device)
     noisy = models.scheduler.add_noise(drawn["latents"].to(device), drawn["noise"].to(device), timesteps)
-    given = cast(dataset.conditions(drawn), device, dtype)
-    return Effect(models.unet, noisy.to(dtype), timesteps, given)
+    given = cast_conditions(dataset.conditions(drawn), device, dtype)
+    return Perturbation(models.unet, noisy.to(dtype), timesteps, given)

@@ -1,6 +1,5 @@
 """Draw samples with fixed seeds while training, and lay them out in labelled grids."""
 
-import textwrap
 
 import torch
 from accelerate import Accelerator
@@ -8,12 +7,10 @@ from accelerate.utils import gather_object
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
-from hypernet.stable_diffusion.conditioning import masked, pipeline_arguments
-from hypernet.utils.fonts import load_font
+from hypernet.stable_diffusion.conditioning import pipeline_arguments, text_mask
 from hypernet.stable_diffusion.model import StableDiffusion, latents_pipeline
-from hypernet.data.prompt_cache import cut_note
-from hypernet.utils.image_grid import MOST_LINES, Layout, lay_out
-from hypernet.stable_diffusion.text_encoding import encode_prompts
+from hypernet.stable_diffusion.text_encoding import encode_prompts, truncation_note
+from hypernet.utils.image_grid import preview_grid
 
 TILE = 512  # pixels a side, as SD 1.x's VAE was trained on
 
@@ -27,18 +24,19 @@ class Previewer:
 
     def __init__(self, models: StableDiffusion, config, accelerator: Accelerator):
         self.config, self.accelerator, self.vae = config, accelerator, models.vae
+        self.prompts = list(config.validation_prompt)
         self.vae.enable_slicing()  # one image at a time, for small cards
         if config.enable_tiling:
             enable_tiling(self.vae)
         self.embeds = encode_prompts(models, [*config.validation_prompt, ""])
-        if note := cut_note(models, config.validation_prompt):
+        if note := truncation_note(models, config.validation_prompt):
             accelerator.print(note)
         self.without = None  # the pictures without a hypernetwork
         self.pipeline = latents_pipeline(models)  # of the UNet alone: the others may be on another device
         self.pipeline.set_progress_bar_config(disable=True)
 
     @torch.no_grad()
-    def draw(self) -> list[list[Image.Image]] | None:
+    def generate(self) -> list[list[Image.Image]] | None:
         """One row of pictures per prompt, on the main process; None on the others."""
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
         mine = range(process, len(self.config.validation_prompt), processes)
@@ -54,18 +52,18 @@ class Previewer:
 
         None and None but on the main process.
         """
-        pictures = self.draw()
+        pictures = self.generate()
         if pictures is None:
             return None, None
         rows = [[*without, *with_it] for without, with_it in zip(self.without, pictures)]
         count = self.config.num_validation_images
-        return pictures, labelled_grid(rows, self.config.validation_prompt, ["without"] * count + [label] * count)
+        return pictures, preview_grid(rows, self.config.validation_prompt, ["without"] * count + [label] * count)
 
     def _sample(self, embeds):
         config, unet = self.config, self.pipeline.unet
         count, (width, height) = config.num_validation_images, config.size
         given, mask = pipeline_arguments([embeds] * count, [self.embeds[-1]] * count, unet.dtype)
-        with masked(unet, mask):
+        with text_mask(unet, mask):
             return self.pipeline(
                 **given,
                 num_inference_steps=config.validation_inference_steps,
@@ -88,11 +86,3 @@ def enable_tiling(vae):
     vae.tile_latent_min_size = TILE // 2 ** (len(vae.config.block_out_channels) - 1)
 
 
-def labelled_grid(rows: list[list[Image.Image]], row_labels: list[str], column_labels: list[str]) -> Image.Image:
-    """A sheet whose margins are the same whatever the labels say, so that those of a run lie upon each other."""
-    size = max(11, rows[0][0].height // 18)
-    font = load_font(size, "".join([*row_labels, *column_labels]))
-    line, gap = font.getbbox("A")[3] + 4, max(2, rows[0][0].height // 64)
-    layout = Layout(font, line, left=10 * size, top=2 * size, gap=gap, row_labels=(size // 2, "lm"))
-    beside = [textwrap.wrap(label, 16)[:MOST_LINES] for label in row_labels]
-    return lay_out(rows, beside, [[label] for label in column_labels], layout)

@@ -1,4 +1,4 @@
-"""The output folder of a run: whose it is, its checkpoints, its tables."""
+"""The folder a run writes to: whose it is, its checkpoints, its tables."""
 
 import dataclasses
 import itertools
@@ -6,56 +6,63 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
+from PIL import Image
 
-from hypernet.config import TrainingConfig
-from hypernet.utils.errors import UserError
+from hypernet.config import CHANGEABLE, PATH_OPTIONS, TrainingConfig
 from hypernet.formats.load_save import WEIGHTS_NAME, save_folder
-from hypernet.utils.manifest import damage
-from hypernet.utils.atomic_files import is_unfinished, remove, remove_unfinished, replacing
-from hypernet.utils.csv_log import Table
 from hypernet.formats.webui import save_webui
+from hypernet.modeling.hypernetwork import Hypernetwork
+from hypernet.stable_diffusion.loras import absolute_lora
+from hypernet.utils.atomic_files import atomic_write, is_unfinished, remove, remove_unfinished
+from hypernet.utils.csv_log import CsvLog
+from hypernet.utils.errors import UserError
+from hypernet.utils.hashing import find_damage
 
 LOCK = "run.lock"
 LOSS_COLUMNS = ["step", "epoch", "epoch_step", "loss", "learn_rate"]  # the WebUI's
 GUARD_COLUMNS = ["step", "event", "learning_rate_factor"]
+UNREPORTED = {"output_dir", "overwrite", "resume_from_checkpoint"}  # changes not worth a line on resume
 
 
-class OutputFolder:
-    """Paths below `output_dir`, and the few things that are done with them."""
+class RunFolder:
+    """The paths below `--output_dir`, and what is done with them as a whole."""
 
     def __init__(self, config: TrainingConfig):
         self.root = Path(config.output_dir)
-        self.identity = config.run_identity()  # the options that must stay
-        self.options = config.portable_options()
+        self.options = portable_options(config)
         self.checkpoints = self.root / "checkpoints"
         self.best = self.root / "best"
         self.previews = self.root / "previews"
         self.logs = self.root / "logs"
-        self.losses = Table(self.root / "hypernetwork_loss.csv", LOSS_COLUMNS)
-        self.val_losses = Table(self.root / "validation_loss.csv", [])  # columns: with the first values
-        self.metrics = Table(self.root / "metrics.csv", [])
-        self.guard_log = Table(self.root / "guard.csv", GUARD_COLUMNS)
+        self.losses = CsvLog(self.root / "hypernetwork_loss.csv", LOSS_COLUMNS)
+        self.validation_losses = CsvLog(self.root / "validation_loss.csv", [])  # columns come with the first row
+        self.metrics = CsvLog(self.root / "metrics.csv", [])
+        self.guard_log = CsvLog(self.root / "guard.csv", GUARD_COLUMNS)
         self.loss_plot = self.root / "loss.png"
         self.before_after = self.previews / "before_after.png"
         self.webui_file = self.root / f"{config.name}.pt"
         self.card = self.root / "README.md"
         self.wandb_id = self.root / "wandb_id"
-        self.held_out = self.root / "held_out.json"
-        self.result = self.root / "result.json"  # of a run that has come to its end
+        self.validation_images = self.root / "held_out.json"
+        self.result = self.root / "result.json"  # written when the run has ended
+        self.changed: list[str] = []  # options that differ from those of the run in the folder
         self._run_file = self.root / "run.json"
-        folders = [self.checkpoints, self.best, self.previews, self.logs, self.root / "wandb"]
-        weights = [self.root / "config.json", self.root / WEIGHTS_NAME, self.webui_file]
-        self._to_use = weights
-        self._tables = (self.losses, self.val_losses, self.metrics, self.guard_log)
-        files = [self.loss_plot, self.card, self.wandb_id, self.held_out, self.result]
+        self._exported = [self.root / "config.json", self.root / WEIGHTS_NAME, self.webui_file]
+        self._tables = (self.losses, self.validation_losses, self.metrics, self.guard_log)
+        files = [self.loss_plot, self.card, self.wandb_id, self.validation_images, self.result]
         files += [table.path for table in self._tables]
-        self._written = [*folders, *weights, *files]  # (run.json is replaced, so that the folder is always somebody's)
-        self.changed: list[str] = []  # options of the run in the folder that are others now
+        # all but run.json, which is replaced last so that the folder always belongs to some run
+        self._written = [self.checkpoints, self.best, self.previews, self.logs, self.root / "wandb"]
+        self._written += [*self._exported, *files]
 
     def check(self, overwrite: bool) -> list[str]:
-        """See that the folder is new, or empty, or holds this very run; what has changed in it that may change.
+        """Check that the folder is new, empty, or holds this very run.
+
+        Returns:
+            A line for each option that has changed since then and may.
 
         Raises:
             UserError: if it holds another run (naming the options that differ) or other files.
@@ -64,165 +71,180 @@ class OutputFolder:
             raise UserError(f"--output_dir {self.root}: it is a file; name a folder")
         existing = next(path for path in (self.root, *self.root.resolve().parents) if path.exists())
         if not os.access(existing, os.W_OK):
-            raise UserError(f"--output_dir {self.root}: {existing} cannot be written to")
+            raise UserError(f"--output_dir {self.root}: {existing} is not writable")
         if not self.root.exists() or all(is_unfinished(path) or path.name == LOCK for path in self.root.iterdir()):
             return []
-        if not self.is_begun():
+        if not self.holds_run():
             raise UserError(f"--output_dir {self.root}: it is not empty and holds no run; name a new folder")
-        if overwrite:
-            return []
+        return [] if overwrite else self._compare_options()
+
+    def _compare_options(self) -> list[str]:
         try:
             other = json.loads(self._run_file.read_text(encoding="utf-8"))
         except ValueError:
             other = {}
         defaults = {field.name: field.default for field in dataclasses.fields(TrainingConfig)}
-        other = {**defaults, **other}  # an option that the other run did not know yet had its default
+        other = {**defaults, **other}  # options that an older version did not have were at their defaults
         self.changed = [key for key, value in self.options.items() if other[key] != value]
-        differing = [
-            f"{key} (was {other[key]}, now {self.options[key]})" for key in self.changed if key in self.identity
-        ]
+        differing = [f"{key} (was {other[key]}, now {self.options[key]})" for key in self.changed if key not in CHANGEABLE]
         if differing:
             problem = f"it holds another run; differing: {', '.join(differing[:4])}"
             raise UserError(f"--output_dir {self.root}: {problem}; name a new folder, or add --overwrite")
-        silent = {"output_dir", "overwrite", "resume_from_checkpoint"}
-        return [f"--{key} was {other[key]}, is now {self.options[key]}" for key in self.changed if key not in silent]
+        reported = [key for key in self.changed if key not in UNREPORTED]
+        return [f"--{key} was {other[key]}, is now {self.options[key]}" for key in reported]
 
-    def is_begun(self) -> bool:
+    def holds_run(self) -> bool:
         """Whether the folder holds a run, this one or another."""
         return self._run_file.is_file()
 
-    def lock(self):
+    def lock(self) -> None:
         """Keep other runs out of the folder until this process ends.
 
         Raises:
-            UserError: if another one is at work in it.
+            UserError: if another process is training in it.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         try:
-            self._lock = FileLock(self.root / LOCK, timeout=0, is_singleton=True)  # it is let go with this object
+            self._lock = FileLock(self.root / LOCK, timeout=0, is_singleton=True)  # released with this object
             self._lock.acquire()
         except Timeout:
-            problem = "another process is training in it at this moment; wait for it, or name another folder"
+            problem = "another process is training in it right now; wait for it, or name another folder"
             raise UserError(f"--output_dir {self.root}: {problem}") from None
         except (NotImplementedError, OSError):
             pass  # a file system without locks
 
-    def create(self, overwrite: bool):
-        """Make the folder, after deleting the earlier run in it if `overwrite`, and sign it with this run's options."""
+    def create(self, overwrite: bool) -> None:
+        """Make the folder and write this run's options into it; with `overwrite` delete the earlier run first."""
         if overwrite:
             for path in self._written:
                 remove(path)
-        # before any other file: without it the folder is taken for another's
-        self._write_json(self._run_file, self.options)
+        write_json(self._run_file, self.options)  # before any other file: without it the folder belongs to no run
         remove(self.result)
         for folder in (self.root, self.checkpoints, self.previews):
             folder.mkdir(parents=True, exist_ok=True)
             remove_unfinished(folder)
 
-    def read_held_out(self) -> dict[str, str]:
-        """The images that this run has held out so far: sha256 -> name."""
+    def read_validation_images(self) -> dict[str, str]:
+        """Return the images this run has set aside for validation so far: SHA-256 -> name."""
         try:
-            return json.loads(self.held_out.read_text(encoding="utf-8"))
+            return json.loads(self.validation_images.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
 
-    def write_held_out(self, names: dict[str, str]):
-        self._write_json(self.held_out, names)
+    def write_validation_images(self, names: dict[str, str]) -> None:
+        """Write the images set aside for validation: SHA-256 -> name."""
+        write_json(self.validation_images, names)
 
-    def write_result(self, result: dict):
-        """Say how the run has ended; who compares runs reads it."""
-        self._write_json(self.result, result)
+    def write_result(self, result: dict) -> None:
+        """Write how the run has ended."""
+        write_json(self.result, result)
 
-    @staticmethod
-    def _write_json(path: Path, content: dict):
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-    def checkpoint(self, step: int) -> Path:
+    def checkpoint_path(self, step: int) -> Path:
+        """Return where the checkpoint of a step belongs."""
         return self.checkpoints / f"step-{step:06d}"
 
-    def states(self) -> list[Path]:
-        """Training states, whole or not, oldest step first."""
+    def checkpoint_paths(self) -> list[Path]:
+        """Return all checkpoints, intact or not, oldest step first."""
         found = [path for path in self.checkpoints.glob("step-*") if path.name.removeprefix("step-").isdigit()]
         return sorted(found, key=_step)
 
-    def find_state(self, wanted: str) -> tuple[Path | None, list[str]]:
-        """The training state to go on from: "latest", "none", or the name or path of one of this run's.
+    def find_checkpoint(self, wanted: str) -> tuple[Path | None, list[str]]:
+        """Find the checkpoint to resume from: "latest", "none", or the name or path of one of this run's.
 
         Returns:
-            The newest whole one, if the latest is wanted, and a line for each newer one that is damaged.
+            The checkpoint, and for "latest" a line for each newer one that is damaged.
 
         Raises:
-            UserError: if the one that is named does not exist, or is damaged; if all are damaged.
+            UserError: if the one named does not exist or is damaged, or if all are damaged.
         """
-        states, notes = self.states(), []
         if wanted == "none":
-            return None, notes
+            return None, []
+        paths = self.checkpoint_paths()
         if wanted == "latest":
-            for state in reversed(states):
-                problem = damage(state)
-                if problem is None:
-                    return state, notes
-                notes.append(f"{state} is not used: {problem}")
-            if states:
-                problem = f"none of its {len(states)} training states is whole ({notes[0]})"
-                hint = "--resume_from_checkpoint none begins again and keeps them under another name"
-                raise UserError(f"--output_dir {self.root}: {problem}; {hint}")
-            return None, notes
-        for state in states:
-            if wanted == state.name or Path(wanted).resolve() == state.resolve():
-                if problem := damage(state):
+            return self._latest_intact(paths)
+        for path in paths:
+            if wanted == path.name or Path(wanted).resolve() == path.resolve():
+                if problem := find_damage(path):
                     raise UserError(f"--resume_from_checkpoint {wanted}: {problem}; name another")
-                return state, notes
-        found = ", ".join(path.name for path in states) or "none"
-        problem = f"{self.checkpoints} has no such training state; it has {found}"
-        raise UserError(f"--resume_from_checkpoint {wanted}: {problem}")
+                return path, []
+        found = ", ".join(path.name for path in paths) or "none"
+        raise UserError(f"--resume_from_checkpoint {wanted}: {self.checkpoints} has no such checkpoint; it has {found}")
 
-    def go_back_to(self, step: int) -> list[str]:
-        """Forget what lies after `step`: the rows are dropped, later states are kept under another name, which is told."""
+    def _latest_intact(self, paths: list[Path]) -> tuple[Path | None, list[str]]:
+        notes: list[str] = []
+        for path in reversed(paths):
+            problem = find_damage(path)
+            if problem is None:
+                return path, notes
+            notes.append(f"{path} is not used: {problem}")
+        if paths:
+            problem = f"none of its {len(paths)} checkpoints is intact ({notes[0]})"
+            hint = "--resume_from_checkpoint none starts over and keeps them under other names"
+            raise UserError(f"--output_dir {self.root}: {problem}; {hint}")
+        return None, notes
+
+    def roll_back_to(self, step: int) -> list[str]:
+        """Drop table rows after `step` and rename later checkpoints; return a line for each of these."""
         for table in self._tables:
-            table.go_back_to(step)
-        later = [state for state in self.states() if _step(state) > step]
+            table.roll_back_to(step)
+        later = [path for path in self.checkpoint_paths() if _step(path) > step]
         lines = []
-        for state in later:
-            name = f"{'damaged' if damage(state) else 'abandoned'}-{state.name}"
+        for path in later:
+            name = f"{'damaged' if find_damage(path) else 'abandoned'}-{path.name}"
             names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
-            aside = next(path for path in map(state.with_name, names) if not path.exists())
-            state.rename(aside)
-            lines.append(f"{state.name} is now {aside.name}")
+            renamed = next(other for other in map(path.with_name, names) if not other.exists())
+            path.rename(renamed)
+            lines.append(f"{path.name} is now {renamed.name}")
         if later or step == 0:
-            remove(self.wandb_id)  # W&B takes no rows of steps that a run has passed
+            remove(self.wandb_id)  # W&B accepts no rows for steps that a run has passed
         return lines
 
-    def prune(self, limit: int | None):
-        """Delete all but the newest states; of abandoned ones, too, as many are kept."""
+    def prune(self, limit: int | None) -> None:
+        """Delete all but the newest checkpoints, and all but as many of the abandoned ones."""
         if limit:
             abandoned = sorted(self.checkpoints.glob("abandoned-step-*"), key=lambda path: path.stat().st_mtime)
-            for path in [*self.states()[:-limit], *abandoned[:-limit]]:
+            for path in [*self.checkpoint_paths()[:-limit], *abandoned[:-limit]]:
                 shutil.rmtree(path)
 
-    def flush(self):
-        """Have the tables on the disk before a state that counts on them."""
+    def flush(self) -> None:
+        """Flush the tables to disk; a checkpoint counts on their rows."""
         for table in self._tables:
             table.flush()
 
-    def export(self, hypernetwork):
-        """The hypernetwork to use: config.json and safetensors in the root, and the WebUI's file beside them."""
+    def export(self, hypernetwork: Hypernetwork) -> None:
+        """Write the hypernetwork: config.json and safetensors in the root, the WebUI's file beside them."""
         save_folder(hypernetwork, self.root)
         save_webui(hypernetwork, self.webui_file)
 
-    def to_use(self) -> list[Path]:
-        """The files of the hypernetwork."""
-        return [path for path in self._to_use if path.is_file()]
+    def exported_files(self) -> list[Path]:
+        """Return the files of the hypernetwork."""
+        return [path for path in self._exported if path.is_file()]
 
-    def save_picture(self, image, path: Path):
-        """Write a picture whole or not at all; a full disk costs no more than the picture."""
+    def save_image(self, image: Image.Image, path: Path) -> None:
+        """Write an image completely or not at all; a full disk costs no more than the image."""
         try:
-            with replacing(path) as temporary:
+            with atomic_write(path) as temporary:
                 image.save(temporary, format="PNG")
         except OSError as error:
             print(f"{path} could not be saved ({error.strerror or error})")
 
 
-def _step(state: Path) -> int:
-    return int(state.name.removeprefix("step-"))
+def portable_options(config: TrainingConfig) -> dict[str, Any]:
+    """Return all options with the paths of base model and images made absolute, so that they hold in any folder."""
+    options = dataclasses.asdict(config)
+    for key in PATH_OPTIONS:
+        if options[key] and Path(options[key]).exists():
+            options[key] = str(Path(options[key]).resolve())
+    if config.lora:
+        options["lora"] = [absolute_lora(lora) for lora in config.lora]
+    return options
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write a JSON file atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))

@@ -8,14 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import torch
 from accelerate.utils import is_tensorboard_available, is_wandb_available
 
 from hypernet.config import TrainingConfig
+from hypernet.training.run_folder import RunFolder
 from hypernet.utils.errors import UserError
-from hypernet.training.run_folder import OutputFolder
-from hypernet.training.wandb_runs import sync_line, wandb_mode
 
 PACKAGES = ("torch", "accelerate", "diffusers", "transformers", "datasets", "bitsandbytes")
 
@@ -34,7 +32,7 @@ def choose_trackers(config: TrainingConfig) -> list[str]:
     return wanted
 
 
-def start_trackers(accelerator, trackers: list[str], config: TrainingConfig, output: OutputFolder, label, fingerprint):
+def start_trackers(accelerator, trackers: list[str], config: TrainingConfig, output: RunFolder, label, fingerprint):
     """Begin a run in each tracker, or go on with it, with all options and `environment` as its config.
 
     `label` is its name, `fingerprint` that of the data.
@@ -80,26 +78,14 @@ def _version(package):
         return "none"
 
 
-def peak_memory(device: torch.device) -> float:
-    """The most memory that was taken so far, in GiB: of the GPU by tensors, else of the computer by this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    try:
-        import resource
-    except ImportError:  # Windows
-        return psutil.Process().memory_info().peak_wset / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024  # as getrusage has it
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-
-
-def log_artifact(accelerator, config: TrainingConfig, output: OutputFolder):
+def log_artifact(accelerator, config: TrainingConfig, output: RunFolder):
     """Upload the hypernetwork to use to W&B (`--log_artifact`)."""
     for tracker in accelerator.trackers:
         if tracker.name == "wandb":
             import wandb
 
             artifact = wandb.Artifact(re.sub(r"[^A-Za-z0-9._-]", "_", config.name), type="hypernetwork")
-            for path in output.to_use():
+            for path in output.exported_files():
                 artifact.add_file(str(path))
             tracker.run.log_artifact(artifact)
 
@@ -131,3 +117,25 @@ def wandb_sync_line(accelerator) -> str | None:
         if tracker.name == "wandb":
             return sync_line(tracker.run)
     return None
+
+
+def wandb_mode() -> str | None:
+    """The mode to begin a run in: online with a login, else offline; None where WANDB_MODE says it to W&B itself."""
+    if "WANDB_MODE" in os.environ:
+        return None
+    import wandb
+
+    try:
+        return "online" if wandb.login(prompt=False) else "offline"
+    except wandb.errors.Error:
+        return "offline"
+
+
+def sync_line(run) -> str | None:
+    """How to send an offline run to the site; None for one that is there already."""
+    if run.settings.mode != "offline":
+        return None
+    folder = Path(run.dir).parent  # offline-run-DATE-ID; a resumed run has several
+    several = len(list(folder.parent.glob(f"offline-run-*-{run.id}"))) > 1
+    what = folder.parent / f"offline-run-*-{run.id}" if several else folder
+    return f"W&B ran offline; after `wandb login`, send the run with: wandb sync {what}"

@@ -10,7 +10,7 @@ os.umask(UMASK := os.umask(0))  # there is no way to read it but to set it
 
 
 @contextlib.contextmanager
-def replacing(path):
+def atomic_write(path):
     """Yield a temporary path beside `path`; what is written there replaces `path` once it is complete and on disk."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")

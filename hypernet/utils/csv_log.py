@@ -5,10 +5,10 @@ import io
 import os
 from pathlib import Path
 
-from hypernet.utils.atomic_files import remove, replacing
+from hypernet.utils.atomic_files import atomic_write, remove
 
 
-class Table:
+class CsvLog:
     """Rows with the column "step" first. What cannot be written now is written with the next row."""
 
     def __init__(self, path: Path, columns: list[str]):
@@ -37,13 +37,13 @@ class Table:
         with open(self.path, newline="", encoding="utf-8") as file:
             return [row for row in csv.DictReader(file) if None not in row.values() and None not in row]
 
-    def go_back_to(self, step: int):
+    def roll_back_to(self, step: int):
         """Forget the rows of later steps."""
         if self.path.exists():
             rows = [row for row in self.rows() if row["step"].isdigit() and int(row["step"]) <= step]
             if not rows:
                 return remove(self.path)
-            with replacing(self.path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+            with atomic_write(self.path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, list(rows[0]))
                 writer.writeheader()
                 writer.writerows(rows)

@@ -11,6 +11,6 @@ class OtherProcessError(UserError):
     """Another process has died; whoever notices it tells, since it may be the first one that is dead."""
 
 
-def is_first() -> bool:
+def is_local_main_process() -> bool:
     """Whether this is the first process of its machine, which speaks for all."""
     return os.environ.get("LOCAL_RANK", "0") == "0"

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
-
 
 def is_hub_id(path: str) -> bool:
     """Whether it can be one, as it stands: OWNER/NAME, and nothing here is called so."""
@@ -17,6 +15,8 @@ def hub_file(repo_id: str, file: str = ".gitattributes", revision: str | None = 
     Raises:
         OSError: if there is no such file or repository, none can have such a name, or the Hub cannot be reached.
     """
+    from huggingface_hub import hf_hub_download  # slow to import, and rarely needed
+
     try:
         return Path(hf_hub_download(repo_id, file, revision=revision))
     except ValueError as error:  # of a name that no repository can have

@@ -1,10 +1,12 @@
 """Lay pictures out in rows and columns with labels, for people to look at."""
 
 import dataclasses
+import textwrap
 
 from PIL import Image, ImageDraw, ImageFont
 
-from hypernet.utils.fonts import load_font
+LATIN = ("DejaVuSans.ttf", "LiberationSans-Regular.ttf", "arial.ttf", "Arial.ttf")
+EAST_ASIAN = ("NotoSansCJK-Regular.ttc", "msgothic.ttc", "msyh.ttc", "Hiragino Sans GB.ttc", "wqy-zenhei.ttc")
 
 MOST_LINES = 6  # of a label
 
@@ -22,7 +24,7 @@ class Layout:
     heading: int = 0  # height above the columns' labels
 
 
-def labelled_sheet(rows: list[list[Image.Image]], row_labels, column_labels, caption: str = "") -> Image.Image:
+def labeled_grid(rows: list[list[Image.Image]], row_labels, column_labels, caption: str = "") -> Image.Image:
     """Pictures of one size on white; labels are wrapped to a picture's width, the caption on top to the sheet's.
 
     One row may go without a label: `row_labels` is then [""].
@@ -39,10 +41,10 @@ def labelled_sheet(rows: list[list[Image.Image]], row_labels, column_labels, cap
     heading = len(caption_lines) * line + size // 2 if caption else 0
     top = heading + max(map(len, above)) * line + size
     layout = Layout(font, line, left, top, gap, (left - size, "rm"), heading)
-    return lay_out(rows, beside, above, layout, caption_lines)
+    return compose_grid(rows, beside, above, layout, caption_lines)
 
 
-def lay_out(rows: list[list[Image.Image]], row_labels, column_labels, layout: Layout, caption=()) -> Image.Image:
+def compose_grid(rows: list[list[Image.Image]], row_labels, column_labels, layout: Layout, caption=()) -> Image.Image:
     """Pictures of one size on white, each label in the middle of its row's or column's side.
 
     Args:
@@ -91,3 +93,28 @@ def wrap(text: str, font, width: float) -> list[str]:
 def _after_sign(text: str) -> int:
     """The place after its last comma, or else its last sign of another kind; 0 if it has none."""
     return text.rfind(",") + 1 or max(text.rfind(sign) for sign in "=_-/") + 1
+
+
+def load_font(size: int, text: str = ""):
+    """A font of the system at `size` pixels, one with Chinese and Japanese if the text needs it; else Pillow's own.
+
+    (Pillow's own has English letters only.)
+    """
+    if text.isascii():
+        return ImageFont.load_default(size)
+    for name in (*EAST_ASIAN, *LATIN) if any(letter >= "\u2e80" for letter in text) else LATIN:
+        try:
+            return ImageFont.truetype(name, size)
+        except OSError:
+            continue
+    return ImageFont.load_default(size)
+
+
+def preview_grid(rows: list[list[Image.Image]], row_labels: list[str], column_labels: list[str]) -> Image.Image:
+    """A sheet whose margins are the same whatever the labels say, so that those of a run lie upon each other."""
+    size = max(11, rows[0][0].height // 18)
+    font = load_font(size, "".join([*row_labels, *column_labels]))
+    line, gap = font.getbbox("A")[3] + 4, max(2, rows[0][0].height // 64)
+    layout = Layout(font, line, left=10 * size, top=2 * size, gap=gap, row_labels=(size // 2, "lm"))
+    beside = [textwrap.wrap(label, 16)[:MOST_LINES] for label in row_labels]
+    return compose_grid(rows, beside, [[label] for label in column_labels], layout)

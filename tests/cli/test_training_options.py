@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from conftest import REPO
 
 from hypernet.cli.training_options import options_table, parse_config, run_label
 from hypernet.utils.errors import UserError
+from tests.helpers.scripts import REPO
 
 NEEDED = ["--pretrained_model_name_or_path", "model", "--train_data_dir", "images"]
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hypernet.data.buckets import aspect_buckets, kept_share, nearest_bucket, size_of, size_table
+from hypernet.data.buckets import aspect_buckets, kept_share, nearest_bucket, size_table, training_size
 
 
 def config(size=(512, 512), **options):
@@ -39,27 +39,27 @@ def test_the_nearest_bucket_crops_least():
 
 
 def test_sizes_of_each_mode():
-    assert size_of(1000, 333, config(), 8) == (512, 512)
-    assert size_of(1003, 333, config(varsize=True), 8) == (1000, 328)
+    assert training_size(1000, 333, config(), 8) == (512, 512)
+    assert training_size(1003, 333, config(varsize=True), 8) == (1000, 328)
     with pytest.raises(ValueError, match="100x7 is too small; each side needs 8 pixels"):
-        size_of(100, 7, config(varsize=True), 8)
+        training_size(100, 7, config(varsize=True), 8)
     buckets = config(aspect_buckets=True)
-    assert size_of(1024, 1024, buckets, 8) == (512, 512)
-    assert size_of(3000, 2000, buckets, 8) == (640, 384)
+    assert training_size(1024, 1024, buckets, 8) == (512, 512)
+    assert training_size(3000, 2000, buckets, 8) == (640, 384)
     assert kept_share(3000, 2000, (640, 384)) == pytest.approx(0.9)  # so says examples/docs/data.md
-    assert size_of(500, 300, buckets, 8) == (448, 256)  # not enlarged
-    assert size_of(511, 511, buckets, 8) == (448, 448)
-    assert size_of(6000, 250, buckets, 8) == (768, 192) and size_of(250, 8000, buckets, 8) == (192, 768)
+    assert training_size(500, 300, buckets, 8) == (448, 256)  # not enlarged
+    assert training_size(511, 511, buckets, 8) == (448, 448)
+    assert training_size(6000, 250, buckets, 8) == (768, 192) and training_size(250, 8000, buckets, 8) == (192, 768)
     rng = random.Random(0)
     for _ in range(300):
         width, height = rng.randrange(64, 1200), rng.randrange(64, 1200)
-        w, h = size_of(width, height, buckets, 8)
+        w, h = training_size(width, height, buckets, 8)
         assert (
             w <= width and h <= height and w * h <= 512 * 512 and max(w, h) <= 4 * min(w, h) and w % 64 == h % 64 == 0
         )
-    assert size_of(500, 300, config(aspect_buckets=True, bucket_upscale=True), 8) == (640, 384)
+    assert training_size(500, 300, config(aspect_buckets=True, bucket_upscale=True), 8) == (640, 384)
     with pytest.raises(ValueError, match="add --bucket_upscale"):
-        size_of(500, 40, buckets, 8)
+        training_size(500, 40, buckets, 8)
 
 
 def test_table():

@@ -5,12 +5,12 @@ import random
 import pytest
 
 from hypernet.data.captions import (
-    Prompts,
+    PromptSampler,
     caption_from_name,
     check_word_regex,
-    draw_tags,
     fill_template,
     read_templates,
+    sample_tags,
     shipped_templates,
 )
 from hypernet.utils.errors import UserError
@@ -71,43 +71,43 @@ def test_shipped_templates_have_what_their_names_say():
 
 def test_tags():
     caption, rng = "a cat, red ,blue,, green", random.Random(0)
-    assert draw_tags(caption, rng, shuffle=False, keep=0, dropout=0) == "a cat, red, blue, green"
-    assert draw_tags(caption, rng, shuffle=False, keep=0, dropout=1) == ""
-    assert draw_tags(caption, rng, shuffle=True, keep=2, dropout=1) == "a cat, red"
-    drawn = [draw_tags(caption, rng, shuffle=True, keep=1, dropout=0).split(", ") for _ in range(600)]
+    assert sample_tags(caption, rng, shuffle=False, keep=0, dropout=0) == "a cat, red, blue, green"
+    assert sample_tags(caption, rng, shuffle=False, keep=0, dropout=1) == ""
+    assert sample_tags(caption, rng, shuffle=True, keep=2, dropout=1) == "a cat, red"
+    drawn = [sample_tags(caption, rng, shuffle=True, keep=1, dropout=0).split(", ") for _ in range(600)]
     assert all(tags[0] == "a cat" and sorted(tags[1:]) == ["blue", "green", "red"] for tags in drawn)
     orders = {tuple(tags[1:]) for tags in drawn}
     assert len(orders) == 6 and all(70 < sum(tuple(t[1:]) == order for t in drawn) < 130 for order in orders)
-    kept = sum(len(draw_tags("a,b,c,d", rng, False, 0, 0.3).split(", ")) for _ in range(1000))
+    kept = sum(len(sample_tags("a,b,c,d", rng, False, 0, 0.3).split(", ")) for _ in range(1000))
     assert 2700 < kept < 2900
 
 
 def test_prompts_are_drawn_anew_each_time_and_yet_always_the_same():
-    prompts = Prompts(
+    prompts = PromptSampler(
         ["x", "y"], [("a, b, c",), ("d",)], ["[filewords]", "x [filewords]"], "me", seed=4, shuffle_tags=True
     )
-    drawn = [prompts.draw(epoch, 0) for epoch in range(200)]
-    assert len(set(drawn)) == 12 and drawn == [prompts.draw(epoch, 0) for epoch in range(200)]
+    drawn = [prompts.sample(epoch, 0) for epoch in range(200)]
+    assert len(set(drawn)) == 12 and drawn == [prompts.sample(epoch, 0) for epoch in range(200)]
     assert prompts.every_prompt() is None
-    moved = Prompts(["y", "x"], [("d",), ("a, b, c",)], ["[filewords]", "x [filewords]"], "me", 4, shuffle_tags=True)
-    assert [moved.draw(epoch, 1) for epoch in range(200)] == drawn  # it is the image that counts, not its place
-    other = Prompts(
+    moved = PromptSampler(["y", "x"], [("d",), ("a, b, c",)], ["[filewords]", "x [filewords]"], "me", 4, shuffle_tags=True)
+    assert [moved.sample(epoch, 1) for epoch in range(200)] == drawn  # it is the image that counts, not its place
+    other = PromptSampler(
         ["x", "y"], [("a, b, c",), ("d",)], ["[filewords]", "x [filewords]"], "me", seed=5, shuffle_tags=True
     )
-    assert [other.draw(epoch, 0) for epoch in range(200)] != drawn
+    assert [other.sample(epoch, 0) for epoch in range(200)] != drawn
 
 
 def test_variants_are_as_many_as_said():
-    prompts = Prompts(["x"], [("a, b, c, d, e, f",)], ["[filewords]"], "me", seed=4, shuffle_tags=True, variants=3)
-    assert {prompts.draw(epoch, 0) for epoch in range(200)} == set(prompts.every_prompt()) and len(
+    prompts = PromptSampler(["x"], [("a, b, c, d, e, f",)], ["[filewords]"], "me", seed=4, shuffle_tags=True, variants=3)
+    assert {prompts.sample(epoch, 0) for epoch in range(200)} == set(prompts.every_prompt()) and len(
         prompts.every_prompt()
     ) == 3
 
 
 def test_all_prompts_are_all_that_are_drawn():
-    prompts = Prompts(
+    prompts = PromptSampler(
         ["x", "y"], [("a", "b"), ("c",)], ["[filewords]", "x [filewords] [name]"], "me", seed=4, caption_dropout=0.25
     )
-    drawn = [prompts.draw(epoch, index) for epoch in range(400) for index in (0, 1)]
+    drawn = [prompts.sample(epoch, index) for epoch in range(400) for index in (0, 1)]
     assert prompts.every_prompt() == ["", "a", "b", "c", "x a me", "x b me", "x c me"] == sorted(set(drawn))
     assert 150 < drawn.count("") < 250

@@ -8,20 +8,21 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import open_models
 from PIL import Image, ImageOps
 
 from examples.quickstart.tools.draw import draw, random_scene
-from hypernet.data.arrow_cache import RowCache
 from hypernet.config import TrainingConfig
-from hypernet.data.dataset import Batch, EpochBatches, encode_dataset
-from hypernet.utils.errors import UserError
-from hypernet.data.image_index import Picture, find_pictures
+from hypernet.data.arrow_cache import RowCache
+from hypernet.data.batch_sampler import Batch, EpochBatchSampler
+from hypernet.data.dataset import encode_dataset
+from hypernet.data.image_index import ImageRecord, index_images
+from hypernet.data.image_io import alpha_weights
+from hypernet.data.image_source import open_image_source
 from hypernet.data.latents import PIXELS_AT_ONCE
 from hypernet.stable_diffusion.model import encode_images
-from hypernet.data.image_io import alpha_weights
-from hypernet.utils.seeds import derive_seed
-from hypernet.data.image_source import open_source
+from hypernet.utils.errors import UserError
+from hypernet.utils.hashing import derive_seed
+from tests.helpers.tiny_models import open_models
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +38,8 @@ def configure(folder, cache_dir, **options):
 
 
 def prepare(models, config, vae_dtype=torch.float32):
-    source = open_source(config)
-    pictures, problems = find_pictures(source, config, 8)
+    source = open_image_source(config)
+    pictures, problems = index_images(source, config, 8)
     return encode_dataset(models, source, pictures, config, vae_dtype), pictures, problems
 
 
@@ -105,7 +106,7 @@ def test_latents_of_every_mode_equal_the_vae_on_the_same_pixels(models, mixed_di
         for flip in (0, 1):
             expected = ImageOps.mirror(fitted) if flip else fitted
             pixels = Image.alpha_composite(Image.new("RGBA", expected.size, "white"), expected)
-            latents = dataset.latents.draw(index, 0, flip, None)
+            latents = dataset.latents.sample(index, 0, flip, None)
             if index != 3:  # there resizing and laying on white are done in the other order
                 assert (latents - encode_by_hand(models, pixels).mean[0] * 0.7).abs().max() < 1e-5, (index, flip)
             assert latents.shape[1:] == (picture.size[1] // 8, picture.size[0] // 8)
@@ -114,7 +115,7 @@ def test_latents_of_every_mode_equal_the_vae_on_the_same_pixels(models, mixed_di
             weights = dataset.latents.alpha_weights(index, 0, flip).numpy()[0]
             assert np.abs(weights - alpha_weights(cells)).max() < 1e-5
     flips = [one(dataset, epoch, 1)["latents"] for epoch in range(20)]
-    both = [dataset.latents.draw(1, 0, flip, None)[None] for flip in (0, 1)]
+    both = [dataset.latents.sample(1, 0, flip, None)[None] for flip in (0, 1)]
     found = [[torch.equal(latents, other) for other in both].index(True) for latents in flips]
     assert set(found) == {0, 1} and not torch.equal(*both)
 
@@ -188,14 +189,14 @@ def test_copies_of_a_picture_draw_on_their_own(models, images_dir, tmp_path):
 
 
 def test_the_place_within_a_run_is_kept():
-    before = EpochBatches(sized([(64, 64)] * 10), 4, seed=0, start=(2, 1))
-    after = EpochBatches(sized([(64, 64)] * 10), 4, seed=0)
+    before = EpochBatchSampler(sized([(64, 64)] * 10), 4, seed=0, start=(2, 1))
+    after = EpochBatchSampler(sized([(64, 64)] * 10), 4, seed=0)
     after.load_state_dict(before.state_dict())
     assert after.start == (2, 1) and not after.restarts
     replaced = sized([(64, 64)] * 10)
     replaced[3].sha256 = "another"
     for pictures, batch_size in [(sized([(64, 64)] * 13), 4), (replaced, 4), (sized([(64, 64)] * 10), 5)]:
-        other = EpochBatches(pictures, batch_size, seed=0)
+        other = EpochBatchSampler(pictures, batch_size, seed=0)
         other.load_state_dict(before.state_dict())
         assert other.start == (3, 0) and other.restarts and next(iter(other)).epoch == 3
 
@@ -304,7 +305,7 @@ def test_a_vae_that_overflows_is_run_in_float32(models_dir, images_dir, tmp_path
     dataset, _, _ = prepare(models, configure(images_dir, tmp_path), torch.float16)
     assert capsys.readouterr().out == "The VAE overflows in float16; images are encoded in float32\n"
     latents = encode_by_hand(models, Image.open(images_dir / "0.png")).mean[0] * 0.7
-    assert (dataset.latents.draw(0, 0, 0, None) - latents).abs().max() < 1e-5
+    assert (dataset.latents.sample(0, 0, 0, None) - latents).abs().max() < 1e-5
     with torch.no_grad():
         models.vae.encoder.conv_in.weight[0] = torch.nan
     with pytest.raises(UserError, match="epsilon: VAE: it gives NaN even in float32"):
@@ -321,7 +322,7 @@ def test_files_that_cannot_be_used_are_named(images_dir, tmp_path):
     Image.new("1", (11_000, 10_000)).save(folder / "huge.png")
     config = configure(folder, tmp_path / "cache")
     for _ in range(2):  # the second time without opening them again
-        pictures, problems = find_pictures(open_source(config), config, 8)
+        pictures, problems = index_images(open_image_source(config), config, 8)
         assert len(pictures) == 8
         assert [problem.rpartition("/")[2] for problem in problems][1:] == [
             "empty.jpg: it is empty",
@@ -332,11 +333,11 @@ def test_files_that_cannot_be_used_are_named(images_dir, tmp_path):
     for path in folder.glob("?.png"):
         path.unlink()
     with pytest.raises(UserError, match="none of its 4 images can be used; .*cut.png: image file is truncated"):
-        find_pictures(open_source(config), config, 8)
+        index_images(open_image_source(config), config, 8)
 
 
 def sized(sizes):
-    return [Picture(row, f"{row:x}", *size, False, size) for row, size in enumerate(sizes)]
+    return [ImageRecord(row, f"{row:x}", *size, False, size) for row, size in enumerate(sizes)]
 
 
 def epochs(batches, count):
@@ -349,7 +350,7 @@ def epochs(batches, count):
 
 
 def test_every_image_once_per_epoch_in_a_new_order():
-    batches = EpochBatches(sized([(64, 64)] * 10), 4, seed=0)
+    batches = EpochBatchSampler(sized([(64, 64)] * 10), 4, seed=0)
     drawn = epochs(batches, 3)
     assert len(batches) == 3
     for epoch in drawn:
@@ -358,7 +359,7 @@ def test_every_image_once_per_epoch_in_a_new_order():
         assert [batch.epoch_step for batch in epoch] == [0, 1, 2]
         assert all(batch.shares == [1 / len(batch.indices)] * len(batch.indices) for batch in epoch)
     assert drawn[0] != drawn[1] != drawn[2]
-    later = EpochBatches(sized([(64, 64)] * 10), 4, seed=0, start=(1, 1))
+    later = EpochBatchSampler(sized([(64, 64)] * 10), 4, seed=0, start=(1, 1))
     assert list(itertools.islice(later, 5)) == [*drawn[1][1:], *drawn[2]]
 
 
@@ -367,7 +368,7 @@ def test_sizes_never_mix_and_processes_keep_step(processes):
     rng = random.Random(0)
     sizes = [rng.choice([(64, 64), (64, 128), (128, 64), (96, 96)]) for _ in range(41)] + [(8, 8)]
     shards = [
-        epochs(EpochBatches(sized(sizes), 3, seed=1, processes=processes, process=process), 3)
+        epochs(EpochBatchSampler(sized(sizes), 3, seed=1, processes=processes, process=process), 3)
         for process in range(processes)
     ]
     for epoch in range(3):

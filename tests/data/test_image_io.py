@@ -14,9 +14,9 @@ from hypernet.data.image_io import (
     alpha_cells,
     alpha_weights,
     crop_box,
-    inspect_picture,
+    inspect_image,
     on_background,
-    read_picture,
+    read_image,
     to_pixels,
 )
 
@@ -30,7 +30,7 @@ def stored(image, format="PNG", **options):
 
 
 def shown(data, background="white"):
-    return np.asarray(on_background(read_picture(data), background), np.int16)
+    return np.asarray(on_background(read_image(data), background), np.int16)
 
 
 def same(data, expected, tolerance=0):
@@ -99,10 +99,10 @@ def test_transparency_of_every_kind():
     keyed.putpixel((1, 0), (7, 7, 7))
     assert shown(stored(keyed, transparency=(9, 9, 9))).tolist() == [[[255, 255, 255], [7, 7, 7]]]
 
-    assert read_picture(stored(clear)).mode == "RGBA"
+    assert read_image(stored(clear)).mode == "RGBA"
     opaque = PICTURE.copy()
     opaque.putalpha(255)
-    assert read_picture(stored(opaque)).mode == "RGB"
+    assert read_image(stored(opaque)).mode == "RGB"
 
 
 def test_grey_and_deep_and_print_colours():
@@ -150,12 +150,12 @@ def test_what_cannot_be_used_says_why(monkeypatch):
         (stored(Image.new("1", (20_000, 10_000))), "it has too many pixels"),
     ]:
         with pytest.raises(ValueError, match=problem):
-            inspect_picture(data)
-    seen = inspect_picture(whole)
+            inspect_image(data)
+    seen = inspect_image(whole)
     assert seen == {"sha256": hashlib.sha256(whole).hexdigest(), "width": 64, "height": 64, "has_alpha": False}
     monkeypatch.setattr(pictures, "MAX_BYTES", 100)
     with pytest.raises(ValueError, match="it is larger than 1 GiB"):
-        inspect_picture(whole)
+        inspect_image(whole)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (48, 32), (24, 56), (64, 64)])

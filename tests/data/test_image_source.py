@@ -10,15 +10,15 @@ import datasets
 import pytest
 from PIL import Image
 
+from hypernet.data.image_source import open_image_source
 from hypernet.utils.errors import UserError
-from hypernet.data.image_source import open_source
 
 DEFAULTS = {"train_data_dir": None, "dataset_name": None, "dataset_config_name": None, "image_column": "image"}
 DEFAULTS |= {"caption_column": "text", "filename_word_regex": None, "filename_join_string": " "}
 
 
 def source(**options):
-    return open_source(SimpleNamespace(**{**DEFAULTS, **options}))
+    return open_image_source(SimpleNamespace(**{**DEFAULTS, **options}))
 
 
 def picture(path, color="red"):

@@ -8,17 +8,15 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, run, train_here, unexpected
 from diffusers import StableDiffusionPipeline
-from tests.modeling.test_fusing import style
 
 import convert_to_webui
 import hypernet
-from hypernet import Hypernetwork
-from hypernet import UserError
-from hypernet import save_webui
+from hypernet import Hypernetwork, UserError, save_webui
 from hypernet.cli.training_options import parse_config
-from hypernet.training.init_from import open_initial
+from hypernet.training.init_from import load_init_from
+from tests.helpers.scripts import REPO, run, train_here, unexpected
+from tests.modeling.test_fusing import style
 
 
 def convert(*arguments):
@@ -122,11 +120,11 @@ def test_what_a_run_cannot_begin_with(trained, models_dir, images_dir, tmp_path)
         f"--output_dir={tmp_path / 'o'}",
     ]
     flags += ["--init_from", str(tmp_path / "moved.pt")]
-    initial = open_initial(parse_config(flags))
+    initial = load_init_from(parse_config(flags))
     assert initial.lines[1] == "  structure 1,2,2,1, activation relu, widths 12,16,32"
     assert initial.lines[2] == "  there is no moved.pt.optim beside it: the optimizer starts anew"
     config = parse_config([*flags, "--activation=relu", "--layer_structure=1, 2,2,1"])  # what the file says, too
-    open_initial(config)
+    load_init_from(config)
     assert config.dropout_structure == "0,0.3,0.3,0" and config.widths == "12,16,32"
     for more, message in [
         (["--activation=mish"], "--activation mish: .* has relu; leave it out .* with --init_from"),
@@ -134,7 +132,7 @@ def test_what_a_run_cannot_begin_with(trained, models_dir, images_dir, tmp_path)
         (["--init_from=none.pt"], "none.pt: there is no such file"),
     ]:
         with pytest.raises(UserError, match=message):
-            open_initial(parse_config([*flags, *more]))
+            load_init_from(parse_config([*flags, *more]))
 
 
 def test_inspect(trained, tmp_path):

@@ -6,7 +6,6 @@ import time
 
 import numpy as np
 import pytest
-from conftest import REPO, run, unexpected
 from PIL import Image
 from safetensors import safe_open
 
@@ -14,6 +13,7 @@ import hypernet
 from examples.quickstart.tools.classifier import judge, load_classifier, source_hash
 from examples.quickstart.tools.draw import draw, write_images
 from examples.quickstart.tools.measure import held_out_loss, load_pipeline, matches, prompt_scenes, sample, share
+from tests.helpers.scripts import REPO, run, unexpected
 
 MODEL = REPO / "examples" / "quickstart" / "model"
 

@@ -7,14 +7,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, run, train_here
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 import hypernet
-from examples import show_data
-from examples import generate
+from examples import generate, show_data
 from hypernet.utils.errors import UserError
+from tests.helpers.scripts import REPO, run, train_here
 
 
 def test_train_and_generate(models_dir, images_dir, tmp_path, capsys):

@@ -13,16 +13,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate.state import AcceleratorState
-from conftest import REPO, TINY_WIDTHS, run, train, train_here, unexpected
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from PIL import Image
-from tests.modeling.test_attachment import with_hooks
 
 import hypernet
 import train_hypernetwork
+from hypernet.cli.training_options import parse_config
+from hypernet.training.accelerator import set_cpu_threads
 from hypernet.utils.errors import UserError
-from hypernet.training.accelerator import use_cores
-from hypernet.utils.seeds import derive_seed
+from hypernet.utils.hashing import derive_seed
+from tests.helpers.scripts import REPO, run, train, train_here, unexpected
+from tests.helpers.tiny_models import TINY_WIDTHS
+from tests.modeling.test_attachment import with_hooks
 
 # Attention does not depend on a constant in its keys, so some gradients are rounding noise; AdamW with its usual epsilon
 # would blow that noise up to whole steps, and no two ways of computing the same would agree. Nor would they where an
@@ -155,10 +157,10 @@ def test_a_run_that_has_died_saves_nothing_that_is_dead(models_dir, images_dir, 
     arguments = command(models_dir, images_dir, tmp_path / "run", "--cache_dir", str(models_dir / "cache"), *flags)
     AcceleratorState._reset_state(True)
     with pytest.raises(UserError, match="is not finite at step 12: the run has died 4 times, at ever lower rates"):
-        train_hypernetwork.main(list(map(str, arguments)))
+        train_hypernetwork.main(parse_config(list(map(str, arguments))))
     assert capsys.readouterr().out.count("times the learning rate") == 3
     saved = [tmp_path / "run", *(tmp_path / "run" / "checkpoints").iterdir()]
-    assert len(saved) == 4  # after each return, so that a resumed run remembers it
+    assert len(saved) == 4  # after each return, so that a resumed run has_good_state it
     for folder in saved:
         assert all(weight.isfinite().all() for weight in hypernet.load(folder).parameters())
 
@@ -195,10 +197,10 @@ def test_the_launchers_one_thread_is_not_meant(monkeypatch, given, threads):
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     try:
         torch.set_num_threads(1)
-        use_cores()
+        set_cpu_threads()
         assert torch.get_num_threads() == threads
         torch.set_num_threads(2)  # asked for
-        use_cores()
+        set_cpu_threads()
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -249,7 +251,7 @@ def test_a_data_set_is_trained_on_and_the_run_says_what_it_uses(models_dir, imag
     flags += ["--cache_dir", tmp_path / "cache", "--output_dir", tmp_path / "run", "--train_batch_size=3"]
     flags += ["--max_train_steps=2", "--latent_sampling=once", "--crop=random"]
     AcceleratorState._reset_state(True)
-    train_hypernetwork.main(list(map(str, flags)))
+    train_hypernetwork.main(parse_config(list(map(str, flags))))
     said = capsys.readouterr().out
     assert f"skipped: row 8 of --dataset_name {tmp_path / 'set'}: it is empty" in said
     assert "images used: 8, skipped: 1; batches per epoch: 3" in said
@@ -329,7 +331,7 @@ def command(models_dir, images_dir, output, *flags):
     ],
 )
 def test_mistakes_are_told_before_models_load(models_dir, images_dir, tmp_path, monkeypatch, flags, message):
-    monkeypatch.setattr(train_hypernetwork, "load_models", lambda *_, **__: pytest.fail("models were loaded"))
+    monkeypatch.setattr(train_hypernetwork, "load_stable_diffusion", lambda *_, **__: pytest.fail("models were loaded"))
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     for name in ("damaged", "latin"):
         (images_dir.parent / name).mkdir(exist_ok=True)
@@ -337,7 +339,7 @@ def test_mistakes_are_told_before_models_load(models_dir, images_dir, tmp_path, 
     (images_dir.parent / "latin" / "a.txt").write_bytes("grün".encode("latin-1"))
     flags = [flag.format(models=models_dir, images=images_dir) for flag in flags]
     with pytest.raises(UserError, match=message) as error:
-        train_hypernetwork.main(command(models_dir, images_dir, tmp_path / "run", *flags))
+        train_hypernetwork.main(parse_config(command(models_dir, images_dir, tmp_path / "run", *flags)))
     assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
 
 
@@ -346,6 +348,6 @@ def test_another_run_in_the_folder(models_dir, images_dir, tmp_path):
     arguments = command(models_dir, images_dir, tmp_path / "run", "--max_train_steps=1", "--activation=relu")
     before = (tmp_path / "run/config.json").read_text()
     with pytest.raises(UserError, match="holds another run; differing: .*activation .was linear, now relu.") as error:
-        train_hypernetwork.main(list(map(str, arguments)))
+        train_hypernetwork.main(parse_config(list(map(str, arguments))))
     assert "\n" not in str(error.value)
     assert (tmp_path / "run/config.json").read_text() == before

@@ -12,16 +12,16 @@ import time
 import psutil
 import pytest
 import torch
-from conftest import REPO, train_here
-from examples.benchmarks.kill_and_resume import FLAGS, compare, content, draw_pictures
-from tests.end_to_end.test_train import LAUNCH_TWO, command
 
 import hypernet
+from examples.benchmarks.kill_and_resume import FLAGS, compare, content, draw_pictures
+from hypernet.cli.training_options import parse_config
 from hypernet.training import divergence_guard as guard
 from hypernet.training import loss_plot as plot
-from hypernet.cli.training_options import parse_config
+from hypernet.training.run_folder import RunFolder
 from hypernet.utils.errors import UserError
-from hypernet.training.run_folder import OutputFolder
+from tests.end_to_end.test_train import LAUNCH_TWO, command
+from tests.helpers.scripts import REPO, train_here
 
 QUICK = ["--learning_rate=1e-3", "--train_batch_size=3", "--logging_steps=2", "--name=x"]
 
@@ -150,13 +150,13 @@ def test_a_full_disk_costs_one_save(models_dir, images_dir, tmp_path, answer):
 
 
 def test_states_that_are_set_aside_never_replace_one_another(tmp_path):
-    output = OutputFolder(
+    output = RunFolder(
         parse_config(["--pretrained_model_name_or_path=m", "--train_data_dir=d", f"--output_dir={tmp_path}"])
     )
     for aside in ("damaged-step-000007", "damaged-step-000007-2", "damaged-step-000007"):
         output.checkpoint(7).mkdir(parents=True)
         (output.checkpoint(7) / "file").write_text("x")
-        assert output.go_back_to(5) == [f"step-000007 is now {aside}"]
+        assert output.roll_back_to(5) == [f"step-000007 is now {aside}"]
         if aside.endswith("-2"):
             shutil.rmtree(output.checkpoints / "damaged-step-000007")  # as pruning may do
     assert len(list(output.checkpoints.iterdir())) == 2
@@ -266,7 +266,7 @@ def test_the_end_of_the_launcher_is_a_signal(models_dir, images_dir, tmp_path):
 
 
 def test_the_guard_takes_back_a_rate_that_is_too_high(images_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(guard, "LARGEST_EFFECT", math.inf)  # what the loss alone says
+    monkeypatch.setattr(guard, "MAX_PERTURBATION", math.inf)  # what the loss alone says
     flags = ["--learning_rate=1", "--max_grad_norm=0", "--validation_split=0.3", "--validation_loss_steps=2"]
     flags += ["--max_train_steps=20", "--checkpointing_steps=7", "--logging_steps=5", "--name=x"]
     flags += [f"--cache_dir={tmp_path / 'cache'}"]
@@ -300,7 +300,7 @@ def test_the_guard_takes_back_a_rate_that_is_too_high(images_dir, tmp_path, monk
 
 
 def test_going_back_is_exact_over_a_resume(models_dir, images_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(guard, "LARGEST_EFFECT", math.inf)  # what the loss alone says
+    monkeypatch.setattr(guard, "MAX_PERTURBATION", math.inf)  # what the loss alone says
     flags = ["--learning_rate=3", "--max_grad_norm=0", "--validation_split=0.3", "--validation_loss_steps=2"]
     flags += ["--checkpointing_steps=7", "--logging_steps=5", "--name=x", "--ema_decay=0.5", "--max_train_steps"]
     whole = tmp_path / "whole"

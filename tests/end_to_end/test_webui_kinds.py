@@ -8,18 +8,19 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_xl_pipeline, train_here
 from diffusers import DDPMScheduler, DiffusionPipeline
 from diffusers.training_utils import compute_snr
 from PIL import Image
-from tests.modeling.test_attachment import with_hooks
 
 import convert_to_webui
 import hypernet
 from examples import generate
-from hypernet.stable_diffusion.base_model import recognise
+from hypernet.stable_diffusion.base_model import identify_base_model
 from hypernet.stable_diffusion.model_source import ModelSource
-from hypernet.utils.seeds import derive_seed
+from hypernet.utils.hashing import derive_seed
+from tests.helpers.scripts import train_here
+from tests.helpers.tiny_models import tiny_xl_pipeline
+from tests.modeling.test_attachment import with_hooks
 
 WIDTHS = {"sd2": [12, 16, 32], "epsilon": [12, 16, 32], "xl": [16, 32, 36]}
 STEP = ["--max_train_steps=1", "--optimizer=SGD", "--learning_rate=1", "--clip_grad_mode=none", "--logging_steps=1"]
@@ -93,16 +94,16 @@ def test_a_step_equals_a_plain_recomputation(models_dir, images_dir, tmp_path, m
 
 def test_sizes_are_those_of_the_pictures(models_dir, tmp_path):
     """What was cut off counts in pixels of the scaled picture, from the left of what is seen, mirrored or not."""
-    from hypernet.data.image_index import Picture
+    from hypernet.data.image_index import ImageRecord
     from hypernet.data.latents import Crop, crops_of
 
     class Config:
         crop, varsize, random_flip = "center", False, True
 
-    picture = Picture(0, "ab", 300, 200, False, (100, 100))  # scaled to 150 x 100, of which 25 are cut off on each side
+    picture = ImageRecord(0, "ab", 300, 200, False, (100, 100))  # scaled to 150 x 100, of which 25 are cut off on each side
     plain, mirrored = (crop.time_ids().tolist() for crop in crops_of(picture, Config)[0])
     assert plain == mirrored == [200, 300, 0, 25, 100, 100]
-    wide = Picture(0, "ab", 300, 200, False, (128, 64))  # scaled to 128 x 85.3, of which 10.7 are cut off at the top
+    wide = ImageRecord(0, "ab", 300, 200, False, (128, 64))  # scaled to 128 x 85.3, of which 10.7 are cut off at the top
     assert crops_of(wide, Config)[0][0].time_ids().tolist() == [200, 300, 11, 0, 64, 128]
     assert Crop(picture, (0, 0, 200, 200), False).time_ids().tolist() == [200, 300, 0, 0, 100, 100]
     assert Crop(picture, (0, 0, 200, 200), True).time_ids().tolist() == [200, 300, 0, 50, 100, 100]
@@ -144,4 +145,4 @@ def test_empty_prompts_of_an_sdxl_are_what_its_config_says(tmp_path):
     for zeros in (True, False):
         pipe = tiny_xl_pipeline(force_zeros_for_empty_prompt=zeros)
         pipe.save_pretrained(tmp_path / str(zeros))
-        assert recognise(ModelSource(str(tmp_path / str(zeros)))).zeros_for_empty == zeros
+        assert identify_base_model(ModelSource(str(tmp_path / str(zeros)))).zeros_for_empty == zeros

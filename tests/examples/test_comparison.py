@@ -15,7 +15,6 @@ import time
 import numpy as np
 import pytest
 import yaml
-from conftest import REPO, run, train_here
 from PIL import Image
 from wandb.proto.wandb_internal_pb2 import Record
 
@@ -28,6 +27,7 @@ from examples.comparison.runs import Run, Runner
 from examples.comparison.table import group_runs, table
 from hypernet.cli.training_options import options_to_flags, parse_config
 from hypernet.utils.errors import UserError
+from tests.helpers.scripts import REPO, run, train_here
 
 
 def write(path, **entries):
@@ -301,7 +301,7 @@ def test_the_sweeps_options_are_the_trainings(tmp_path):
     assert (launch, script) == ("launch", "train_hypernetwork.py")
     config = parse_config(given)
     assert config.output_dir == "output/sweep/abc123" and config.activation == values["activation"]
-    assert config.holds_out and config.report_to == "wandb"
+    assert config.has_validation and config.report_to == "wandb"
 
 
 def test_pictures_begin_from_the_same_noise_whatever_the_seed_of_the_training(tmp_path, models_dir, images_dir):

@@ -17,16 +17,16 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
-from conftest import REPO
 from IPython.core.inputtransformer2 import TransformerManager
 from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell
 from PIL import Image
 
-from examples.notebooks import colab
 import hypernet
+from examples.notebooks import colab
 from examples.quickstart.tools.draw import caption, draw, random_scene
 from hypernet.cli.training_options import parse_config
+from tests.helpers.scripts import REPO
 
 NOTEBOOK = REPO / "examples" / "notebooks" / "colab.ipynb"
 SETTINGS = {"NAME": "drawn", "SIZE": 64, "STEPS": 12, "SAVE_EVERY": 6, "PREPARE": "--split --focus"}

@@ -1,7 +1,7 @@
 """examples/prepare.py: geometry, 200 files of all kinds, stopping, captions, the crop at the subject, mistakes in one line."""
 
-import collections
 import argparse
+import collections
 import contextlib
 import hashlib
 import io
@@ -21,14 +21,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import REPO
 from onnx import TensorProto, helper
 from PIL import Image, ImageCms, ImageDraw, ImageFilter, ImageOps
 from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipProcessor
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from examples.benchmarks import prepare as benchmark_prepare
 from examples import prepare
+from examples.benchmarks import prepare as benchmark_prepare
 from examples.preparation import captions as prepare_captions
 from examples.preparation import cutting as prepare_cutting
 from examples.preparation import focus as prepare_focus
@@ -36,11 +35,12 @@ from examples.preparation import geometry as prepare_geometry
 from examples.preparation import options as prepare_options
 from examples.preparation import sheet as prepare_sheet
 from examples.quickstart.tools.draw import draw, random_scene
-from hypernet.utils.errors import UserError
-from hypernet.data.image_folder import read_folder
-from hypernet.data.image_io import on_background, read_picture
-from hypernet.cli.script import run_script
 from examples.quickstart.tools.odd_images import write_mixed_pictures, write_odd_pictures
+from hypernet.cli.script import run_script
+from hypernet.data.image_folder import read_image_folder
+from hypernet.data.image_io import on_background, read_image
+from hypernet.utils.errors import UserError
+from tests.helpers.scripts import REPO
 
 
 def run_here(source, target, *flags) -> str:
@@ -86,13 +86,13 @@ def trained_captions(folder):
     config = argparse.Namespace(
         train_data_dir=folder, caption_column="text", filename_word_regex=None, filename_join_string=" "
     )
-    found = read_folder(config)
+    found = read_image_folder(config)
     assert not found.problems and not found.notes
     return {image.relative_to(folder).as_posix(): captions[0] for image, captions in zip(found.images, found.captions)}
 
 
 def shown(path):
-    return np.asarray(on_background(read_picture(path.read_bytes()), "white"), np.int16)
+    return np.asarray(on_background(read_image(path.read_bytes()), "white"), np.int16)
 
 
 # --- Geometry
@@ -199,7 +199,7 @@ def test_pixels_are_all_that_is_written(tmp_path):
             found = Image.open(tmp_path / folder / f"{name}.png")
             found.load()
             assert found.mode == "RGB" and not set(found.info) - {"srgb"}
-            expected = on_background(read_picture((source / f"{name}.png").read_bytes()), color)
+            expected = on_background(read_image((source / f"{name}.png").read_bytes()), color)
             assert (np.asarray(found) == np.asarray(expected)).all()
     kept = Image.open(tmp_path / "kept" / "clear.png")
     expected = clear.resize((48, 48), Image.Resampling.LANCZOS)
@@ -258,7 +258,7 @@ def captions_of(folder):
     """As the trainer has them of files of which some cannot be opened."""
     config = argparse.Namespace(train_data_dir=folder, caption_column="text")
     config.filename_word_regex, config.filename_join_string = None, " "
-    found = read_folder(config)
+    found = read_image_folder(config)
     return {image.relative_to(folder).as_posix(): captions[0] for image, captions in zip(found.images, found.captions)}
 
 

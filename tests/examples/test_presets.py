@@ -2,9 +2,9 @@
 
 import pytest
 import yaml
-from conftest import REPO, train_here
 
 from hypernet.cli.training_options import parse_config
+from tests.helpers.scripts import REPO, train_here
 
 PRESETS = [f"{card}{kind}" for card in ("t4_16gb", "8gb", "6gb", "h100") for kind in ("", "_sdxl")]
 SMALL = ["--mixed_precision=no", "--max_train_steps=2", "--learning_rate=1e-4", "--validation_steps=1"]

@@ -12,12 +12,12 @@ from examples.benchmarks.settings_study import page as settings_page
 from examples.benchmarks.settings_study import rows as settings_rows
 from examples.benchmarks.settings_study import run as settings_table
 from examples.benchmarks.settings_study import timing as settings_time
-from examples.quickstart.tools.draw import write_images
-from hypernet.cli.training_options import options_to_flags, parse_config
 from examples.benchmarks.settings_study.lora import train_lora
 from examples.benchmarks.settings_study.page import write_changes, write_table
 from examples.benchmarks.settings_study.plots import draw_effects, draw_rates, effects, seed_deviation
 from examples.benchmarks.settings_study.run import SECTIONS, SEEDS, draw_data, open_section
+from examples.quickstart.tools.draw import write_images
+from hypernet.cli.training_options import options_to_flags, parse_config
 
 
 def test_every_setting_is_a_run_for_each_seed(tmp_path):

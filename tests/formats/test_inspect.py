@@ -9,12 +9,10 @@ import torch
 from torch import nn
 
 import hypernet
-from hypernet import Hypernetwork
-from hypernet import examine
-from hypernet import save_webui
-from hypernet.formats.inspect import describe
-from hypernet.formats.repair import mend
+from hypernet import Hypernetwork, examine, save_webui
 from hypernet.formats.compatibility import comfyui_problems, comfyui_reads
+from hypernet.formats.inspect import describe
+from hypernet.formats.repair import repair
 from hypernet.formats.webui import read_webui
 from hypernet.formats.webui_optimizer import load_optim, save_optim, short_hash
 
@@ -110,7 +108,7 @@ def test_what_is_said_of_a_hypernetwork(tmp_path):
         "parameters": sum(parameter.numel() for parameter in hypernetwork.parameters()),
         "dtype": "float16",
         "optimizer": None,
-        "to_mend": [],
+        "find_repairs": [],
         "verdict": "alive",
     }
     assert {key: report[key] for key in expected} == expected
@@ -175,10 +173,10 @@ def test_mended(tmp_path):
     save_optim(optimizer.state_dict(), path)
     report = examine(path)
     assert "finds it by its file name" in report["read_by"]["WebUI"] and "--fix" in describe(report)
-    assert "; ".join(report["to_mend"]) in describe(report) and "October 2022" in describe(report)
+    assert "; ".join(report["find_repairs"]) in describe(report) and "October 2022" in describe(report)
     assert "newer PyTorch" in report["read_by"]["WebUI"] and "refuses activation None" in report["read_by"]["ComfyUI"]
     content = path.read_bytes()
-    mended = "; ".join(mend(path))
+    mended = "; ".join(repair(path))
     for phrase in ("October 2022", "is None", "not the file's", "serialised", "the new file's hash", "old.pt.bak"):
         assert phrase in mended
     assert (tmp_path / "old.pt.bak").read_bytes() == content
@@ -189,7 +187,7 @@ def test_mended(tmp_path):
         torch.equal(ours, theirs) for ours, theirs in zip(opened.state_dict().values(), before.state_dict().values())
     )
     assert load_optim(path, opened)[1] == "the optimizer goes on from old.pt.optim"
-    assert mend(path) == []
+    assert repair(path) == []
 
 
 @pytest.mark.parametrize("optim", ["another's", "SGD's", "damaged"])
@@ -201,7 +199,7 @@ def test_mending_leaves_other_optimizers(tmp_path, optim):
     if optim == "damaged":
         file.write_bytes(file.read_bytes()[:50])
     before = file.read_bytes()
-    assert mend(path)
+    assert repair(path)
     if optim == "SGD's":
         assert torch.load(file, weights_only=True)["hash"] == short_hash(path)
     else:
@@ -216,7 +214,7 @@ def test_a_file_of_two_precisions_loses_none(tmp_path):
         part.update({name: tensor.half() for name, tensor in part.items()})
     torch.save(data, path)
     before = hypernet.load(path)
-    mend(path)
+    repair(path)
     after = hypernet.load(path)
     assert all(torch.equal(a, b) for a, b in zip(after.state_dict().values(), before.state_dict().values()))
 
@@ -224,10 +222,10 @@ def test_a_file_of_two_precisions_loses_none(tmp_path):
 def test_mended_once_more(tmp_path):
     path = tmp_path / "old.pt"
     old_file(path)
-    assert mend(path)
+    assert repair(path)
     old_file(path, name="another")
     with pytest.raises(hypernet.UserError, match="old.pt.bak: it exists already"):
-        mend(path)
+        repair(path)
 
 
 def test_zip_entries_of_pytorch_versions(tmp_path):

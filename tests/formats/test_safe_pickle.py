@@ -11,14 +11,13 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from conftest import REPO, run
 from safetensors.torch import save_file
 
 import hypernet
-from hypernet import Hypernetwork
-from hypernet import NotAHypernetwork
+from hypernet import Hypernetwork, NotAHypernetwork
 from hypernet.formats.safe_pickle import MAGIC, TRAILER, read_plain
 from hypernet.formats.webui import FIELDS, read_webui
+from tests.helpers.scripts import REPO, run
 
 LEGACY, ZIP = False, True
 

@@ -13,14 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import hypernet
-from tests.modeling.test_hypernetwork import FORMULAS, plain_mlp
-from hypernet import Hypernetwork
-from hypernet import NotAHypernetwork
-from hypernet import load_webui
-from hypernet import save_webui
+from hypernet import Hypernetwork, NotAHypernetwork, load_webui, save_webui
 from hypernet.formats.load_save import _digest
-from hypernet.modeling.hypernetwork import ACTIVATIONS, WEIGHT_INITS
 from hypernet.formats.webui_optimizer import load_optim, save_optim
+from hypernet.modeling.hypernetwork import ACTIVATIONS, WEIGHT_INITS
+from tests.modeling.test_hypernetwork import FORMULAS, plain_mlp
 
 ALLOWED = {  # what the WebUI's restricted unpickler lets through, and occurs in such a file
     "collections OrderedDict",

@@ -13,18 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, TINY_WIDTHS, open_models, run, unexpected
 from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionPipeline
 from PIL import Image
 
 import hypernet
 from examples import generate, xy_plot
-from hypernet.generation.generator import Painter, PictureSettings, weights_sha256
+from hypernet.generation.generator import GenerationSettings, ImageGenerator, weights_sha256
+from hypernet.generation.infotext import parse_infotext, read_png_infotext
 from hypernet.stable_diffusion.model_source import ModelSource
 from hypernet.utils.errors import UserError
-from hypernet.utils.fonts import load_font
-from hypernet.generation.infotext import parse_infotext, read_png_infotext
-from hypernet.utils.image_grid import labelled_sheet, wrap
+from hypernet.utils.image_grid import labeled_grid, load_font, wrap
+from tests.helpers.scripts import REPO, run, unexpected
+from tests.helpers.tiny_models import TINY_WIDTHS, open_models
 
 
 @pytest.fixture(scope="module")
@@ -253,28 +253,28 @@ def test_one_line_on_the_console(tmp_path):
 
 
 def test_steps_that_a_sampler_cannot_take(models_dir):
-    painter = Painter(open_models(models_dir / "epsilon"))
+    generator = ImageGenerator(open_models(models_dir / "epsilon"))
     with pytest.raises(UserError, match="steps 60: LCM cannot take so many"):
-        list(painter.draw_all([PictureSettings("a", steps=2), PictureSettings("a", steps=60, sampler="LCM")]))
+        list(generator.generate_all([GenerationSettings("a", steps=2), GenerationSettings("a", steps=60, sampler="LCM")]))
 
 
 @pytest.mark.parametrize("model", ["epsilon", "xl"])
 def test_pictures_do_not_depend_on_their_batch(model, models_dir, networks):
-    painter = Painter(open_models(models_dir / model))
-    pipe = painter.pipe
+    generator = ImageGenerator(open_models(models_dir / model))
+    pipe = generator.pipe
     pipe.set_progress_bar_config(disable=True)
     stack = ((str(networks / "ink"), 1.0), (str(networks / "other.pt"), -0.5))
     pictures = [
-        PictureSettings(prompt, negative, seed, steps=2, sampler=sampler, hypernetworks=hypernetworks)
+        GenerationSettings(prompt, negative, seed, steps=2, sampler=sampler, hypernetworks=hypernetworks)
         for seed, (prompt, negative) in enumerate([("a cat", ""), ("a red star", ""), ("a star", "blue"), ("", "blue")])
         for sampler in (None, "DPM++ 2M SDE Karras")
         for hypernetworks in (stack, (), stack[:1])
     ]
-    alone, together = (dict(painter.draw_all(pictures, batch_size)) for batch_size in (1, 3))
+    alone, together = (dict(generator.generate_all(pictures, batch_size)) for batch_size in (1, 3))
     assert sorted(alone) == sorted(together) == list(range(len(pictures)))
     assert max(difference(alone[i], together[i]) for i in alone) <= 1
-    assert not painter.loaded and not hasattr(pipe.unet, "_hypernetworks")
-    pipe.scheduler = painter.schedulers[None]
+    assert not generator.loaded and not hasattr(pipe.unet, "_hypernetworks")
+    pipe.scheduler = generator.schedulers[None]
     for i in (0, 1, 2, 12):
         picture = pictures[i]
         if picture.sampler is None:
@@ -292,11 +292,11 @@ def test_model_identity(models_dir, tmp_path):
 def test_sheet():
     cells = [[Image.new("RGB", (64, 64), (row * 50, column * 50, 90)) for column in range(3)] for row in range(2)]
     labels = ["a long prompt that has to be wrapped into several lines " * 3, "x" * 80, "step 500"]
-    sheet = labelled_sheet(cells, ["one", "two"], labels, caption="what they share")
+    sheet = labeled_grid(cells, ["one", "two"], labels, caption="what they share")
     for row in range(2):
         for column in range(3):
             assert difference(cell_of(sheet, row, column, (2, 3)), cells[row][column]) == 0
-    assert labelled_sheet(cells[:1], [""], labels).width == 3 + 3 * (64 + 3)
+    assert labeled_grid(cells[:1], [""], labels).width == 3 + 3 * (64 + 3)
     font = load_font(12)
     for label in labels:
         lines = wrap(label, font, 64)

@@ -3,8 +3,8 @@
 import pytest
 
 import hypernet
-from hypernet.utils.errors import UserError
 from hypernet.generation.prompt_tags import find_hypernetwork, split_prompt, tag_name, write_tag
+from hypernet.utils.errors import UserError
 
 
 @pytest.mark.parametrize(

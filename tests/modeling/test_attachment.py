@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from conftest import TINY_WIDTHS, tiny_unet
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 
 import hypernet
-from hypernet import Hypernetwork
-from hypernet import HypernetworkUNet
+from hypernet import Hypernetwork, HypernetworkUNet
+from tests.helpers.tiny_models import TINY_WIDTHS, tiny_unet
 
 
 def inputs(seed=1):

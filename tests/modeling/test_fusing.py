@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_unet
 from safetensors.torch import load_file
-from tests.modeling.test_pipelines import draw, pipeline
 
 import hypernet
 from hypernet import Hypernetwork
-from hypernet.modeling.contexts import gather_contexts, normal_contexts
-from hypernet.modeling.linear_map import linear_map
+from hypernet.formats.lora import peft_path, save_lora
 from hypernet.modeling.hypernetwork import without_dropout
-from hypernet.modeling.lora_approximation import peft_path, save_lora, to_lora
+from hypernet.modeling.linear_map import linear_map
+from hypernet.modeling.lora_approximation import gather_contexts, normal_contexts, to_lora
+from tests.helpers.tiny_models import tiny_unet
+from tests.modeling.test_pipelines import draw, pipeline
 
 SIZE = {"width": 64, "height": 64}
 
@@ -39,7 +39,7 @@ def test_merged_draws_what_attached_draws(strength):
     attached, merged = pipeline(), pipeline()
     plain = draw(attached, **SIZE)
     hypernet.attach(attached.unet, style(), strength)
-    hypernet.merge(merged.unet, style(), strength)
+    hypernet.fuse(merged.unet, style(), strength)
     expected = draw(attached, **SIZE)
     assert np.abs(draw(merged, **SIZE) - expected).max() < 1e-4
     assert np.abs(expected - plain).max() > 0.05
@@ -50,13 +50,13 @@ def test_merged_and_attached_act_one_after_the_other():
     stacked, mixed = pipeline(), pipeline()
     hypernet.attach(stacked.unet, style(1), 0.5)
     hypernet.attach(stacked.unet, style(2), 0.5)
-    hypernet.merge(mixed.unet, style(2), 0.5)
+    hypernet.fuse(mixed.unet, style(2), 0.5)
     hypernet.attach(mixed.unet, style(1), 0.5)
     expected = draw(stacked, **SIZE)
     assert np.abs(draw(mixed, **SIZE) - expected).max() < 1e-4
     twice = pipeline()
-    hypernet.merge(twice.unet, style(2), 0.5)
-    hypernet.merge(twice.unet, style(1), 0.5)
+    hypernet.fuse(twice.unet, style(2), 0.5)
+    hypernet.fuse(twice.unet, style(1), 0.5)
     assert np.abs(draw(twice, **SIZE) - expected).max() < 1e-4
 
 
@@ -74,9 +74,9 @@ def test_merged_computes_as_much_as_the_plain_unet():
     assert flops() > plain
     hypernet.detach(unet)
     torch.manual_seed(0)
-    hypernet.merge(unet, Hypernetwork((12, 16, 32)).eval())
+    hypernet.fuse(unet, Hypernetwork((12, 16, 32)).eval())
     assert flops() == plain and list(unet.state_dict()) == keys
-    hypernet.merge(unet, style())
+    hypernet.fuse(unet, style())
     assert flops() == plain
 
 
@@ -88,14 +88,14 @@ def test_what_cannot_be_merged_changes_nothing():
         (style(layer_norm=True), "has LayerNorm"),
     ]:
         with pytest.raises(ValueError, match=f"{message}, so it is no linear map .* attach it instead"):
-            hypernet.merge(unet, hypernetwork)
+            hypernet.fuse(unet, hypernetwork)
     fused = tiny_unet()
     fused.fuse_qkv_projections()
     with pytest.raises(ValueError, match="projections are fused"):
-        hypernet.merge(fused, style())
+        hypernet.fuse(fused, style())
     unet.up_blocks[1].attentions[0].transformer_blocks[0].attn2.to_v = torch.nn.Identity()  # the last in line
     with pytest.raises(ValueError, match="is a Identity, no plain Linear"):
-        hypernet.merge(unet, style())
+        hypernet.fuse(unet, style())
     after = unet.state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items() if name in after)
 

@@ -4,15 +4,14 @@ import math
 
 import pytest
 import torch
-from conftest import tiny_unet
-from tests.modeling.test_attachment import inputs, with_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 import hypernet
-from hypernet import Hypernetwork
-from hypernet import HypernetworkUNet
+from hypernet import Hypernetwork, HypernetworkUNet
 from hypernet.modeling.attachment import attention_layers
-from hypernet.modeling.linear_map import Plan, build_map, make_plan, tokens_of_layers
+from hypernet.modeling.linear_map import MapPlan, build_map, make_plan, tokens_per_layer
+from tests.helpers.tiny_models import tiny_unet
+from tests.modeling.test_attachment import inputs, with_hooks
 
 WIDTHS = (12, 16, 32)
 
@@ -32,7 +31,7 @@ def choose(monkeypatch, plan):
         monkeypatch.setattr("hypernet.modeling.stack.make_plan", lambda *_: plan)
 
 
-PLANS = {"counted": None, "maps": Plan(True, math.inf), "folded": Plan(True, 0), "plain": Plan(False, math.inf)}
+PLANS = {"counted": None, "maps": MapPlan(True, math.inf), "folded": MapPlan(True, 0), "plain": MapPlan(False, math.inf)}
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -94,7 +93,7 @@ def test_strengths_and_drawing(monkeypatch, strength):
 
 def test_where_the_plain_path_is_taken(monkeypatch):
     """Activations, LayerNorms, dropout at work, several hypernetworks; dropout that rests is no hindrance."""
-    choose(monkeypatch, Plan(True, 0))
+    choose(monkeypatch, MapPlan(True, 0))
     for options, training, folded in [
         ({}, True, True),
         ({"activation": "relu"}, False, False),
@@ -115,7 +114,7 @@ def test_a_projection_that_is_no_plain_linear_is_not_folded(monkeypatch):
     class Other(torch.nn.Linear):
         pass
 
-    choose(monkeypatch, Plan(True, 0))
+    choose(monkeypatch, MapPlan(True, 0))
     unet, reference = tiny_unet(), tiny_unet()
     for layer in attention_layers(unet).values():
         other = Other(layer.to_k.in_features, layer.to_k.out_features, bias=False)
@@ -128,7 +127,7 @@ def test_a_projection_that_is_no_plain_linear_is_not_folded(monkeypatch):
 
 def test_what_hangs_on_a_projection_is_not_lost(monkeypatch):
     """Hooks, and accelerate's offloading, which replaces a module's forward and takes its weight away."""
-    choose(monkeypatch, Plan(True, 0))
+    choose(monkeypatch, MapPlan(True, 0))
     unet, reference = tiny_unet(), tiny_unet()
     for model in (unet, reference):
         for layer in attention_layers(model).values():
@@ -184,7 +183,7 @@ def test_the_counts_are_what_torch_counts(structure, width, tokens):
     plan = make_plan(structure, width, [(tokens, width)], training=True)
     vectors = 10 * max(sizes) * width * len(structure)  # of the biases, which are not counted
     least = min(cost, key=cost.get)
-    chosen = "plain" if not plan.build else "folded" if tokens >= plan.fold_from else "map"
+    chosen = "plain" if not plan.build else "folded" if tokens >= plan.fuse_from else "map"
     assert cost[chosen] <= cost[least] + vectors
     if len(structure) > 2:
         assert (
@@ -201,4 +200,4 @@ def test_tokens_of_every_layer(height, width):
             lambda module, args, name=name: seen.update({name: args[0].shape[0] * args[0].shape[1]})
         )
     unet(torch.randn(3, 4, height, width), 5, torch.randn(3, 7, 12))
-    assert tokens_of_layers(unet, 3, height, width) == seen
+    assert tokens_per_layer(unet, 3, height, width) == seen

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_pipeline, tiny_unet
 from diffusers import (
     ControlNetModel,
     StableDiffusionControlNetPipeline,
@@ -13,11 +12,12 @@ from diffusers import (
     StableDiffusionXLPipeline,
 )
 from PIL import Image
-from tests.modeling.test_attachment import with_hooks
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 import hypernet
 from hypernet import Hypernetwork
+from tests.helpers.tiny_models import tiny_pipeline, tiny_unet
+from tests.modeling.test_attachment import with_hooks
 
 PICTURE = Image.effect_noise((64, 64), 50).convert("RGB")
 MASK = Image.linear_gradient("L").resize((64, 64))
@@ -245,7 +245,7 @@ def test_what_is_no_hypernetwork_or_no_unet():
             "a Hypernetwork, as hypernet.load gives it, not a str",
         ),
         (
-            lambda: hypernet.merge(pipe.unet, "style.pt"),
+            lambda: hypernet.fuse(pipe.unet, "style.pt"),
             TypeError,
             "a Hypernetwork, as hypernet.load gives it, not a str",
         ),
@@ -257,7 +257,7 @@ def test_what_is_no_hypernetwork_or_no_unet():
             ValueError,
             "transforms widths 320, 768; this model has 12, 16, 32",
         ),
-        (lambda: hypernet.merge(pipe.unet, other), ValueError, "has none of this UNet's widths"),
+        (lambda: hypernet.fuse(pipe.unet, other), ValueError, "has none of this UNet's widths"),
         (lambda: hypernet.detach(pipe.unet, style()), ValueError, "no such hypernetwork on this UNet"),
     ]:
         with pytest.raises(error, match=message):

@@ -5,17 +5,18 @@ import shutil
 
 import pytest
 import torch
-from conftest import open_models, tiny_vae
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 import hypernet
-from hypernet.modeling.attachment import attention_layers
-from hypernet.stable_diffusion.base_model import choose_widths, recognise
 from hypernet.config import TrainingConfig
-from hypernet.utils.errors import UserError
+from hypernet.data.latents import vae_notes
+from hypernet.modeling.attachment import attention_layers
+from hypernet.stable_diffusion.base_model import identify_base_model
 from hypernet.stable_diffusion.model_source import ModelSource
-from hypernet.stable_diffusion.vae import vae_notes
+from hypernet.training.setup import choose_widths
+from hypernet.utils.errors import UserError
+from tests.helpers.tiny_models import open_models, tiny_vae
 
 SD15 = {"_class_name": "UNet2DConditionModel", "cross_attention_dim": 768, "attention_head_dim": 8}
 SD21 = {**SD15, "cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True}
@@ -57,7 +58,7 @@ def folder(path, unet=SD15, index=None, vae=None, scheduler=None):
 
 
 def recognised(path, **options):
-    return recognise(ModelSource(str(path), **options))
+    return identify_base_model(ModelSource(str(path), **options))
 
 
 @pytest.mark.parametrize(
@@ -215,7 +216,7 @@ class Deviating:
     def __len__(self):
         return 100
 
-    def draw(self, index, crop, flip, generator):
+    def sample(self, index, crop, flip, generator):
         return self.deviation * torch.randn(4, 16, 16, generator=generator)
 
 

@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 import torch
-from conftest import open_models, tiny_pipeline, tiny_xl_pipeline, train_here
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
@@ -13,11 +12,13 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 
 import hypernet
-from hypernet.generation.generator import Painter, PictureSettings
-from hypernet.generation.options import find_model
-from hypernet.utils.errors import UserError
+from hypernet.cli.generation_options import find_model
+from hypernet.generation.generator import GenerationSettings, ImageGenerator
 from hypernet.stable_diffusion.loras import absolute_lora, split_lora
 from hypernet.stable_diffusion.text_encoding import encode_prompts, text_hash
+from hypernet.utils.errors import UserError
+from tests.helpers.scripts import train_here
+from tests.helpers.tiny_models import open_models, tiny_pipeline, tiny_xl_pipeline
 
 
 def save_lora(pipe, path, seed):
@@ -150,9 +151,9 @@ def test_a_training_over_a_lora(models_dir, images_dir, loras, tmp_path, capsys)
     other = find_model(Args, [options], "")
     assert "whose --lora are not taken" in capsys.readouterr().err
     assert other.lora == () and other.clip_skip == 2
-    painter = Painter(open_models(models_dir / "epsilon", lora=source.lora, clip_skip=2))
-    picture = PictureSettings("a (cat)", steps=1, size=(64, 64))
-    text = painter.infotext(picture, painter.draw([picture])[0])
+    generator = ImageGenerator(open_models(models_dir / "epsilon", lora=source.lora, clip_skip=2))
+    picture = GenerationSettings("a (cat)", steps=1, size=(64, 64))
+    text = generator.infotext(picture, generator.generate([picture])[0])
     assert text.startswith("a \\(cat\\) <lora:ink:0.5>") and "Clip skip: 2" in text
 
 

@@ -1,9 +1,9 @@
 """Hashes of base models: they change with the weights, and with nothing else."""
 
 import torch
-from conftest import open_models, tiny_unet
 
 from hypernet.stable_diffusion.model_hash import weights_hash
+from tests.helpers.tiny_models import open_models, tiny_unet
 
 
 def test_the_hash_of_a_folder_is_the_same_in_every_precision(models_dir):

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from conftest import tiny_pipeline, tiny_unet
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.loaders.single_file_utils import infer_diffusers_model_type
-from tests.helpers.original_format import original_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from tests.helpers.original_format import original_state_dict
+from tests.helpers.tiny_models import tiny_pipeline, tiny_unet
 
 
 def tiny_sd2():

@@ -5,13 +5,14 @@ import csv
 import bitsandbytes
 import pytest
 import torch
-from conftest import tiny_unet, train_here
 
 import hypernet
-from hypernet.modeling.attachment import attention_layers
 from hypernet.config import TrainingConfig
-from hypernet.utils.errors import UserError
+from hypernet.modeling.attachment import attention_layers
 from hypernet.stable_diffusion.quantization import QuantizedLinear, quantize, weight_bytes
+from hypernet.utils.errors import UserError
+from tests.helpers.scripts import train_here
+from tests.helpers.tiny_models import tiny_unet
 
 NEEDED = {"pretrained_model_name_or_path": "m", "train_data_dir": "d"}
 # How far the quantised UNet is from the plain one, relative; and the cosine between the gradients that they give

@@ -6,10 +6,17 @@ import re
 import diffusers
 import pytest
 import torch
-from conftest import REPO
 
+from hypernet.stable_diffusion.schedulers import (
+    NAMES,
+    SAMPLERS,
+    SCHEDULE_TYPES,
+    build_scheduler,
+    find_sampler,
+    webui_name,
+)
 from hypernet.utils.errors import UserError
-from hypernet.stable_diffusion.schedulers import NAMES, SAMPLERS, SCHEDULE_TYPES, build_scheduler, find_sampler, webui_name
+from tests.helpers.scripts import REPO
 
 MODEL = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 

@@ -9,17 +9,18 @@ import shutil
 import pytest
 import torch
 import yaml
-from conftest import REPO, open_models, run, tiny_pipeline, tiny_unet, tiny_vae, tiny_xl_pipeline, train_here
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-from tests.helpers.original_format import original_state_dict
 from safetensors.torch import save_file
 from transformers import CLIPTokenizer
 
 import hypernet
-from hypernet.stable_diffusion.base_model import recognise
-from hypernet.utils.errors import UserError
+from hypernet.stable_diffusion.base_model import identify_base_model
 from hypernet.stable_diffusion.model_source import ModelSource
-from hypernet.training.recipe import diffusers_recipe
+from hypernet.training.model_card import diffusers_recipe
+from hypernet.utils.errors import UserError
+from tests.helpers.original_format import original_state_dict
+from tests.helpers.scripts import REPO, run, train_here
+from tests.helpers.tiny_models import open_models, tiny_pipeline, tiny_unet, tiny_vae, tiny_xl_pipeline
 
 ORIGINAL = {  # as CompVis' v1-inference.yaml, of a smaller model
     "model": {
@@ -132,7 +133,7 @@ def test_a_training_on_a_file_is_one_on_its_folder(models_dir, images_dir, files
 def test_marks_of_a_velocity_model(models_dir, files, tmp_path):
     options = {"model_config": str(models_dir / "epsilon")}
     options["pretrained_vae_model_name_or_path"] = str(files / "vae.safetensors")
-    base = recognise(ModelSource(str(files / "velocity.safetensors"), **options))
+    base = identify_base_model(ModelSource(str(files / "velocity.safetensors"), **options))
     assert (base.prediction_type, base.zero_snr) == ("v_prediction", True)
     hypernet.save(hypernet.Hypernetwork([12, 16, 32]), tmp_path / "ink")
     recipe = diffusers_recipe(base, str(tmp_path / "ink"), "a cat")
@@ -175,7 +176,7 @@ def test_marks_of_a_velocity_model(models_dir, files, tmp_path):
 )
 def test_other_files_are_refused(files, file, message):
     with pytest.raises(UserError, match=message) as error:
-        recognise(ModelSource(str(files / file)))
+        identify_base_model(ModelSource(str(files / file)))
     assert "\n" not in str(error.value)
 
 
@@ -187,7 +188,7 @@ def test_a_vae_from_a_file(models_dir, files):
         assert all(torch.equal(own[key], value) for key, value in models.vae.state_dict().items())
     with pytest.raises(UserError, match="--pretrained_vae_model_name_or_path .*: it is a file without a VAE"):
         wrong = str(files / "unet/diffusion_pytorch_model.safetensors")
-        recognise(ModelSource(str(models_dir / "epsilon"), pretrained_vae_model_name_or_path=wrong))
+        identify_base_model(ModelSource(str(models_dir / "epsilon"), pretrained_vae_model_name_or_path=wrong))
 
 
 def original_pipeline(folder):
@@ -211,7 +212,7 @@ def test_an_original_config(models_dir, tmp_path):
     assert models.base.prediction_type == "v_prediction"  # which the YAML calls parameterization: v
     assert models.base.context_widths == [12, 32, 64] and models.base.image_multiple == 2
     with pytest.raises(UserError, match="its tokenizer is neither in it nor in that YAML"):
-        recognise(ModelSource(str(tmp_path / "model.safetensors"), original_config=options["original_config"]))
+        identify_base_model(ModelSource(str(tmp_path / "model.safetensors"), original_config=options["original_config"]))
     for text, message in [
         ("a: 1", "it is no config of CompVis'"),
         ("model: {}", "it does not describe"),
@@ -224,7 +225,7 @@ def test_an_original_config(models_dir, tmp_path):
 
 def test_configs_of_another_kind(models_dir, files):
     with pytest.raises(UserError, match="--model_config .*xl: it is of another kind: its text is 36 wide, .* 12"):
-        recognise(ModelSource(str(files / "epsilon.safetensors"), model_config=str(models_dir / "xl")))
+        identify_base_model(ModelSource(str(files / "epsilon.safetensors"), model_config=str(models_dir / "xl")))
 
 
 def test_an_original_config_alone_goes_by_what_the_hubs_cache_has(models_dir, tmp_path):

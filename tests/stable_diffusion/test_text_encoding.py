@@ -4,12 +4,18 @@ import re
 
 import pytest
 import torch
-from conftest import open_models
 
-from hypernet.stable_diffusion.conditioning import conditions
+from hypernet.stable_diffusion.conditioning import build_conditions
 from hypernet.stable_diffusion.prompt_parser import BREAK, escape, parse_emphasis, unescape
-from hypernet.data.prompt_cache import cut_note
-from hypernet.stable_diffusion.text_encoding import Embeds, emphasise, encode_prompts, make_chunks, text_hash
+from hypernet.stable_diffusion.text_encoding import (
+    Embeds,
+    apply_emphasis,
+    encode_prompts,
+    make_chunks,
+    text_hash,
+    truncation_note,
+)
+from tests.helpers.tiny_models import open_models
 
 LONG = ", ".join(
     f"a {size} {color} cat on a roof" for color in ("red", "blue", "pink") for size in ("big", "small") * 6
@@ -79,10 +85,10 @@ def test_a_long_prompt_is_encoded_chunk_by_chunk(models, name):
 def test_what_is_cut_is_told(models):
     cutting, prompts = with_options(models["epsilon"], max_token_chunks=1), ["a cat", LONG, LONG + ", a dog", LONG]
     note = r"note: --max_token_chunks 1 cuts 2 prompts; {} loses \d+ of \d+ tokens"
-    assert re.fullmatch(note.format(f'"{LONG[:40]}..."'), cut_note(cutting, prompts))
+    assert re.fullmatch(note.format(f'"{LONG[:40]}..."'), truncation_note(cutting, prompts))
     images = {"a cat": "cat.png", LONG: "long.png", LONG + ", a dog": "dog.png"}
-    assert re.fullmatch(note.format("dog.png"), cut_note(cutting, list(images), images))
-    assert cut_note(models["epsilon"], prompts) is None and cut_note(cutting, prompts[:1]) is None
+    assert re.fullmatch(note.format("dog.png"), truncation_note(cutting, list(images), images))
+    assert truncation_note(models["epsilon"], prompts) is None and truncation_note(cutting, prompts[:1]) is None
 
 
 @pytest.mark.parametrize("clip_skip", [1, 2])
@@ -173,7 +179,7 @@ def test_emphasis_by_hand(models):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     assert torch.equal(encode_prompts(weighed, ["a red star"])[0].tokens, plain)
     assert len(encode_prompts(weighed, ["a BREAK b"])[0].tokens) == 2 * tokenizer.model_max_length
-    two = emphasise(torch.randn(2, 3, 4), torch.tensor([[1.0, 2, 1], [1, 1, 1]]))
+    two = apply_emphasis(torch.randn(2, 3, 4), torch.tensor([[1.0, 2, 1], [1, 1, 1]]))
     assert two.shape == (2, 3, 4)
 
 
@@ -184,13 +190,13 @@ def test_a_long_prompt_in_a_batch_changes_no_other(models, name):
     assert len({len(each.tokens) for each in embeds}) == 2
     latents, timesteps, sizes = torch.randn(3, 4, 8, 8), torch.tensor([5, 500, 900]), torch.randint(64, (3, 6)).float()
     sizes = sizes if name == "xl" else None
-    together = models[name].unet(latents, timesteps, **conditions(embeds, sizes)).sample
+    together = models[name].unet(latents, timesteps, **build_conditions(embeds, sizes)).sample
     for i, each in enumerate(embeds):
-        alone = conditions([each], None if sizes is None else sizes[i : i + 1])
+        alone = build_conditions([each], None if sizes is None else sizes[i : i + 1])
         assert "encoder_attention_mask" not in alone
         expected = models[name].unet(latents[i : i + 1], timesteps[i : i + 1], **alone).sample
         torch.testing.assert_close(together[i : i + 1], expected, rtol=0, atol=1e-5)
 
 
 def test_prompts_of_one_length_need_no_mask():
-    assert set(conditions([Embeds(torch.zeros(7, 3))] * 2)) == {"encoder_hidden_states"}
+    assert set(build_conditions([Embeds(torch.zeros(7, 3))] * 2)) == {"encoder_hidden_states"}

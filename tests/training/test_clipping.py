@@ -4,7 +4,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from hypernet.training.clipping import clip_gradients
+from hypernet.training.optimizers import clip_gradients
 
 
 @pytest.mark.parametrize("mode", ["norm", "value", "none"])

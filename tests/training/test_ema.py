@@ -3,12 +3,12 @@
 import torch
 
 from hypernet import Hypernetwork
-from hypernet.training.ema import WeightAverage
+from hypernet.training.ema import EMA
 
 
 def test_average_equals_the_formula_and_leaves_the_weights():
     hypernetwork = Hypernetwork([8], weight_init="kaiming_normal")
-    average, generator = WeightAverage(hypernetwork, 0.6), torch.Generator().manual_seed(0)
+    average, generator = EMA(hypernetwork, 0.6), torch.Generator().manual_seed(0)
     expected = [weight.detach().clone() for weight in hypernetwork.parameters()]
     for n in range(1, 8):
         with torch.no_grad():
@@ -26,7 +26,7 @@ def test_average_equals_the_formula_and_leaves_the_weights():
 
 def test_state_goes_on_and_no_decay_is_no_average():
     hypernetwork = Hypernetwork([8], weight_init="kaiming_normal")
-    first, second = WeightAverage(hypernetwork, 0.9), WeightAverage(hypernetwork, 0.9)
+    first, second = EMA(hypernetwork, 0.9), EMA(hypernetwork, 0.9)
     first.step()
     second.load_state_dict(first.state_dict())
     with torch.no_grad():
@@ -34,7 +34,7 @@ def test_state_goes_on_and_no_decay_is_no_average():
             weight += 1
     first.step(), second.step()
     assert all(torch.equal(a, b) for a, b in zip(first.ema.shadow_params, second.ema.shadow_params))
-    off = WeightAverage(hypernetwork, 0.0)
+    off = EMA(hypernetwork, 0.0)
     off.step()
     with off.applied():
         assert off.state_dict() == {}

@@ -4,7 +4,8 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from hypernet.training.loss import diffusion_loss, diffusion_target, offset_noise, snr_weights
+from hypernet.data.dataset import offset_noise
+from hypernet.training.loss import diffusion_loss, prediction_target, snr_weights
 
 
 def test_targets():
@@ -12,11 +13,11 @@ def test_targets():
     latents, noise = torch.randn(2, 3, 4, 8, 8, generator=generator)
     timesteps = torch.tensor([0, 500, 999])
     scheduler = DDPMScheduler(beta_schedule="scaled_linear", prediction_type="epsilon")
-    assert diffusion_target(scheduler, latents, noise, timesteps) is noise
+    assert prediction_target(scheduler, latents, noise, timesteps) is noise
     scheduler.register_to_config(prediction_type="v_prediction")
     alphas = torch.cumprod(1 - torch.linspace(0.0001**0.5, 0.02**0.5, 1000) ** 2, 0)[timesteps].view(3, 1, 1, 1)
     velocity = alphas.sqrt() * noise - (1 - alphas).sqrt() * latents
-    assert (diffusion_target(scheduler, latents, noise, timesteps) - velocity).abs().max() < 1e-5
+    assert (prediction_target(scheduler, latents, noise, timesteps) - velocity).abs().max() < 1e-5
     loss = diffusion_loss(latents.half(), velocity, torch.full((3, 1, 1, 1), 1 / 3))
     assert loss.dtype == torch.float32
     assert torch.allclose(loss, (latents.half().float() - velocity).square().mean())
@@ -32,7 +33,7 @@ def test_min_snr_weights_the_loss_of_the_clean_image(prediction_type):
     alphas = scheduler.alphas_cumprod.double().view(-1, 1, 1, 1)
     signal, sigma = alphas.sqrt(), (1 - alphas).sqrt()
     noisy = signal * clean + sigma * noise
-    target = diffusion_target(scheduler, clean, noise, timesteps)
+    target = prediction_target(scheduler, clean, noise, timesteps)
     prediction = target + 0.1 * wrong
     if prediction_type == "epsilon":
         guessed = (noisy - sigma * prediction) / signal

@@ -5,8 +5,8 @@ import torch
 from diffusers.optimization import get_scheduler
 
 from hypernet.cli.training_options import parse_config
+from hypernet.training.lr_schedule import learning_rate_function
 from hypernet.utils.errors import UserError
-from hypernet.training.rates import learning_rate_function
 
 NEEDED = ["--pretrained_model_name_or_path=m", "--train_data_dir=d", "--max_train_steps=50"]
 

@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from conftest import train_here
 
 import hypernet
-
 from hypernet.cli.training_options import parse_config
-from hypernet.utils.errors import UserError
 from hypernet.training.optimizers import build_optimizer, check_optimizer
+from hypernet.utils.errors import UserError
+from tests.helpers.scripts import train_here
 
 NEEDED = ["--pretrained_model_name_or_path=m", "--train_data_dir=d"]
 CPU = torch.device("cpu")

@@ -6,18 +6,19 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import open_models, tiny_pipeline, tiny_vae
 from diffusers import StableDiffusionPipeline
 from matplotlib import rc_context
 from PIL import Image
 
 import hypernet
 from hypernet import Hypernetwork
-from hypernet.training import previews as preview
 from hypernet.config import TrainingConfig
 from hypernet.stable_diffusion.model import latents_pipeline
+from hypernet.training import previews as preview
 from hypernet.training.loss_plot import draw_losses, plot_losses
-from hypernet.training.previews import Previewer, labelled_grid
+from hypernet.training.previews import Previewer
+from hypernet.utils.image_grid import preview_grid
+from tests.helpers.tiny_models import open_models, tiny_pipeline, tiny_vae
 
 
 @pytest.mark.parametrize("tiled", [False, True])
@@ -39,7 +40,7 @@ def test_previews_equal_the_pipeline(models_dir, monkeypatch, tiled):
         validation_guidance_scale=5.0,
         enable_tiling=tiled,
     )
-    rows = Previewer(models, config, Accelerator(cpu=True)).draw()
+    rows = Previewer(models, config, Accelerator(cpu=True)).generate()
     assert torch.equal(torch.get_rng_state(), state)
 
     pipe = StableDiffusionPipeline.from_pretrained(path, dtype=torch.float32)
@@ -69,7 +70,7 @@ def test_the_size_of_previews_follows_the_vae(tmp_path):
 
 def test_grid_keeps_every_picture():
     pictures = [[Image.new("RGB", (64, 64), (50 * row, 80 * column, 9)) for column in range(3)] for row in range(2)]
-    grid = labelled_grid(pictures, ["a", "a much longer prompt with many words"], ["without", "0.5", "1"])
+    grid = preview_grid(pictures, ["a", "a much longer prompt with many words"], ["without", "0.5", "1"])
     colors = dict(grid.getcolors(grid.width * grid.height)[i][::-1] for i in range(len(grid.getcolors(10**6))))
     for row in range(2):
         for column in range(3):

@@ -12,46 +12,47 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from conftest import TINY_WIDTHS, open_models
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from PIL import Image
-from tests.modeling.test_attachment import with_hooks
 
 import hypernet
 from examples import prepare
 from hypernet.cli.training_options import parse_config
-from hypernet.training.perturbation import PER_LAYER, Effect
+from hypernet.data.image_index import ImageRecord, index_images
+from hypernet.data.image_source import ImageSource, open_image_source
+from hypernet.data.validation_split import _families, encode_validation, open_validation_folder, split_validation
+from hypernet.training.perturbation import PER_LAYER, Perturbation
+from hypernet.training.validation import ValidationLoss
 from hypernet.utils.errors import UserError
-from hypernet.training.validation import HeldOutLoss, _families, encode_held_out, hold_out, open_held_out
-from hypernet.data.image_index import Picture, find_pictures
-from hypernet.utils.seeds import derive_seed
-from hypernet.data.image_source import Source, open_source
+from hypernet.utils.hashing import derive_seed
+from tests.helpers.tiny_models import TINY_WIDTHS, open_models
+from tests.modeling.test_attachment import with_hooks
 
 
 def opened(models_dir, images_dir, tmp_path, *flags, model="epsilon"):
     needed = {"pretrained_model_name_or_path": models_dir / model, "train_data_dir": images_dir}
     needed |= {"resolution": 64, "cache_dir": tmp_path / "cache", "output_dir": tmp_path / "run"}
     config = parse_config([*(f"--{key}={value}" for key, value in needed.items()), *flags])
-    source = open_source(config)
-    return config, source, find_pictures(source, config, 8)[0]
+    source = open_image_source(config)
+    return config, source, index_images(source, config, 8)[0]
 
 
 def test_the_share_depends_on_the_images_alone(models_dir, images_dir, tmp_path):
     folder = tmp_path / "images"
     shutil.copytree(images_dir, folder)
     config, source, pictures = opened(models_dir, folder, tmp_path, "--validation_split=0.3", "--seed=1")
-    _, held, kept = hold_out(source, open_held_out(config), pictures, config, 8)
+    _, held, kept = split_validation(source, open_validation_folder(config), pictures, config, 8)
     assert len(held) == 2 and sorted([*held, *kept], key=lambda picture: picture.row) == pictures
 
     for i in range(8):
         shutil.copy(folder / f"{i}.png", folder / f"copy {i}.png")  # copies stay on their side
     config, source, pictures = opened(models_dir, folder, tmp_path, "--validation_split=0.3", "--seed=2")
-    _, again, rest = hold_out(source, open_held_out(config), pictures, config, 8)
+    _, again, rest = split_validation(source, open_validation_folder(config), pictures, config, 8)
     assert {picture.sha256 for picture in again} == {picture.sha256 for picture in held} and len(again) == 4
     assert not {picture.sha256 for picture in again} & {picture.sha256 for picture in rest}
 
     before = [kept[0].sha256]  # what a run has begun with stays, whatever the share would choose now
-    _, again, rest = hold_out(source, open_held_out(config), pictures, config, 8, before)
+    _, again, rest = split_validation(source, open_validation_folder(config), pictures, config, 8, before)
     assert {picture.sha256 for picture in again} == set(before) and len(again) + len(rest) == 16
 
 
@@ -69,7 +70,7 @@ def test_parts_and_mirrored_copies_of_a_picture_stay_together(models_dir, images
         return {source.label(picture.row).split("-")[0] for picture in pictures}
 
     def split(config):
-        _, held, kept = hold_out(source, open_held_out(config), pictures, config, 8)
+        _, held, kept = split_validation(source, open_validation_folder(config), pictures, config, 8)
         assert sorted([*held, *kept], key=lambda picture: picture.row) == pictures
         return held, kept
 
@@ -83,11 +84,11 @@ def test_parts_and_mirrored_copies_of_a_picture_stay_together(models_dir, images
 
     # the run began with two of a picture's eight parts, the others were made later: they are on neither side
     began = [picture.sha256 for picture in held[:2]]
-    _, still, rest = hold_out(source, None, pictures, config, 8, began)
+    _, still, rest = split_validation(source, None, pictures, config, 8, began)
     assert still == held[:2] and rest == kept
     assert source.notes[-1] == "left out: 6 that are made of the same pictures as those that are held out"
     with pytest.raises(UserError, match="all other images are made of the pictures that are held out; add images"):
-        hold_out(source, None, held, config, 8, began)
+        split_validation(source, None, held, config, 8, began)
 
     (folder / "prepare.jsonl").unlink()  # without it nothing tells that they belong together
     held, kept = split(config)
@@ -106,8 +107,8 @@ def test_families_of_images(tmp_path):
             (tmp_path / name / "prepare.jsonl").write_text("\n".join([*lines, '{"files": ["x.png"]}', "[]", "{"]))
         paths = [str(tmp_path / name) for name in files]
         images = datasets.Dataset.from_dict({"image": [{"path": path} for path in paths]})
-        source = Source("--train_data_dir", images, [("",)] * len(paths), is_folder=True)
-        pictures = [Picture(row, text, 8, 8, False, (8, 8)) for row, text in enumerate(files.values())]
+        source = ImageSource("--train_data_dir", images, [("",)] * len(paths), is_folder=True)
+        pictures = [ImageRecord(row, text, 8, 8, False, (8, 8)) for row, text in enumerate(files.values())]
         return sorted("".join(sorted(family)) for family in _families(source, pictures))
 
     # a copy outside of the record ("0"), and two pictures that share a part ("c"), join what they are copies of
@@ -131,7 +132,7 @@ def test_images_of_a_folder_of_their_own(models_dir, images_dir, mixed_dir, tmp_
     shutil.copytree(mixed_dir, folder)
     shutil.copy(images_dir / "0.png", folder / "trained on.png")
     config, source, pictures = opened(models_dir, images_dir, tmp_path, f"--validation_data_dir={folder}")
-    held_source, held, kept = hold_out(source, open_held_out(config), pictures, config, 8)
+    held_source, held, kept = split_validation(source, open_validation_folder(config), pictures, config, 8)
     assert len(held) == 6 and kept == pictures
     assert (
         held_source.notes[-1].startswith("1 images of --validation_data_dir") and "trained on" in held_source.notes[-1]
@@ -140,7 +141,7 @@ def test_images_of_a_folder_of_their_own(models_dir, images_dir, mixed_dir, tmp_
     folder.mkdir()
     shutil.copy(images_dir / "0.png", folder)
     with pytest.raises(UserError, match="every image in it is trained on, too"):
-        hold_out(source, open_held_out(config), pictures, config, 8)
+        split_validation(source, open_validation_folder(config), pictures, config, 8)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +159,7 @@ def test_mistakes_get_one_line(models_dir, images_dir, tmp_path, flags, message)
     with pytest.raises(UserError, match=message) as error:
         flags = [flag.format(images=images_dir) for flag in flags]
         config, source, pictures = opened(models_dir, images_dir, tmp_path, *flags)
-        hold_out(source, open_held_out(config), pictures, config, 8)
+        split_validation(source, open_validation_folder(config), pictures, config, 8)
     assert "\n" not in str(error.value)
 
 
@@ -167,16 +168,16 @@ def test_the_loss_equals_a_plain_recomputation(models_dir, images_dir, tmp_path,
     # what disturbs training does not reach the held-out images
     flags = ["--validation_split=0.3", "--random_flip", "--latent_sampling=random", "--caption_dropout=0.9", "--seed=4"]
     config, source, pictures = opened(models_dir, images_dir, tmp_path, *flags, model=model)
-    held_source, held, _ = hold_out(source, open_held_out(config), pictures, config, 8)
+    held_source, held, _ = split_validation(source, open_validation_folder(config), pictures, config, 8)
     models = open_models(models_dir / model)
     hypernetwork = hypernet.Hypernetwork(TINY_WIDTHS, weight_init="kaiming_normal", activation="mish").train()
-    on_unet = hypernet.HypernetworkUNet(models.unet, hypernetwork)
-    dataset = encode_held_out(models, held_source, held, config, torch.float32)
-    held_out = HeldOutLoss(dataset, models, Accelerator(cpu=True), batch_size=3)
+    unet_with_hypernetwork = hypernet.HypernetworkUNet(models.unet, hypernetwork)
+    dataset = encode_validation(models, held_source, held, config, torch.float32)
+    held_out = ValidationLoss(dataset, models, Accelerator(cpu=True), batch_size=3)
     state = torch.get_rng_state()
-    ours, base = held_out.measure(on_unet), held_out.measure_base(on_unet)
+    ours, base = held_out.measure(unet_with_hypernetwork), held_out.measure_base(unet_with_hypernetwork)
     assert torch.equal(torch.get_rng_state(), state) and hypernetwork.training
-    assert ours == held_out.measure(on_unet)  # paired: nothing is drawn anew
+    assert ours == held_out.measure(unet_with_hypernetwork)  # paired: nothing is drawn anew
 
     pipe = StableDiffusionPipeline.from_pretrained(models_dir / model, dtype=torch.float32)
     plain = plain_losses(pipe, [images_dir / held_source.label(picture.row) for picture in held], None)
@@ -227,8 +228,8 @@ def test_the_effect_is_the_share_that_is_added(models_dir):
         models.unet(latents, torch.tensor([5]), text)
     for hook in hooks:
         hook.remove()
-    on_unet = hypernet.HypernetworkUNet(models.unet, hypernetwork)
-    effect = Effect(models.unet, latents, torch.tensor([5]), {"encoder_hidden_states": text})
+    unet_with_hypernetwork = hypernet.HypernetworkUNet(models.unet, hypernetwork)
+    effect = Perturbation(models.unet, latents, torch.tensor([5]), {"encoder_hidden_states": text})
     measured = effect.measure(hypernetwork)
     assert hypernetwork.training and sorted(measured) == ["effect/12", "effect/32"]
     hypernetwork.eval()
@@ -238,4 +239,4 @@ def test_the_effect_is_the_share_that_is_added(models_dir):
         with torch.no_grad():
             moved = torch.cat([part - x for part in hypernetwork(x[None])], 1)
         assert measured[f"effect/{width}"] == pytest.approx((moved.norm() / torch.cat([x, x]).norm()).item(), rel=1e-5)
-    assert on_unet(latents, torch.tensor([5]), text).shape == latents.shape  # still attached at strength 1
+    assert unet_with_hypernetwork(latents, torch.tensor([5]), text).shape == latents.shape  # still attached at strength 1

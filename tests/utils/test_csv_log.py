@@ -3,11 +3,11 @@
 import csv
 import resource
 
-from hypernet.utils.csv_log import Table
+from hypernet.utils.csv_log import CsvLog
 
 
 def test_rows_come_back_and_are_cut(tmp_path):
-    table = Table(tmp_path / "a.csv", ["step", "loss"])
+    table = CsvLog(tmp_path / "a.csv", ["step", "loss"])
     for step in (10, 20, 30):
         assert table.append([step, f"{1 / step:.7f}"]) is None
     with open(table.path, newline="") as file:
@@ -21,16 +21,16 @@ def test_rows_come_back_and_are_cut(tmp_path):
         file.write("40")  # a row that a crash has torn
     assert [row["step"] for row in table.rows()] == ["10", "20", "30"]
     before = table.path.read_bytes()
-    table.go_back_to(30)
+    table.roll_back_to(30)
     assert table.path.read_bytes() == before.removesuffix(b"40")
-    table.go_back_to(10)
+    table.roll_back_to(10)
     assert [row["step"] for row in table.rows()] == ["10"]
-    table.go_back_to(5)
+    table.roll_back_to(5)
     assert not table.path.exists()
 
 
 def test_a_full_disk_leaves_no_half_row_and_no_file_without_a_header(tmp_path):
-    table, (limit, most) = Table(tmp_path / "a.csv", ["step", "loss"]), resource.getrlimit(resource.RLIMIT_FSIZE)
+    table, (limit, most) = CsvLog(tmp_path / "a.csv", ["step", "loss"]), resource.getrlimit(resource.RLIMIT_FSIZE)
     for size, step in ((6, 1), (26, 2)):  # within the header; within the second row
         try:
             resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
@@ -44,7 +44,7 @@ def test_a_full_disk_leaves_no_half_row_and_no_file_without_a_header(tmp_path):
 
 
 def test_what_could_not_be_written_is_written_later(tmp_path):
-    table = Table(tmp_path / "folder" / "a.csv", ["step", "loss"])
+    table = CsvLog(tmp_path / "folder" / "a.csv", ["step", "loss"])
     assert "a.csv cannot be written to (No such file or directory)" in table.append([1, 0.5])
     assert table.append([2, 0.4]) is None  # it has been said
     (tmp_path / "folder").mkdir()

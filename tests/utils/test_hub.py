@@ -2,10 +2,10 @@
 
 import pytest
 
-from hypernet.utils.errors import UserError
-from hypernet.utils.hub import hub_file, is_hub_id
 from hypernet.stable_diffusion.loras import check_loras
 from hypernet.stable_diffusion.model_source import ModelSource
+from hypernet.utils.errors import UserError
+from hypernet.utils.hub import hub_file, is_hub_id
 
 
 def test_what_may_be_an_id_of_the_hub(tmp_path, monkeypatch):

@@ -9,20 +9,23 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
 import hypernet
-from hypernet.stable_diffusion.base_model import recognise
 from hypernet.cli.training_options import options_to_flags, parse_config
-from hypernet.data.dataset import EpochBatches, encode_dataset
-from hypernet.training.validation import HeldOutLoss, encode_held_out, hold_out, open_held_out
-from hypernet.data.image_index import find_pictures
-from hypernet.training.loss import diffusion_loss, diffusion_target
-from hypernet.stable_diffusion.model import load_models
-from hypernet.data.image_source import open_source
+from hypernet.data.batch_sampler import EpochBatchSampler
+from hypernet.data.dataset import encode_dataset
+from hypernet.data.image_index import index_images
+from hypernet.data.image_source import open_image_source
+from hypernet.data.validation_split import encode_validation, open_validation_folder, split_validation
+from hypernet.stable_diffusion.base_model import identify_base_model
+from hypernet.stable_diffusion.model import load_stable_diffusion
+from hypernet.stable_diffusion.model_source import ModelSource
+from hypernet.training.loss import diffusion_loss, prediction_target
+from hypernet.training.validation import ValidationLoss
 
 TARGETS = ["to_k", "to_q", "to_v", "to_out.0"]  # those of diffusers' example
 
 
 class OnUNet(torch.nn.Module):
-    """What `HeldOutLoss` measures: a UNet, and in the place of the hypernetwork nothing."""
+    """What `ValidationLoss` measures: a UNet, and in the place of the hypernetwork nothing."""
 
     def __init__(self, unet):
         super().__init__()
@@ -43,13 +46,13 @@ def add_lora(unet, parameters: int, seed: int) -> int:
 def train_lora(options: dict, folder: Path) -> dict:
     """Train with the options of a run and save to `folder`; the row of the table as far as training tells it."""
     config = parse_config(options_to_flags(options))
-    models = load_models(recognise(config.model_source), torch.float32)
-    source, held_folder = open_source(config), open_held_out(config)
-    pictures, _ = find_pictures(source, config, models.base.image_multiple)
-    held_source, held, pictures = hold_out(source, held_folder, pictures, config, models.base.image_multiple)
+    models = load_stable_diffusion(identify_base_model(ModelSource.from_config(config)), torch.float32)
+    source, held_folder = open_image_source(config), open_validation_folder(config)
+    pictures, _ = index_images(source, config, models.base.image_multiple)
+    held_source, held, pictures = split_validation(source, held_folder, pictures, config, models.base.image_multiple)
     dataset = encode_dataset(models, source, pictures, config, torch.float32)
-    held_out = HeldOutLoss(
-        encode_held_out(models, held_source, held, config, torch.float32),
+    held_out = ValidationLoss(
+        encode_validation(models, held_source, held, config, torch.float32),
         models,
         Accelerator(),
         config.train_batch_size,
@@ -60,12 +63,12 @@ def train_lora(options: dict, folder: Path) -> dict:
     rank = add_lora(unet, size, config.seed)
     weights = [weight for weight in unet.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=config.schedule.at(0))
-    batches, losses = iter(EpochBatches(pictures, config.train_batch_size, config.seed)), []
+    batches, losses = iter(EpochBatchSampler(pictures, config.train_batch_size, config.seed)), []
     for step in range(1, config.max_train_steps + 1):
         batch = dataset.__getitems__(next(batches))
         latents, noise, timesteps = batch["latents"], batch["noise"], batch["timesteps"]
         prediction = unet(scheduler.add_noise(latents, noise, timesteps), timesteps, **batch["conditions"]).sample
-        diffusion_loss(prediction, diffusion_target(scheduler, latents, noise, timesteps), batch["weights"]).backward()
+        diffusion_loss(prediction, prediction_target(scheduler, latents, noise, timesteps), batch["weights"]).backward()
         torch.nn.utils.clip_grad_norm_(weights, config.schedule_of("max_grad_norm").at(step - 1))
         optimizer.step()
         optimizer.zero_grad()

@@ -7,11 +7,11 @@ import re
 import statistics
 from pathlib import Path
 
-from examples.comparison.table import spread
-from hypernet.utils.atomic_files import replacing
 from examples.benchmarks.settings_study.plots import BASELINE, MEASURES, draw_effects, draw_rates, effects
 from examples.benchmarks.settings_study.rows import at_rate, base_rows, label, order
 from examples.benchmarks.settings_study.timing import LORA, read_times, shape
+from examples.comparison.table import spread
+from hypernet.utils.atomic_files import atomic_write
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE = DOCS / "settings.md"
@@ -37,7 +37,7 @@ def write_page(rows: list[dict], base: dict):
             text,
             flags=re.S,
         )
-    with replacing(PAGE) as temporary:
+    with atomic_write(PAGE) as temporary:
         temporary.write_text(text, encoding="utf-8")
     draw_rates(rows).savefig(RATES_PLOT)
     draw_effects(rows, base).savefig(EFFECTS_PLOT)

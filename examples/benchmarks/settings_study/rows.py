@@ -4,7 +4,7 @@ import csv
 import json
 from pathlib import Path
 
-from hypernet.utils.atomic_files import replacing
+from hypernet.utils.atomic_files import atomic_write
 
 TABLE = Path(__file__).with_name("settings.csv")
 COLUMNS = ["section", "style", "run", "seed", "options", "val_loss", "val_loss_base", "half_at_step", "style_share"]
@@ -19,7 +19,7 @@ def read_rows() -> list[dict]:
 
 
 def write_rows(rows: list[dict]):
-    with replacing(TABLE) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    with atomic_write(TABLE) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(sorted(rows, key=lambda row: [str(row[name]) for name in COLUMNS[:4]]))

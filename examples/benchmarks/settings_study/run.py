@@ -22,23 +22,22 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(REPO))
 
-from hypernet.cli.script import ScriptParser, run_script
-
 import yaml
 
 import hypernet
-from examples.quickstart.tools.classifier import judge, load_classifier
-from examples.comparison.grid import read_grid
-from examples.comparison.results import read_result
-from examples.comparison.runs import Run, run_all
-from examples.quickstart.tools.draw import SUBJECTS, write_images
-from hypernet.generation.options import parse_count
-from hypernet.utils.atomic_files import replacing
-from examples.quickstart.tools.measure import load_pipeline, matches, prompt_scenes, sample, share
 from examples.benchmarks.settings_study.lora import train_lora
 from examples.benchmarks.settings_study.page import write_page
 from examples.benchmarks.settings_study.rows import TABLE, read_rows, write_rows
 from examples.benchmarks.settings_study.timing import PLAIN, measure_settings, write_times
+from examples.comparison.grid import read_grid
+from examples.comparison.results import read_result
+from examples.comparison.runs import Run, run_all
+from examples.quickstart.tools.classifier import judge, load_classifier
+from examples.quickstart.tools.draw import SUBJECTS, write_images
+from examples.quickstart.tools.measure import load_pipeline, matches, prompt_scenes, sample, share
+from hypernet.cli.generation_options import parse_count
+from hypernet.cli.script import ScriptParser, run_script
+from hypernet.utils.atomic_files import atomic_write
 
 MODEL = REPO / "examples" / "quickstart" / "model"
 STYLES = ("neon", "sunset")
@@ -119,7 +118,7 @@ def open_section(folder: Path, style: str, section: str) -> list[Run]:
     grid, name = {"seed": SEEDS, **SECTIONS[section]}, file_name(style, section)
     shared = {"train_data_dir": str(data / f"images{captions}"), "name": style}
     shared["validation_data_dir"] = str(data / f"held_out{captions}")
-    with replacing(folder / f"{name}.yaml") as temporary:
+    with atomic_write(folder / f"{name}.yaml") as temporary:
         entries = {**BASE, **shared, "cache_dir": str(folder / "cache"), "grid": grid}
         temporary.write_text(yaml.safe_dump(entries, sort_keys=False), encoding="utf-8")
     return read_grid(folder / f"{name}.yaml", folder / name)

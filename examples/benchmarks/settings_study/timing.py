@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 
 import hypernet
+from examples.benchmarks.settings_study.lora import add_lora
 from examples.benchmarks.step import Step
 from examples.benchmarks.ways import lay_out
-from hypernet.modeling.attachment import attention_layers
 from hypernet.cli.training_options import options_to_flags, parse_config
-from hypernet.utils.atomic_files import replacing
-from examples.benchmarks.settings_study.lora import add_lora
+from hypernet.modeling.attachment import attention_layers
+from hypernet.utils.atomic_files import atomic_write
 
 TIMES = Path(__file__).with_name("timing.csv")
 SHAPING = ("activation", "layer_structure", "layer_norm", "dropout_structure", "widths")  # what a step's work hangs on
@@ -80,7 +80,7 @@ def measure_ratios(steps: dict, plain: str, clock) -> dict[str, list[float]]:
 
 def write_times(ratios: dict[str, list[float]]):
     """Median and quartiles of each."""
-    with replacing(TIMES) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    with atomic_write(TIMES) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["shape", "lower_quartile", "median", "upper_quartile"])
         writer.writerows([name, *(f"{q:.3f}" for q in statistics.quantiles(found))] for name, found in ratios.items())

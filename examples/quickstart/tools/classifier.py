@@ -10,10 +10,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from examples.quickstart.tools.draw import BACKGROUNDS, COLORS, STYLES, SUBJECTS, draw, random_scene, to_array
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+
+from examples.quickstart.tools.draw import BACKGROUNDS, COLORS, STYLES, SUBJECTS, draw, random_scene, to_array
 
 HERE = Path(__file__).resolve().parent
 HEADS = {"subject": SUBJECTS, "color": tuple(COLORS), "background": tuple(BACKGROUNDS), "style": STYLES}

@@ -22,12 +22,23 @@ from PIL import Image
 QUICKSTART = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(QUICKSTART.parents[1]))
 
-import hypernet.cli.script  # first of all: a quiet console
 from diffusers import StableDiffusionPipeline
 
 import hypernet
+import hypernet.cli.script  # first of all: a quiet console
 from examples.quickstart.tools.classifier import classifier_accuracy, judge, load_classifier
-from examples.quickstart.tools.draw import BACKGROUNDS, COLORS, STYLES, SUBJECTS, Scene, caption, draw, is_held_out, random_scene, to_array
+from examples.quickstart.tools.draw import (
+    BACKGROUNDS,
+    COLORS,
+    STYLES,
+    SUBJECTS,
+    Scene,
+    caption,
+    draw,
+    is_held_out,
+    random_scene,
+    to_array,
+)
 
 COLUMNS = len(SUBJECTS)
 

@@ -2,27 +2,19 @@
 
 import argparse
 import dataclasses
-import json
 import sys
-import typing
 from pathlib import Path
 
-from transformers.hf_argparser import string_to_bool
-
-from hypernet.data import buckets as sizes
+from hypernet import config
+from hypernet.cli.training_options import argument_type
 from hypernet.config import TrainingConfig
-from hypernet.generation.generator import PictureSettings
-from hypernet.utils.errors import UserError
 from hypernet.formats.load_save import find_weights
-from hypernet.stable_diffusion.model_source import DEFAULTS, NAMES, ModelSource
+from hypernet.formats.trained_folder import training_options
+from hypernet.generation.generator import GenerationSettings
 from hypernet.generation.prompt_tags import find_hypernetwork, split_prompt
+from hypernet.stable_diffusion.model_source import DEFAULTS, NAMES, ModelSource
+from hypernet.utils.errors import UserError
 
-PARSED = {  # how argparse takes an option of a type
-    str: {},
-    int: {"type": int},
-    bool: {"type": string_to_bool, "nargs": "?", "const": True},
-    list: {"nargs": "*", "action": "extend"},
-}
 READING = ("clip_skip", "max_token_chunks", "prompt_emphasis")  # how prompts are read, on whatever model
 
 
@@ -31,14 +23,12 @@ def add_model_options(parser):
     add, meaning = parser.add_argument, {field.name: field for field in dataclasses.fields(TrainingConfig)}
     add("--model", help="folder, file or Hub id; default: the one that the hypernetwork's run names")
     for name in NAMES[1:]:
-        kind = next(
-            kind for kind in typing.get_args(meaning[name].type) or [meaning[name].type] if kind is not type(None)
-        )
-        told = meaning[name].metadata["help"].split("; default:")[0].rstrip(".").replace("%", "%%")
-        add(f"--{name}", help=f"{told}; default: as in the training", **PARSED[typing.get_origin(kind) or kind])
+        options = argument_type(meaning[name].type) | ({"nargs": "*", "action": "extend"} if name == "lora" else {})
+        text = meaning[name].metadata["help"].split(" Default:")[0].rstrip(".").replace("%", "%%")
+        add(f"--{name}", help=f"{text}; default: as in the training", **options)
 
 
-def add_drawing_options(parser):
+def add_generation_options(parser):
     """What is drawn, with what; an option that is left out is None."""
     add = parser.add_argument
     add("--prompt", help="may hold tags of the WebUI's, such as <hypernet:my_style:0.8>")
@@ -58,7 +48,7 @@ def add_drawing_options(parser):
 def parse_size(text: str) -> tuple[int, int]:
     """(width, height) of "512" or "768x512"."""
     try:
-        return sizes.parse_size(text)
+        return config.parse_size(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
@@ -84,7 +74,7 @@ def read_stack(args, hypernetworks: list | None) -> list[tuple[str, float]]:
     return list(zip(paths, strengths * len(paths) if len(strengths) == 1 else strengths))
 
 
-def make_picture(args, prompt: str, stack, **changes) -> PictureSettings:
+def make_settings(args, prompt: str, stack, **changes) -> GenerationSettings:
     """The settings of one picture: hypernetworks of the prompt's tags first, then those of `stack`."""
     text, tags = split_prompt(prompt)
     tagged = [(str(find_hypernetwork(name, args.hypernetwork_dir)), strength) for name, strength in tags]
@@ -93,21 +83,10 @@ def make_picture(args, prompt: str, stack, **changes) -> PictureSettings:
     }
     changes = {key: value for key, value in changes.items() if value is not None}
     given = {key: value for key, value in given.items() if value is not None} | changes
-    return PictureSettings(prompt=text, hypernetworks=(*tagged, *stack), **given)
+    return GenerationSettings(prompt=text, hypernetworks=(*tagged, *stack), **given)
 
 
-def training_options(hypernetwork: str) -> dict:
-    """What the run that made this folder, checkpoint or file in it was told; nothing for any other."""
-    path = Path(hypernetwork)
-    for folder in (path.resolve(), *path.resolve().parents[:2]) if path.exists() else ():
-        try:
-            return json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-    return {}
-
-
-def choose_model(args, pictures: list[PictureSettings]) -> tuple[ModelSource, float]:
+def choose_model(args, pictures: list[GenerationSettings]) -> tuple[ModelSource, float]:
     """The model to draw with, and the guidance scale if none is asked for: that of the training's previews, else 7.5.
 
     Raises:

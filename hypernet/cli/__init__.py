@@ -1,0 +1,1 @@
+"""What the scripts share: command lines, their checks, and how errors reach the user."""

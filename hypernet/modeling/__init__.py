@@ -1,0 +1,1 @@
+"""The hypernetwork itself, and how it acts inside a UNet."""

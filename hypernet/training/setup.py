@@ -1,0 +1,289 @@
+"""Everything that happens before the first step, in the order in which `train_hypernetwork.py` calls it."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import set_seed
+
+from hypernet.config import TrainingConfig
+from hypernet.data.arrow_cache import check_cache_folder
+from hypernet.data.batch_sampler import EpochBatchSampler
+from hypernet.data.dataset import TrainingDataset, describe_data, encode_dataset
+from hypernet.data.image_index import ImageRecord, index_images
+from hypernet.data.image_source import ImageSource, open_image_source
+from hypernet.data.latents import vae_notes
+from hypernet.data.validation_split import (
+    describe_validation,
+    encode_validation,
+    open_validation_folder,
+    split_validation,
+)
+from hypernet.modeling.attachment import HypernetworkUNet
+from hypernet.modeling.hypernetwork import Hypernetwork
+from hypernet.stable_diffusion.base_model import BaseModel, identify_base_model
+from hypernet.stable_diffusion.loras import record_loras
+from hypernet.stable_diffusion.model import StableDiffusion, load_stable_diffusion, vae_dtype, weight_dtype
+from hypernet.stable_diffusion.model_source import ModelSource
+from hypernet.stable_diffusion.quantization import quantize
+from hypernet.training.accelerator import (
+    build_accelerator,
+    check_shared_folder,
+    choose_mixed_precision,
+    describe_accelerator,
+)
+from hypernet.training.checkpoint import Checkpointer
+from hypernet.training.compilation import check_compiler, check_shapes, compile_model, memory_format
+from hypernet.training.ema import EMA
+from hypernet.training.init_from import InitialHypernetwork, load_init_from
+from hypernet.training.model_card import check_hub_login
+from hypernet.training.optimizers import build_optimizer, check_optimizer
+from hypernet.training.previews import Previewer
+from hypernet.training.run_folder import RunFolder
+from hypernet.training.trackers import choose_trackers
+from hypernet.training.validation import ValidationLoss
+from hypernet.utils.errors import UserError
+
+
+@dataclasses.dataclass
+class Run:
+    """What is known of a run once its options have been checked against the machine and the files they name."""
+
+    config: TrainingConfig
+    accelerator: Accelerator
+    folder: RunFolder
+    base: BaseModel
+    widths: list[int]  # context widths to train
+    initial: InitialHypernetwork | None  # from --init_from
+    source: ImageSource
+    validation_source: ImageSource | None  # of --validation_data_dir
+    trackers: list[str]
+    checkpoint: Path | None  # to resume from
+    notes: list[str]  # on damaged checkpoints
+    changes: list[str]  # options changed since the last run
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the frozen UNet."""
+        return weight_dtype(self.accelerator.mixed_precision)
+
+
+@dataclasses.dataclass
+class RunImages:
+    """The images of a run, indexed but not encoded."""
+
+    records: list[ImageRecord]
+    batches: EpochBatchSampler
+    validation_source: ImageSource | None
+    validation_records: list[ImageRecord]
+
+
+@dataclasses.dataclass
+class Trainee:
+    """The hypernetwork with what trains it."""
+
+    hypernetwork: Hypernetwork
+    unet: HypernetworkUNet  # the UNet with the hypernetwork on it
+    model: torch.nn.Module  # the same, prepared by Accelerate
+    optimizer: AcceleratedOptimizer
+    ema: EMA
+
+
+def start_run(config: TrainingConfig) -> Run:
+    """Check whatever the user may have got wrong, before anything slow.
+
+    Raises:
+        UserError: for an option that does not go with the machine, or a file that does not do what it should.
+    """
+    choose_mixed_precision(config)
+    initial = load_init_from(config)
+    base = identify_base_model(ModelSource.from_config(config))
+    widths = choose_widths(config, base)
+    check_resolution(config, base)
+    folder = RunFolder(config)
+    changes = folder.check(config.overwrite)
+    checkpoint, notes = folder.find_checkpoint("none" if config.overwrite else config.resume_from_checkpoint)
+    trackers = choose_trackers(config)
+    check_hub_login(config)
+    check_cache_folder(config.cache_dir)
+    source = open_image_source(config)
+    validation_source = open_validation_folder(config)
+    accelerator = build_accelerator(config, folder, trackers)
+    if accelerator.is_main_process and folder.holds_run():
+        folder.lock()
+    check_optimizer(config, accelerator.device)
+    if config.compile:
+        check_compiler(accelerator.device)
+    accelerator.print(describe_accelerator(accelerator))
+    return Run(
+        config=config,
+        accelerator=accelerator,
+        folder=folder,
+        base=base,
+        widths=widths,
+        initial=initial,
+        source=source,
+        validation_source=validation_source,
+        trackers=trackers,
+        checkpoint=checkpoint,
+        notes=notes,
+        changes=changes,
+    )
+
+
+def choose_widths(config: TrainingConfig, base: BaseModel) -> list[int]:
+    """Return the context widths to train: all that the UNet has, or those asked for.
+
+    Raises:
+        UserError: if the UNet lacks one, or a layer would have no units.
+    """
+    available = base.context_widths
+    missing = sorted(set(config.requested_widths or []) - set(available))
+    if missing:
+        shown = ",".join(map(str, available))
+        option = f"--init_from {config.init_from}" if config.init_from else f"--widths {config.widths}"
+        raise UserError(f"{option}: the UNet has no attention layer of width {missing[0]}; it has {shown}")
+    widths = config.requested_widths or available
+    for multiple in config.structure()["layer_structure"]:
+        if int(multiple * widths[0]) < 1:
+            problem = f"{multiple:g} times width {widths[0]} leaves no units"
+            raise UserError(f"--layer_structure {config.layer_structure}: {problem}")
+    return widths
+
+
+def check_resolution(config: TrainingConfig, base: BaseModel) -> None:
+    """Raise UserError if the sides of --resolution are not multiples of what the VAE needs."""
+    multiple = base.image_multiple
+    if any(side % multiple for side in config.size):
+        raise UserError(f"--resolution {config.resolution}: it must be a multiple of {multiple} for this model")
+
+
+def find_images(run: Run) -> RunImages:
+    """Index the images, set some aside for validation, and count the steps.
+
+    Raises:
+        UserError: if no usable images are left.
+    """
+    config, accelerator, multiple = run.config, run.accelerator, run.base.image_multiple
+    validation_source, validation_records = None, []
+    with accelerator.local_main_process_first():
+        records, problems = index_images(run.source, config, multiple)
+        if config.has_validation:
+            before = {} if config.overwrite else run.folder.read_validation_images()
+            validation_source, validation_records, records = split_validation(
+                run.source, run.validation_source, records, config, multiple, before
+            )
+    batches = EpochBatchSampler(
+        records, config.train_batch_size, config.seed, accelerator.num_processes, accelerator.process_index
+    )
+    config.count_steps(len(batches))
+    if config.compile:
+        check_shapes(batches.shapes)
+        accelerator.print(f"--compile: each of {batches.shapes} batch shapes takes some minutes to compile")
+    accelerator.print(describe_data(run.source, records, problems, batches, config))
+    if validation_source is not None:
+        accelerator.print(describe_validation(validation_source, validation_records))
+    return RunImages(records, batches, validation_source, validation_records)
+
+
+def load_base_model(run: Run) -> StableDiffusion:
+    """Load the frozen Stable Diffusion; its parts stay on the CPU until they are needed."""
+    run.accelerator.print(f"Loading {run.base.describe()}")
+    models = load_stable_diffusion(run.base, run.dtype, run.accelerator.device, waits=True)
+    if run.config.gradient_checkpointing:
+        models.unet.enable_gradient_checkpointing()
+    return models
+
+
+def encode_data(
+    run: Run, images: RunImages, models: StableDiffusion
+) -> tuple[TrainingDataset, ValidationLoss | None]:
+    """Encode images and prompts that are not in the cache yet."""
+    config, accelerator, validation = run.config, run.accelerator, None
+    precision = vae_dtype(run.dtype, accelerator.device)
+    with accelerator.local_main_process_first():
+        dataset = encode_dataset(models, run.source, images.records, config, precision)
+        if images.validation_source is not None:
+            validation_set = encode_validation(
+                models, images.validation_source, images.validation_records, config, precision
+            )
+    if images.validation_source is not None:
+        validation = ValidationLoss(validation_set, models, accelerator, config.train_batch_size)
+    for note in vae_notes(run.base, dataset.latents):
+        accelerator.print(note)
+    return dataset, validation
+
+
+def create_folder(run: Run, images: RunImages) -> None:
+    """Lock the run folder and write the run's options into it.
+
+    Raises:
+        UserError: if another process trains in it, or not all processes see it.
+    """
+    if run.accelerator.is_main_process:
+        run.folder.lock()
+        run.folder.create(run.config.overwrite)
+        if images.validation_source is not None:
+            names = {record.sha256: images.validation_source.name(record.row) for record in images.validation_records}
+            run.folder.write_validation_images(names)
+    check_shared_folder(run.accelerator, run.folder, run.checkpoint)
+
+
+def place_models(run: Run, models: StableDiffusion, dataset: TrainingDataset) -> Previewer | None:
+    """Quantize the UNet if asked to and bring it to the device; generate the previews without the hypernetwork."""
+    config, device = run.config, run.accelerator.device
+    previewer = Previewer(models, config, run.accelerator) if config.validation_prompt else None
+    models.on_device(*([] if dataset.is_cached else models.text_encoders))
+    _ = models.hash  # of the weights as they are, before they may be quantized
+    if config.quantize:
+        quantize(models.unet, config.quantize, run.dtype, device)
+        run.accelerator.print(f"The UNet's attention blocks are held in {config.quantize}")
+    models.unet.to(device, memory_format=memory_format(device, config.compile))  # the other parts have left by now
+    if previewer is not None:
+        run.accelerator.print("Generating previews without the hypernetwork")
+        previewer.without = previewer.generate()
+    return previewer
+
+
+def build_trainee(run: Run, models: StableDiffusion) -> Trainee:
+    """Build the hypernetwork, or take the one of --init_from, and prepare it and its optimizer for training."""
+    config, device = run.config, run.accelerator.device
+    set_seed(config.seed)
+    if run.initial is not None:
+        hypernetwork = run.initial.hypernetwork.train()
+    else:
+        hypernetwork = Hypernetwork(run.widths, **config.structure())
+    hypernetwork.register_to_config(
+        name=config.name, base_model_name=run.base.source.name, base_model_hash=models.hash
+    )
+    record_loras(hypernetwork, config.lora)
+    unet = HypernetworkUNet(models.unet, hypernetwork)
+    model, optimizer = run.accelerator.prepare(unet, build_optimizer(config, hypernetwork.parameters(), device))
+    if config.compile:
+        compile_model(unet)
+    return Trainee(hypernetwork, unet, model, optimizer, EMA(hypernetwork, config.ema_decay))
+
+
+def resume(run: Run, checkpointer: Checkpointer, batches: EpochBatchSampler) -> int:
+    """Load the checkpoint to resume from, or the optimizer state of --init_from. Return the step to start at."""
+    accelerator, hypernetwork = run.accelerator, checkpointer.hypernetwork
+    for note in run.notes:
+        accelerator.print(note)
+    if run.checkpoint is not None:
+        checkpointer.load(run.checkpoint)
+        changes = list(run.changes)
+        if batches.restarts:
+            changes.append("the images, or their batches, have changed: a new epoch begins")
+        accelerator.print(f"Resuming from {run.checkpoint}, step {hypernetwork.config.step}", *changes, sep="\n  ")
+        if accelerator.is_main_process:
+            checkpointer.export()
+    elif run.initial is not None:
+        run.initial.restore(checkpointer.optimizer)
+        accelerator.print(*run.initial.lines, sep="\n")
+    step = hypernetwork.config.step
+    if accelerator.is_main_process:
+        for line in run.folder.roll_back_to(step):
+            print(f"  {line}")
+    return step
