@@ -16,6 +16,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from hypernet.cli.script import quiet_libraries
+
+quiet_libraries()  # before diffusers is imported
+
 from tqdm.auto import tqdm
 
 from examples.preparation.captions import combine, load_captioners, needs_captions

@@ -21,6 +21,10 @@ REPO = Path(__file__).resolve().parents[2]
 EXAMPLES = REPO / "examples"
 sys.path.insert(0, str(REPO))
 
+from hypernet.cli.script import quiet_libraries
+
+quiet_libraries()  # before diffusers is imported
+
 import numpy as np
 import torch
 from accelerate import Accelerator

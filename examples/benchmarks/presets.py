@@ -18,6 +18,10 @@ REPO = Path(__file__).resolve().parents[2]
 CONFIGS = REPO / "examples" / "configs"
 sys.path.insert(0, str(REPO))
 
+from hypernet.cli.script import quiet_libraries
+
+quiet_libraries()  # before diffusers is imported
+
 import torch
 import yaml
 from diffusers import AutoencoderKL

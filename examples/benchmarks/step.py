@@ -35,6 +35,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from hypernet.cli.script import quiet_libraries
+
+quiet_libraries()  # before diffusers is imported
+
 import bitsandbytes
 import torch
 from torch.utils.flop_counter import FlopCounterMode

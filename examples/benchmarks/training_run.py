@@ -21,6 +21,10 @@ from unittest import mock
 REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO))
 
+from hypernet.cli.script import quiet_libraries
+
+quiet_libraries()  # before diffusers is imported
+
 import datasets
 import numpy as np
 import torch

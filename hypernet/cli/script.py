@@ -19,6 +19,7 @@ Result = typing.TypeVar("Result")
 def quiet_libraries() -> None:
     """Silence output that users cannot act on. Call it before diffusers and transformers are imported."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tokenizers warn when a process forks
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("WANDB_SILENT", "true")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")  # diffusers passes it to the Hub client

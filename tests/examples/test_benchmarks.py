@@ -6,10 +6,10 @@ import re
 import pytest
 import torch
 from bitsandbytes.optim import AdamW8bit
-from examples.count_memory import MomentsIn8Bits, PeakMemory, counted
 
 import hypernet
 from examples import benchmark, benchmark_presets, benchmark_run, benchmark_use, benchmark_ways
+from examples.count_memory import MomentsIn8Bits, PeakMemory, counted
 from hypernet.utils.errors import UserError
 from tests.helpers.scripts import REPO, run, unexpected
 from tests.helpers.tiny_models import tiny_unet

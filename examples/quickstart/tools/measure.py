@@ -22,10 +22,13 @@ from PIL import Image
 QUICKSTART = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(QUICKSTART.parents[1]))
 
+from hypernet.cli.script import quiet_libraries
+
+quiet_libraries()  # before diffusers is imported
+
 from diffusers import StableDiffusionPipeline
 
 import hypernet
-import hypernet.cli.script  # first of all: a quiet console
 from examples.quickstart.tools.classifier import classifier_accuracy, judge, load_classifier
 from examples.quickstart.tools.draw import (
     BACKGROUNDS,
