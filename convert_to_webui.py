@@ -1,150 +1,170 @@
 #!/usr/bin/env python
-"""Open, check, convert, mend and combine hypernetworks: those of this project, and any of the WebUI's.
+"""Convert, inspect, repair and average hypernetworks, and export them as LoRAs: this project's and the WebUI's.
 
-Convert (what TARGET ends in says into what: .pt for the WebUI and ComfyUI, .safetensors or a folder for diffusers):
+Convert. The ending of TARGET chooses the format: .pt (WebUI, ComfyUI), .safetensors, or a folder (diffusers):
     python convert_to_webui.py output/my_style                                # writes output/my_style/my_style.pt
     python convert_to_webui.py output/my_style/checkpoints/step-005000 my_style-5000.pt --with_optimizer
     python convert_to_webui.py old_style.pt old_style.safetensors
     python convert_to_webui.py my_style.pt my_style_small.pt --half --for_inference
 
-Check and mend:
-    python convert_to_webui.py --inspect *.pt                                 # what it is, its health, who reads it
+Inspect and repair:
+    python convert_to_webui.py --inspect *.pt                                 # content, health, compatible programs
     python convert_to_webui.py old_style.pt --fix                             # keeps the old file as old_style.pt.bak
     python convert_to_webui.py my_style.pt --rename better_name
 
-Combine, or turn into a LoRA that every program loads:
+Average several, or export a LoRA for programs without hypernetworks:
     python convert_to_webui.py both.pt --average one.pt:0.6 other.pt:0.4
     python convert_to_webui.py my_style.pt lora.safetensors --to_lora 64 --model MODEL --prompts "a cat" "a house"
 
-A .pt file's name is the name that prompts use: my_style.pt is `<hypernet:my_style:1>`.
+Prompts refer to a .pt by its file name: my_style.pt is `<hypernet:my_style:1>`.
 """
 
 from hypernet.cli.script import ScriptParser, quiet_libraries, run_script
 
-quiet_libraries()  # before diffusers is imported
+if __name__ == "__main__":
+    quiet_libraries()  # before diffusers is imported
 
+import argparse
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import hypernet
-from hypernet.cli.conversion_targets import check_target, choose_target, is_one_file, target_inside
+from hypernet.cli.conversion_targets import check_target, choose_target, default_target, is_single_file
 from hypernet.formats.inspect import describe, inspect, overview
 from hypernet.formats.load_save import find_weights
 from hypernet.formats.repair import repair
 from hypernet.formats.webui_optimizer import find_optimizer, optim_path, save_optim
-from hypernet.modeling.hypernetwork import without_dropout
+from hypernet.modeling.from_weights import without_dropout
+from hypernet.modeling.hypernetwork import Hypernetwork
 from hypernet.utils.errors import UserError
 
-MOST_DETAILS = 3  # files of which --inspect tells everything; of more it gives an overview
-MODES = {  # what can be asked for, and the options that go with it
+MAX_DETAILED = 3  # --inspect prints a table if there are more files
+MODES: dict[str | None, set[str]] = {  # what the script does -> the options that belong to it
     "inspect": {"json"},
     "average": {"half", "overwrite"},
     "to_lora": {"half", "model", "prompts", "steps", "strength", "overwrite"},
     "fix": set(),
-    None: {"with_optimizer", "half", "for_inference", "rename", "overwrite"},  # converting
+    None: {"with_optimizer", "half", "for_inference", "rename", "overwrite"},  # convert
 }
 
 
 # fmt: off
-def parse_arguments(arguments=None):
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = ScriptParser(__doc__)
     add = parser.add_argument
-    add("source", nargs="?", help="a trained folder, a checkpoint, a .safetensors, a .pt, or a Hub id; with --average the file to write")
+    add("source", nargs="?", help="trained folder, checkpoint, .safetensors, .pt or Hub id; with --average the file to write")
     add("target", nargs="?", type=Path, help="what to write; default: NAME.pt in the trained folder")
-    add("--with_optimizer", action="store_true", help="write TARGET.optim, too, to go on training in the WebUI")
-    add("--half", action="store_true", help="weights in float16, half the size; default: as in SOURCE")
-    add("--for_inference", action="store_true", help="without dropout, which ComfyUI leaves active")
-    add("--overwrite", action="store_true", help="TARGET may exist, and is replaced")
+    add("--with_optimizer", action="store_true", help="also write TARGET.optim, to continue training in the WebUI")
+    add("--half", action="store_true", help="write float16 weights, half the size; default: as in SOURCE")
+    add("--for_inference", action="store_true", help="remove dropout, which ComfyUI leaves active")
+    add("--overwrite", action="store_true", help="replace TARGET if it exists")
     add("--rename", metavar="NAME", help="write a copy called NAME beside the file")
-    add("--fix", action="store_true", help="write a .pt anew as every program expects it; the old one is kept as .bak")
-    add("--inspect", nargs="+", metavar="FILE", help="tell what files are, their health, and who reads them")
+    add("--fix", action="store_true", help="rewrite a .pt so that every program reads it alike; keeps the old one as .bak")
+    add("--inspect", nargs="+", metavar="FILE", help="show what files hold, their health, and which programs read them")
     add("--json", action="store_true", help="with --inspect: as JSON")
-    add("--average", nargs="+", metavar="FILE:WEIGHT", help="weighted average of hypernetworks of one structure")
+    add("--average", nargs="+", metavar="FILE:WEIGHT", help="write the weighted average of hypernetworks of one structure")
     add("--to_lora", type=int, metavar="RANK", help="write a LoRA of this rank: TARGET in kohya's naming, TARGET_peft in PEFT's")
-    add("--model", help="with --to_lora: folder or Hub id of the base model; default: that of the training")
-    add("--prompts", nargs="+", metavar="PROMPT", help="with --to_lora: drawn to see what the hypernetwork gets; default: the training's previews")
-    add("--steps", type=int, help="with --to_lora: sampling steps of these; default: 20")
-    add("--strength", type=float, help="with --to_lora: of the hypernetwork, at which the LoRA has strength 1; default: 1")
+    add("--model", help="with --to_lora: folder or Hub id of the base model; default: that of the run")
+    add("--prompts", nargs="+", metavar="PROMPT", help="with --to_lora: prompts to generate, to record what the hypernetwork gets; default: the run's validation prompts")
+    add("--steps", type=int, help="with --to_lora: sampling steps for these; default: 20")
+    add("--strength", type=float, help="with --to_lora: strength of the hypernetwork that is strength 1 of the LoRA; default: 1")
     args = parser.parse_args(arguments)
-    check_together(args)
+    check_options(args)
     return args
 
 
 # fmt: on
-def check_together(args):
-    """Raises: UserError for options that have no effect together, or have nothing to work on."""
+def check_options(args: argparse.Namespace) -> None:
+    """Raise UserError for options that have no effect together, or lack a file to work on."""
     given = {option for option, value in vars(args).items() if value is not None and value is not False}
     modes = [mode for mode in MODES if mode in given]
     if len(modes) > 1:
-        raise UserError(f"--{modes[0]} and --{modes[1]}: one at a time")
+        raise UserError(f"--{modes[0]} and --{modes[1]}: choose one")
     mode = modes[0] if modes else None
     for option in given & set().union(*MODES.values()) - MODES[mode]:
         home = next(other for other, options in MODES.items() if option in options)
         raise UserError(f"--{option}: it has no effect " + (f"with --{mode}" if mode else f"without --{home}"))
     if mode == "average" and (args.source is None or args.target is not None):
-        surplus = f"{args.target} is one too many" if args.target else "the file to write is missing"
-        raise UserError(f"--average: {surplus}; as in: convert_to_webui.py both.pt --average one.pt:0.6 other.pt:0.4")
+        problem = f"{args.target} is one too many" if args.target else "the file to write is missing"
+        raise UserError(f"--average: {problem}; as in: convert_to_webui.py both.pt --average one.pt:0.6 other.pt:0.4")
     if mode != "inspect" and args.source is None:
-        raise UserError("the SOURCE is missing: a trained folder or a file; --help shows commands")
+        raise UserError("SOURCE is missing: a trained folder or a file; --help shows commands")
     if mode == "inspect" and args.source is not None:
-        raise UserError(f"{args.source}: name all files behind --inspect")
-    if mode == "to_lora" and (args.to_lora < 1 or args.steps is not None and args.steps < 1):
-        raise UserError("--to_lora and --steps must be 1 or more")
+        raise UserError(f"--inspect: name all files after it, {args.source} too")
+    for option, value in (("to_lora", args.to_lora), ("steps", args.steps)):
+        if value is not None and value < 1:
+            raise UserError(f"--{option} {value}: it must be 1 or more")
     if args.strength is not None and not math.isfinite(args.strength):
-        raise UserError(f"--strength {args.strength}: it must be a number")
+        raise UserError(f"--strength {args.strength}: it must be a finite number")
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     if args.inspect:
-        inspect_files(args)
+        inspect_files(args.inspect, args.json)
     elif args.average:
-        average(args)
+        average(args.average, Path(args.source), args.half, args.overwrite)
     elif args.to_lora is not None:
-        from hypernet.cli.lora_export import export_lora  # pipelines take their time to be imported
+        from hypernet.cli.lora_export import export_lora  # imports pipelines, which takes seconds
 
-        export_lora(args)
+        export_lora(
+            args.source,
+            args.target,
+            args.to_lora,
+            model=args.model,
+            prompts=args.prompts,
+            steps=args.steps or 20,
+            strength=1.0 if args.strength is None else args.strength,
+            half=args.half,
+            overwrite=args.overwrite,
+        )
     elif args.fix:
-        fix(args)
+        fix(args.source, args.target)
     else:
         convert(args)
 
 
-def convert(args):
+def convert(args: argparse.Namespace) -> None:
     target = choose_target(args.source, args.target, args.rename, args.overwrite)
     hypernetwork = hypernet.load(args.source)
     state = optimizer_to_write(args, target, hypernetwork) if args.with_optimizer else None
     if args.for_inference:
         hypernetwork = without_dropout(hypernetwork)
     if target is None:
-        target = target_inside(Path(args.source), hypernetwork.config.name, args.overwrite)
+        target = default_target(Path(args.source), hypernetwork.config.name, args.overwrite)
     write(hypernetwork, target, args.half)
     if state is not None:
         save_optim(state, target)
-        print(f"{optim_path(target)}: AdamW's state, for the WebUI to go on from")
+        print(f"{optim_path(target)}: AdamW's state, to continue training in the WebUI")
 
 
-def optimizer_to_write(args, target: Path | None, hypernetwork) -> dict:
-    """AdamW's state that goes beside `target`. Raises: UserError if there is none, or it cannot go there."""
+def optimizer_to_write(args: argparse.Namespace, target: Path | None, hypernetwork: Hypernetwork) -> dict[str, Any]:
+    """Return AdamW's state to write beside `target`.
+
+    Raises:
+        UserError: if there is none, or it cannot be written there.
+    """
     state, _ = find_optimizer(args.source, hypernetwork)
     if target is not None and target.suffix.lower() != ".pt":
-        raise UserError(f"--with_optimizer: the WebUI's optimizer lies beside a .pt, {target} is none")
+        raise UserError(f"--with_optimizer: the WebUI expects it beside a .pt, and {target} is not one")
     if args.for_inference or args.half:
-        raise UserError("--with_optimizer: training goes on with dropout and in float32; leave out the other option")
+        option = "for_inference" if args.for_inference else "half"
+        raise UserError(f"--with_optimizer: training needs dropout and float32; leave --{option} out")
     if state is None:
-        problem = f"{Path(args.source)} has no optimizer; name a training state such as checkpoints/step-000500"
+        problem = f"{Path(args.source)} has no optimizer state; name a checkpoint such as checkpoints/step-000500"
         raise UserError(f"--with_optimizer: {problem}")
     if target is not None and optim_path(target).exists() and not args.overwrite:
-        raise UserError(f"{optim_path(target)}: there is one already; name another TARGET, or add --overwrite")
+        raise UserError(f"{optim_path(target)}: it already exists; name another TARGET, or add --overwrite")
     return state
 
 
-def write(hypernetwork, target: Path, half: bool):
-    """Write and tell; in the precision that it was read in, unless `half`."""
-    hypernetwork.register_to_config(name=target.stem if is_one_file(target) else target.resolve().name)
+def write(hypernetwork: Hypernetwork, target: Path, half: bool) -> None:
+    """Save, in the precision of the file it comes from unless `half`, and print what was saved."""
+    hypernetwork.register_to_config(name=target.stem if is_single_file(target) else target.resolve().name)
     dtype = torch.float16 if half or hypernetwork.stored_dtype is torch.float16 else torch.float32
     try:
         hypernet.save(hypernetwork, target, dtype)
@@ -154,47 +174,49 @@ def write(hypernetwork, target: Path, half: bool):
     print(f"{target}: {config.name}, step {config.step}, {size / 2**20:.1f} MiB")
 
 
-def inspect_files(args):
-    """Everything about each file; a file that is none is said in its place, and makes the command fail at its end."""
-    reports = []
-    for file in args.inspect:
+def inspect_files(files: list[str], as_json: bool) -> None:
+    """Print a report on each file.
+
+    Raises:
+        UserError: in the end, if some files are not hypernetworks.
+    """
+    reports: list[dict[str, Any]] = []
+    for file in files:
         try:
             reports.append(inspect(file))
         except hypernet.NotAHypernetwork as error:
             reports.append({"file": file, "error": str(error)})
-    refused = sum("error" in report for report in reports)
-    if args.json:
+    refused = [report["error"] for report in reports if "error" in report]
+    if as_json:
         print(json.dumps(reports, indent=2, allow_nan=False))
-    elif refused == len(reports) == 1:
-        raise UserError(reports[0]["error"])
-    elif len(reports) > MOST_DETAILS:
-        print(*[report["error"] for report in reports if "error" in report], sep="\n", end="\n" if refused else "")
-        print(overview([report for report in reports if "error" not in report]))
+    elif len(refused) == len(reports) == 1:
+        raise UserError(refused[0])
+    elif len(reports) > MAX_DETAILED:
+        print("\n".join([*refused, overview([report for report in reports if "error" not in report])]))
     else:
         print("\n\n".join(report.get("error") or describe(report) for report in reports))
     if refused:
-        raise UserError(f"{refused} of {len(reports)} cannot be read as a hypernetwork")
+        raise UserError(f"{len(refused)} of {len(reports)} files cannot be read as hypernetworks")
 
 
-def fix(args):
-    source = Path(args.source)
-    if args.target is not None:
-        raise UserError(
-            f"--fix {source}: it mends the file in its place; leave {args.target} out, or --fix (converting mends)"
-        )
-    if source.suffix.lower() != ".pt":
-        hypernet.load(args.source)  # which tells if it is none
-        raise UserError(f"--fix {source}: only the WebUI's .pt files can need it")
-    mended = repair(source)
-    print(f"{source}: " + ("mended: " + "; ".join(mended) if mended else "nothing to mend"))
+def fix(source: str, target: Path | None) -> None:
+    path = Path(source)
+    if target is not None:
+        hint = f"leave {target} out, or --fix (a conversion repairs as well)"
+        raise UserError(f"--fix {path}: it repairs the file in place; {hint}")
+    if path.suffix.lower() != ".pt":
+        hypernet.load(source)  # a wrong source is the more useful thing to report
+        raise UserError(f"--fix {path}: only the WebUI's .pt files can need it")
+    repairs = repair(path)
+    print(f"{path}: " + ("repaired: " + "; ".join(repairs) if repairs else "nothing to repair"))
 
 
-def average(args):
-    files, weights = zip(*map(split_weight, args.average))
-    target = Path(args.source)
-    check_target(target, args.overwrite, *files)
+def average(inputs: list[str], target: Path, half: bool, overwrite: bool) -> None:
+    """Write the average of the hypernetworks in `inputs`, each FILE or FILE:WEIGHT."""
+    files, weights = zip(*map(split_weight, inputs))
+    check_target(target, overwrite, *files)
     if len(files) < 2:
-        raise UserError("--average: name two hypernetworks or more, such as --average one.pt:0.6 other.pt:0.4")
+        raise UserError("--average: name at least two hypernetworks, as in --average one.pt:0.6 other.pt:0.4")
     try:
         result = hypernet.average([hypernet.load(file) for file in files], weights)
     except hypernet.NotAHypernetwork:
@@ -203,18 +225,18 @@ def average(args):
         raise UserError(f"--average: {error}") from None
     print(" + ".join(f"{weight / sum(weights):.3g} x {file}" for file, weight in zip(files, weights)))
     result.stored_dtype = torch.float32
-    write(result, target, args.half)
+    write(result, target, half)
 
 
 def split_weight(text: str) -> tuple[str, float]:
-    """("one.pt", 0.6) of "one.pt:0.6"; the weight is 1 if there is none."""
+    """Split "one.pt:0.6" into ("one.pt", 0.6); the weight is 1 if there is none."""
     file, _, weight = text.rpartition(":")
     try:
         return (file, float(weight)) if file else (text, 1.0)
     except ValueError:
         if Path(file).exists():
-            raise UserError(f"--average {text}: {weight} is no number; write {file}:0.6") from None
-        return text, 1.0  # the colon was part of the path
+            raise UserError(f"--average {text}: {weight} is not a number; write {file}:0.6") from None
+        return text, 1.0  # the colon is part of the path
 
 
 if __name__ == "__main__":

@@ -175,7 +175,9 @@ def report(run: setup.Run, monitor: Monitor, seconds: float, steps: int) -> None
     prompt = (config.validation_prompt or ["a painting"])[0]
     look_first = "Look at the previews first. Then generate your own images:"
     lines.append(look_first if config.validation_prompt else "Generate images with it:")
-    lines.append(f"  python examples/generate.py {shlex.join(['--hypernetwork', str(folder.root), '--prompt', prompt])}")
+    lines.append(
+        f"  python examples/generate.py {shlex.join(['--hypernetwork', str(folder.root), '--prompt', prompt])}"
+    )
     accelerator.print("\n".join(line for line in lines if line))
 
 

@@ -1,137 +1,152 @@
 #!/usr/bin/env python
-"""Train with every combination of some options, one run after the other, and lay the runs side by side on one page.
+"""Train with every combination of some options, and compare the runs on one page.
 
-    python examples/compare.py examples/configs/compare.yaml                    # the quickstart, three activations
+    python examples/compare.py examples/configs/compare.yaml                    # the quickstart with three activations
     python examples/compare.py my_grid.yaml --output_dir output/grid --jobs 2
-    python examples/compare.py output/my_style output/my_style_2        # runs that are there already
+    python examples/compare.py output/my_style output/my_style_2        # runs that exist already
 
-A grid is a YAML file with options of train_hypernetwork.py, and under `grid:` lists of values of which every combination is
-a run; it needs no account. The same command goes on where it was stopped: runs that are done are not made again, one
-that fails does not stop the others. The page is
-OUTPUT_DIR/compare.html, one file that needs nothing beside it,
-compare.png, the same as a picture, and compare.csv.
+A grid is a YAML file with options of train_hypernetwork.py, and under `grid:` lists of values; every combination is a
+run. No account is needed. To resume, run the same command again: finished runs are not repeated. A run that fails does
+not stop the others. The page is OUTPUT_DIR/compare.html, a single self-contained file. compare.png is the same page as
+an image, compare.csv has the figures.
 """
 
+import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hypernet.cli.script import quiet_libraries
+from hypernet.cli.script import ScriptParser, quiet_libraries, run_script
 
-quiet_libraries()  # before diffusers is imported
+if __name__ == "__main__":
+    quiet_libraries()  # before diffusers is imported
 
 import torch
 
 from examples.comparison.grid import read_grid
 from examples.comparison.page import write_page
-from examples.comparison.results import draw_previews, read_result
-from examples.comparison.runs import Run, Runner, run_all
+from examples.comparison.previews import generate_previews
+from examples.comparison.results import read_result
+from examples.comparison.runs import Run, Runner, train_all
 from hypernet.cli.generation_options import parse_count
-from hypernet.cli.script import ScriptParser, run_script
-from hypernet.cli.training_options import options_to_flags, parse_config
-from hypernet.training.accelerator import choose_mixed_precision
-from hypernet.training.init_from import load_init_from
+from hypernet.formats.trained_folder import is_run_folder
 from hypernet.training.run_folder import RunFolder
 from hypernet.utils.atomic_files import check_writable
 from hypernet.utils.errors import UserError
 
+GRID_OPTIONS = ("jobs", "dry_run", "overwrite")
 
-def parse_arguments(arguments=None):
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse and check the options; `grid` becomes the YAML file, or None if `paths` are folders of runs.
+
+    Raises:
+        UserError: for options that do not go together.
+    """
     parser = ScriptParser(__doc__)
-    parser.add_argument("what", nargs="+", type=Path, help="a YAML file with a grid, or folders of runs")
-    parser.add_argument(
-        "--output_dir", type=Path, help="default: output/ and the YAML file's name, or output/compared_runs"
-    )
-    parser.add_argument("--jobs", type=parse_count, help="runs at a time; default: as many as there are GPUs, else 1")
-    parser.add_argument("--reach", type=float, help="tell also at which step a run's held-out loss was this low")
-    parser.add_argument(
-        "--prompt",
-        nargs="+",
-        help="what to draw with all runs; default: the --validation_prompt of the best that has any",
-    )
-    parser.add_argument("--max_previews", type=parse_count, default=12, help="draw with so many; default: %(default)s")
-    parser.add_argument("--dry_run", action="store_true", help="only say which runs there would be")
-    parser.add_argument("--overwrite", action="store_true", help="make runs anew whose options are others than before")
+    parser.add_argument("paths", metavar="PATH", nargs="+", type=Path, help="a YAML file with a grid, or run folders")
+    help = "default: output/ and the name of the YAML file, or output/compared_runs"
+    parser.add_argument("--output_dir", type=Path, help=help)
+    parser.add_argument("--jobs", type=parse_count, help="runs to train at a time; default: one per GPU, or 1 on a CPU")
+    help = "also report the first step at which a run's validation loss was this low"
+    parser.add_argument("--reach", type=float, help=help)
+    help = "prompts to generate with all runs; default: the --validation_prompt of the best run that has one"
+    parser.add_argument("--prompt", nargs="+", help=help)
+    help = "generate with at most this many of the best runs; default: %(default)s"
+    parser.add_argument("--max_previews", type=parse_count, default=12, help=help)
+    parser.add_argument("--dry_run", action="store_true", help="only list the runs, and which of them are done")
+    parser.add_argument("--overwrite", action="store_true", help="retrain runs whose options have changed")
     args = parser.parse_args(arguments)
-    is_grid = args.what[0].suffix.lower() in (".yaml", ".yml")
-    if is_grid and len(args.what) > 1:
-        raise UserError(f"{args.what[1]}: one YAML file, or folders of runs")
-    args.grid = args.what[0] if is_grid else None
-    for option in () if is_grid else ("jobs", "dry_run", "overwrite"):
+    is_grid = args.paths[0].suffix.lower() in (".yaml", ".yml")
+    if is_grid and len(args.paths) > 1:
+        raise UserError(f"{args.paths[1]}: name a single YAML file, or only run folders")
+    for option in () if is_grid else GRID_OPTIONS:
         if getattr(args, option):
-            raise UserError(f"--{option}: it is for a YAML file with a grid; the runs of folders are there already")
+            raise UserError(f"--{option}: it needs a YAML file with a grid; run folders are only compared, not trained")
+    args.grid = args.paths[0] if is_grid else None
     args.output_dir = args.output_dir or Path("output", args.grid.stem if is_grid else "compared_runs")
     return args
 
 
 def find_runs(folders: list[Path]) -> list[Run]:
-    """Runs that are there already, called after their folders.
+    """Return the runs in these folders, named after them.
 
     Raises:
-        UserError: for a folder that holds none.
+        UserError: if one of them holds no run.
     """
     for folder in folders:
-        if not (folder / "run.json").is_file():
-            raise UserError(
-                f"{folder}: it holds no run; name folders that train_hypernetwork.py has made, or a YAML file"
-            )
+        if not is_run_folder(folder):
+            raise UserError(f"{folder}: it holds no run; name folders that train_hypernetwork.py wrote, or a YAML file")
     names = [folder.resolve().name for folder in folders]
     return [Run(name if names.count(name) == 1 else str(folder), folder, {}) for name, folder in zip(names, folders)]
 
 
-def check_output(folder: Path):
-    """Raises: UserError if it cannot be written."""
+def check_output_dir(folder: Path) -> None:
+    """Check that the folder can be written to.
+
+    Raises:
+        UserError: if not.
+    """
     try:
         check_writable(folder)
     except OSError as error:
-        raise UserError(f"--output_dir {folder}: it cannot be written ({error.strerror})") from None
+        raise UserError(f"--output_dir {folder}: it is not writable ({error.strerror})") from None
 
 
-def check_folders(runs: list[Run], overwrite: bool):
-    """Raises: UserError if a run's folder holds another run; else the page would show that one's curves and pictures."""
+def check_run_folders(runs: list[Run], overwrite: bool) -> None:
+    """Check that no run's folder holds another run, whose curves and images the page would show.
+
+    Raises:
+        UserError: if one does.
+    """
     for run in runs:
-        config = parse_config(options_to_flags(run.options))
-        choose_mixed_precision(config)
-        load_init_from(config)
-        RunFolder(config).check(overwrite)
+        RunFolder(run.parse_config()).check(overwrite)
 
 
-def main(arguments=None):
+def list_runs(runs: list[Run], output_dir: Path) -> None:
+    """Print the name of each run, and whether it is done."""
+    runner = Runner(output_dir, jobs=1) if output_dir.exists() else None
+    for run in runs:
+        print(f"  {'done' if runner and runner.is_done(run) else 'to do':8}{run.name}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train what is missing, then write the page.
+
+    Raises:
+        UserError: for a mistake in the options or the grid, or if a run has failed.
+    """
     args = parse_arguments(arguments)
-    failed = {}
+    failed: dict[str, str] = {}
     if args.grid:
         runs = read_grid(args.grid, args.output_dir)
-        check_folders(runs, args.overwrite)
+        check_run_folders(runs, args.overwrite)
         names = [run.name for run in runs]
         print(f"{len(runs)} run{'s' * (len(runs) > 1)}: {', '.join(names[:8])}{', ...' * (len(names) > 8)}")
         if args.dry_run:
-            done = (
-                [run.name for run in runs if Runner(args.output_dir, 1).is_done(run)]
-                if args.output_dir.exists()
-                else []
-            )
-            print(*(f"  {'done' if run.name in done else 'to be made':12}{run.name}" for run in runs), sep="\n")
+            list_runs(runs, args.output_dir)
             return
-        check_output(args.output_dir)
-        failed = run_all(runs, args.output_dir, args.jobs or max(1, torch.cuda.device_count()), args.overwrite)
+        check_output_dir(args.output_dir)
+        failed = train_all(runs, args.output_dir, args.jobs or max(1, torch.cuda.device_count()), args.overwrite)
     else:
-        runs = find_runs(args.what)
-        check_output(args.output_dir)
+        runs = find_runs(args.paths)
+        check_output_dir(args.output_dir)
     results = [read_result(run, failed.get(run.name), args.reach) for run in runs]
     results.sort(key=lambda result: result.rank)
     title = args.grid.name if args.grid else f"{len(runs)} runs"
-    paths = write_page(results, None, args.output_dir, title)  # whatever becomes of the pictures
-    previews = draw_previews(results, args.output_dir / "pictures", args.prompt, args.max_previews, runs)
+    html, png, table = write_page(results, None, args.output_dir, title)  # in case generating fails
+    previews = generate_previews(results, runs, args.output_dir / "pictures", args.prompt, args.max_previews)
     if previews is not None:
         write_page(results, previews, args.output_dir, title)
-    print(f"Look at {paths[0]} (or {paths[1].name}, the same as a picture; {paths[2].name} has the figures)")
+    print(f"Open {html} ({png.name} is the same page as an image, {table.name} has the figures)")
     if failed:
         logs = args.output_dir / "logs"
         raise UserError(
-            f"{len(failed)} of {len(runs)} runs have failed; the page says why, all that they said is in {logs}"
+            f"{len(failed)} of {len(runs)} runs failed; the page says why, and {logs} has their full output"
         )
 
 
 if __name__ == "__main__":
-    run_script(main, when_stopped="stopped; what is done is kept, and the same command goes on from here")
+    run_script(main, when_stopped="stopped; finished runs are kept, and the same command resumes")

@@ -1,35 +1,44 @@
 #!/usr/bin/env python
-"""The guides' X/Y plot: one picture for every combination of two things, in a labelled grid.
+"""Plot X/Y grids: one labeled image for every combination of two settings.
 
     python examples/xy_plot.py --x checkpoint none "output/my_style/checkpoints/*" --y strength 0.5 1 --prompt "a cat"
     python examples/xy_plot.py --x strength "0-1.5 [4]" --y seed "1-3" --hypernetwork output/my_style --prompt "a cat"
     python examples/xy_plot.py --x prompt "a cat" "a house by the sea" --y guidance 3 7 --hypernetwork output/my_style
 
-An axis is checkpoint, strength, seed, guidance, prompt or steps, then its values. Checkpoints are folders, files and
+An axis is checkpoint, strength, seed, guidance, prompt or steps, followed by its values. Checkpoints are folders, files,
 patterns, or none; numbers may be ranges: "1-5", "1-10 (+3)", "0-1 [5]". To resume, run the same command again: finished
-pictures are kept beside the grid, and only what is missing is drawn.
+images are kept beside the grid, and only the missing ones are generated.
 """
 
+import argparse
 import dataclasses
 import hashlib
 import itertools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hypernet.cli.script import quiet_libraries
+from hypernet.cli.script import ScriptParser, quiet_libraries, run_script
 
-quiet_libraries()  # before diffusers is imported
+if __name__ == "__main__":
+    quiet_libraries()  # before diffusers is imported
 
 import diffusers
 import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from hypernet.cli.generation_options import add_generation_options, choose_model, make_settings, read_stack
-from hypernet.cli.script import ScriptParser, run_script
-from hypernet.formats.trained_folder import trained_config
+from hypernet.cli.generation_options import (
+    add_generation_options,
+    choose_model,
+    make_settings,
+    model_options,
+    pair_strengths,
+)
+from hypernet.formats.trained_folder import read_trained_config
 from hypernet.generation.generator import GenerationSettings, ImageGenerator, load_for_generation, weights_sha256
 from hypernet.generation.infotext import free_path, parse_infotext, read_png_infotext, save_png, write_infotext
 from hypernet.generation.prompt_tags import LORA_TAG, split_prompt, tag_name
@@ -41,19 +50,24 @@ from hypernet.utils.atomic_files import check_writable
 from hypernet.utils.errors import UserError
 from hypernet.utils.image_grid import labeled_grid
 
-OPTION_OF = {"checkpoint": "hypernetwork", "guidance": "guidance_scale"}  # axis -> the option that it stands for
-FIELD_OF = {"seed": "seed", "steps": "steps", "guidance": "guidance_scale"}  # axis -> its field in PictureSettings
+OPTION_OF = {"checkpoint": "hypernetwork", "guidance": "guidance_scale"}  # axis -> the option it replaces
+FIELD_OF = {"seed": "seed", "steps": "steps", "guidance": "guidance_scale"}  # axis -> field of GenerationSettings
 
 
-def parse_arguments(arguments=None):
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse and check the options; `x` and `y` become an `Axis` each.
+
+    Raises:
+        UserError: for options that cannot work.
+    """
     parser = ScriptParser(__doc__)
-    axis = {"nargs": "+", "metavar": ("AXIS", "VALUE")}
-    parser.add_argument("--x", required=True, help=f"the columns: {', '.join(KINDS)}, then its values", **axis)
-    parser.add_argument("--y", help="the rows, likewise; default: one row", **axis)
+    axis: dict[str, Any] = {"nargs": "+", "metavar": ("AXIS", "VALUE")}
+    parser.add_argument("--x", required=True, help=f"columns: {', '.join(KINDS)}, followed by its values", **axis)
+    parser.add_argument("--y", help="rows, likewise; default: one row", **axis)
     add_generation_options(parser)
     parser.add_argument("--output", type=Path, default=Path("output/xy_plot.png"), help="PNG; default: %(default)s")
-    parser.add_argument("--wandb", action="store_true", help="also write a table to Weights & Biases")
-    parser.add_argument("--tracker_project_name", default="hypernetworks", help="its project; default: %(default)s")
+    parser.add_argument("--wandb", action="store_true", help="also log a table to Weights & Biases")
+    parser.add_argument("--tracker_project_name", default="hypernetworks", help="W&B project; default: %(default)s")
     args = parser.parse_args(arguments)
     args.x = parse_axis("--x", args.x)
     args.y = parse_axis("--y", args.y) if args.y else Axis("", (None,), ("",))
@@ -61,96 +75,102 @@ def parse_arguments(arguments=None):
     return args
 
 
-def check_arguments(args):
-    """Raises: UserError for axes and options that do not fit together, or a grid that cannot be written."""
+def check_arguments(args: argparse.Namespace) -> None:
+    """Check axes and options together, and that the grid can be written.
+
+    Raises:
+        UserError: if not.
+    """
     kinds = args.x.kind, args.y.kind
     if kinds[0] == kinds[1]:
-        raise UserError(f"--y {kinds[1]}: that is the other axis already")
+        raise UserError(f"--y {kinds[1]}: --x has the same axis")
     for kind in filter(None, kinds):
         option = OPTION_OF.get(kind, kind)
         if getattr(args, option) is not None:
-            raise UserError(f"--{option}: its values are those of the axis {kind}; leave one of them out")
+            raise UserError(f"--{option}: the axis {kind} sets it; leave one of them out")
     if args.prompt is None and "prompt" not in kinds:
-        raise UserError("--prompt is missing: what shall be drawn?")
+        raise UserError("--prompt is missing: what to generate")
     if "strength" in kinds and "checkpoint" not in kinds and not args.hypernetwork:
-        raise UserError("--hypernetwork is missing: of which one does the strength change?")
+        raise UserError("--hypernetwork is missing: which one the axis strength applies to")
     if args.output.suffix.lower() != ".png":
-        raise UserError(f"--output {args.output}: let it end in .png")
+        raise UserError(f"--output {args.output}: it must end in .png")
     if args.wandb:
         check_wandb()
     try:
         check_writable(args.output.parent)
     except OSError as error:
-        raise UserError(f"--output {args.output}: it cannot be written ({error.strerror})") from None
+        raise UserError(f"--output {args.output}: it is not writable ({error.strerror})") from None
 
 
-# --- What is to be drawn
+# --- Cells
 
 
-def plan(args) -> list[list[GenerationSettings]]:
-    """The settings of every cell, rows of columns."""
+def make_cells(args: argparse.Namespace) -> list[list[GenerationSettings]]:
+    """Return the settings of every cell, as rows of columns."""
     return [[make_cell(args, {args.x.kind: x, args.y.kind: y}) for x in args.x.values] for y in args.y.values]
 
 
-def make_cell(args, values: dict) -> GenerationSettings:
-    """The options' picture with the values of the axes in their places."""
-    stack = read_stack(args, [values["checkpoint"]] if "checkpoint" in values else args.hypernetwork)
+def make_cell(args: argparse.Namespace, values: dict[str, Any]) -> GenerationSettings:
+    """Return the settings of a cell: the options, with the values of the axes in place of theirs."""
+    hypernetworks = [values["checkpoint"]] if "checkpoint" in values else args.hypernetwork or []
+    stack = pair_strengths(hypernetworks, args.strength)
     stack = [(path, values.get("strength", strength)) for path, strength in stack if path is not None]
     changes = {field: values.get(kind) for kind, field in FIELD_OF.items()}
     return make_settings(args, values.get("prompt", args.prompt), stack, **changes)
 
 
-def cell_key(picture: GenerationSettings, model: str) -> str:
-    """Sixteen hex digits that change with whatever shapes a cell; a hypernetwork counts by its bytes."""
-    stack = [(weights_sha256(path), strength) for path, strength in picture.hypernetworks if strength]
-    settings = dataclasses.asdict(dataclasses.replace(picture, hypernetworks=()))
-    where = torch.cuda.is_available(), diffusers.__version__
-    return hashlib.sha256(repr((settings, stack, model, where)).encode()).hexdigest()[:16]
+def cell_key(settings: GenerationSettings, model: str) -> str:
+    """Return 16 hex digits that identify everything that shapes a cell; hypernetworks count by their bytes.
+
+    Args:
+        model: as `ModelSource.identity` returns it.
+    """
+    stack = [(weights_sha256(path), strength) for path, strength in settings.hypernetworks if strength]
+    others = dataclasses.asdict(dataclasses.replace(settings, hypernetworks=()))
+    environment = torch.cuda.is_available(), diffusers.__version__
+    return hashlib.sha256(repr((others, stack, model, environment)).encode()).hexdigest()[:16]
 
 
-# --- Drawing
-
-
-def draw_missing(missing: dict[Path, GenerationSettings], source: ModelSource, batch_size: int):
-    """Draw cells into their files, those of one hypernetwork together; each is on disk as soon as it is done."""
+def generate_missing(missing: dict[Path, GenerationSettings], source: ModelSource, batch_size: int) -> None:
+    """Generate cells and save each to its file as soon as it is finished."""
     generator = ImageGenerator(load_for_generation(source))
     generator.pipe.set_progress_bar_config(disable=True)
-    paths, pictures = list(missing), list(missing.values())
-    with tqdm(total=len(paths), desc="Drawing") as bar:
-        for index, image in generator.generate_all(pictures, batch_size):
-            save_png(paths[index], image, generator.infotext(pictures[index], image))
+    paths, settings = list(missing), list(missing.values())
+    with tqdm(total=len(paths), desc="Generating") as bar:
+        for index, image in generator.generate_all(settings, batch_size):
+            save_png(paths[index], image, generator.infotext(settings[index], image))
             bar.update()
 
 
-def compose(args, paths: list[list[Path]]) -> Image.Image:
+# --- The grid
+
+
+def compose_grid(args: argparse.Namespace, paths: list[list[Path]]) -> Image.Image:
+    """Return the labeled grid of the finished cells."""
     rows = [[Image.open(path).convert("RGB") for path in row] for row in paths]
     return labeled_grid(rows, args.y.labels, args.x.labels, shared_settings(args, paths))
 
 
-def shared_settings(args, paths) -> str:
-    """What the axes leave as it is: the prompt with its hypernetworks, and how it was sampled."""
-    prompt, _, fields = parse_infotext(read_png_infotext(paths[0][0]))
+def shared_settings(args: argparse.Namespace, paths: list[list[Path]]) -> str:
+    """Return a caption of what all cells have in common: prompt, hypernetworks and sampling."""
+    prompt, _, fields = read_infotext(paths[0][0])
     kinds = args.x.kind, args.y.kind
     text, tags = split_prompt(unescape(LORA_TAG.sub("", prompt)))
     strength = "" if "strength" in kinds else "{:g}"
     shown = [] if "prompt" in kinds else [text.strip()]
     shown += [] if "checkpoint" in kinds else [f"{name} {strength.format(value)}".strip() for name, value in tags]
-    if "checkpoint" in kinds:  # whose steps the labels count
-        runs = [
-            trained_config(Path(value))
-            for axis in (args.x, args.y)
-            for value in axis.values
-            if axis.kind == "checkpoint" and value
-        ]
-        shown += sorted({run["name"] for run in runs if run})
+    if "checkpoint" in kinds:  # the labels show steps only
+        axis = args.x if args.x.kind == "checkpoint" else args.y
+        configs = [read_trained_config(Path(path)) for path in axis.values if path]
+        shown += sorted({config["name"] for config in configs if config})
     named = {"steps": ("Steps", "{} steps"), "sampler": ("Sampler", "{}"), "guidance": ("CFG scale", "guidance {}")}
     shown += [form.format(fields[field]) for kind, (field, form) in named.items() if kind not in kinds]
     return "; ".join(shown + ([] if "seed" in kinds else [f"seed {fields['Seed']}"]))
 
 
-def describe(args, paths) -> str:
-    """The text of the grid: what its cells share, as the first one has it, and the axes."""
-    prompt, negative_prompt, fields = parse_infotext(read_png_infotext(paths[0][0]))
+def grid_infotext(args: argparse.Namespace, paths: list[list[Path]]) -> str:
+    """Return the infotext of the grid: that of the first cell, with the axes."""
+    prompt, negative_prompt, fields = read_infotext(paths[0][0])
     for letter, axis in (("X", args.x), ("Y", args.y)):
         fields |= {f"{letter} axis": axis.kind or None, f"{letter} values": ", ".join(axis.labels) or None}
     names = "".join(path.name for row in paths for path in row)
@@ -158,18 +178,26 @@ def describe(args, paths) -> str:
     return write_infotext(prompt, negative_prompt, fields)
 
 
+def read_infotext(path: Path) -> tuple[str, str, dict[str, Any]]:
+    """Return prompt, negative prompt and fields of a finished cell."""
+    return parse_infotext(read_png_infotext(path) or "")
+
+
 # --- Weights & Biases
 
 
-def check_wandb():
+def check_wandb() -> None:
+    """Raise UserError if wandb is not installed."""
     from accelerate.utils import is_wandb_available
 
     if not is_wandb_available():
         raise UserError("--wandb: wandb is not installed; pip install wandb")
 
 
-def write_table(args, cells: list[list[GenerationSettings]], paths: list[list[Path]], grid: Path):
-    """One row for each cell, its picture and its settings; offline where there is no login."""
+def log_table(
+    args: argparse.Namespace, cells: list[list[GenerationSettings]], paths: list[list[Path]], grid: Path
+) -> None:
+    """Log a row for each cell, with its image and settings, and the grid; offline unless logged in."""
     import wandb
 
     run = wandb.init(project=args.tracker_project_name, name=grid.stem, dir=str(grid.parent), mode=wandb_mode())
@@ -188,28 +216,28 @@ def write_table(args, cells: list[list[GenerationSettings]], paths: list[list[Pa
         print(line)
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
-    cells = plan(args)
-    source, guidance = choose_model(args, list(itertools.chain(*cells)))
+    cells = make_cells(args)
+    source, guidance_scale = choose_model(list(itertools.chain(*cells)), **model_options(args))
     if args.guidance_scale is None and "guidance" not in (args.x.kind, args.y.kind):
-        cells = [[dataclasses.replace(cell, guidance_scale=guidance) for cell in row] for row in cells]
+        cells = [[dataclasses.replace(cell, guidance_scale=guidance_scale) for cell in row] for row in cells]
     model, folder = source.identity(), args.output.with_name(f"{args.output.stem}_cells")
     paths = [[folder / f"{cell_key(cell, model)}.png" for cell in row] for row in cells]
 
     wanted = dict(zip(itertools.chain(*paths), itertools.chain(*cells)))
     missing = {path: cell for path, cell in wanted.items() if read_png_infotext(path) is None}
-    reused = len(wanted) - len(missing)
-    print(f"{len(args.x.values)} x {len(args.y.values)} cells: {len(missing)} to draw, {reused} reused from {folder}")
+    columns, rows, reused = len(args.x.values), len(args.y.values), len(wanted) - len(missing)
+    print(f"{columns} x {rows} cells: {len(missing)} to generate, {reused} reused from {folder}")
     if missing:
-        draw_missing(missing, source, args.batch_size)
-    text = describe(args, paths)
+        generate_missing(missing, source, args.batch_size)
+    text = grid_infotext(args, paths)
     grid = free_path(args.output, text)
-    save_png(grid, compose(args, paths), text)
+    save_png(grid, compose_grid(args, paths), text)
     print(grid)
     if args.wandb:
-        write_table(args, cells, paths, grid)
+        log_table(args, cells, paths, grid)
 
 
 if __name__ == "__main__":
-    run_script(main, when_stopped="stopped; what is drawn is kept, and the same command goes on from here")
+    run_script(main, when_stopped="stopped; finished images are kept, and the same command resumes from here")

@@ -6,6 +6,7 @@ Plain typed data. Parsing and checking live in `hypernet.cli`; `--help` and docs
 import dataclasses
 import math
 import re
+from collections.abc import Iterable
 from typing import Any, Literal
 
 MixedPrecision = Literal["no", "fp16", "bf16"]
@@ -29,8 +30,16 @@ GROUPS = {
     "Reports": "logging_steps",
 }
 
-PATH_OPTIONS = ("pretrained_model_name_or_path", "train_data_dir", "validation_data_dir", "dataset_name", "init_from")
-PATH_OPTIONS += ("model_config", "original_config", "pretrained_vae_model_name_or_path")
+PATH_OPTIONS = (
+    "pretrained_model_name_or_path",
+    "train_data_dir",
+    "validation_data_dir",
+    "dataset_name",
+    "init_from",
+    "model_config",
+    "original_config",
+    "pretrained_vae_model_name_or_path",
+)
 
 # A resumed run may change these; any other difference makes it another run
 CHANGEABLE = {"output_dir", "overwrite", "cache_dir", "resume_from_checkpoint", "max_train_steps", "num_train_epochs"}
@@ -170,7 +179,7 @@ class TrainingConfig:
         """Whether some images are set aside for validation."""
         return self.validation_split > 0 or bool(self.validation_data_dir)
 
-    def changed(self, options) -> dict[str, Any]:
+    def changed(self, options: Iterable[str]) -> dict[str, Any]:
         """Return those of the options that differ from their defaults."""
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         return {name: getattr(self, name) for name in options if getattr(self, name) != defaults[name]}

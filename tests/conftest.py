@@ -1,5 +1,6 @@
-"""A tiny random Stable Diffusion of each prediction type, a folder of pictures, and how to run the scripts."""
+"""Shared fixtures: tiny models of every kind, folders of images, README's quickstart."""
 
+import json
 import os
 import random
 import re
@@ -10,29 +11,31 @@ import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # threads that wait for others hardly hold a core that these may need
-ALONE = dict(os.environ)  # what a command gets that has all cores
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # waiting threads give up their core soon
+ALL_CORES = dict(os.environ)  # for commands that may use all cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run in two processes
-os.environ.setdefault("OMP_THREAD_LIMIT", os.environ["OMP_NUM_THREADS"])  # or trainings would not take one for meant
-signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell begins in the background would ignore it
+os.environ.setdefault("OMP_THREAD_LIMIT", os.environ["OMP_NUM_THREADS"])  # for trainings started by a launcher
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell makes background jobs ignore it
 
 import pytest
+import torch
 from PIL import Image
 
+import hypernet
 from examples.quickstart.tools.draw import caption, draw, random_scene
-from tests.helpers.scripts import REPO
-from tests.helpers.tiny_models import tiny_pipeline, tiny_xl_pipeline
+from tests.helpers.scripts import REPO, STARTED
+from tests.helpers.tiny_models import TINY_WIDTHS, open_models, tiny_pipeline, tiny_xl_pipeline
 
 
 @pytest.fixture(scope="session", autouse=True)
 def newcomer(request, tmp_path_factory):
-    """README's first command in a copy of the repository: a folder with `repo`, `stdout`, `stderr` and, at its end, `code`.
+    """Run README's quickstart in a copy of the repository: a folder with `repo`, `stdout`, `stderr` and, once done, `code`.
 
-    It is begun before all tests, by the first of the processes that share them out, because it takes minutes.
+    It takes minutes, so the first worker starts it before all tests.
     """
     worker = os.environ.get("PYTEST_XDIST_WORKER")
     base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if worker else base) / "newcomer"  # that of all workers
+    folder = (base.parent if worker else base) / "newcomer"  # shared by all workers
     if worker not in (None, "gw0") or not any("quickstart" in item.fixturenames for item in request.session.items):
         yield folder
         return
@@ -42,11 +45,22 @@ def newcomer(request, tmp_path_factory):
         r"^pip install -r requirements\.txt && .*$", (folder / "repo" / "README.md").read_text(), re.M
     )
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {**ALONE, "PATH": path, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "cache")}
+    environment = {**ALL_CORES, "PATH": path, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "cache")}
     script = f"({command}) > ../stdout 2> ../stderr; echo $? > ../code.part; mv ../code.part ../code"
     process = subprocess.Popen(script, shell=True, cwd=folder / "repo", env=environment)
     yield folder
     process.wait()  # another worker may be waiting for it
+
+
+@pytest.fixture(autouse=True)
+def end_started_processes():
+    """End what a failed test has left running."""
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        if process.poll() is None:
+            process.kill()
+            process.wait()
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +76,7 @@ def models_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def images_dir(tmp_path_factory):
-    """Eight drawn pictures of 64 pixels with sidecar captions."""
+    """Eight images of 64 pixels with sidecar captions."""
     folder, rng = tmp_path_factory.mktemp("images"), random.Random(0)
     for i in range(8):
         scene = random_scene(rng)
@@ -73,7 +87,7 @@ def images_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def mixed_dir(tmp_path_factory):
-    """Six pictures of five shapes, one with transparency, two with tags."""
+    """Six images of five shapes, one with transparency, two with tags."""
     folder, rng = tmp_path_factory.mktemp("mixed"), random.Random(0)
     for i, sides in enumerate([(64, 64), (96, 64), (64, 128), (200, 120), (64, 64), (130, 131)]):
         image = draw(random_scene(rng), size=256).resize(sides)
@@ -84,3 +98,45 @@ def mixed_dir(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def epsilon_models(models_dir):
+    """The tiny model `epsilon`, loaded as the training loads it."""
+    return open_models(models_dir / "epsilon")
+
+
+@pytest.fixture
+def encode_counts(epsilon_models):
+    """How much goes through its VAE's encoder and its text encoder: {"images": n, "prompts": n}."""
+    counts = {"images": 0, "prompts": 0}
+
+    def count(name):
+        return lambda module, args: counts.__setitem__(name, counts[name] + len(args[0]))
+
+    layers = epsilon_models.text_encoders[0].named_modules()
+    text_layer = next(module for name, module in layers if name.endswith("layers.0"))
+    hooks = [
+        epsilon_models.vae.encoder.register_forward_pre_hook(count("images")),
+        text_layer.register_forward_pre_hook(count("prompts")),
+    ]
+    yield counts
+    for hook in hooks:
+        hook.remove()
+
+
+@pytest.fixture(scope="session")
+def hypernetworks_dir(models_dir, tmp_path_factory):
+    """The run `ink` with its `ink.pt` and the checkpoints of steps 9 and 10; and `other.pt`, of no run."""
+    folder = tmp_path_factory.mktemp("hypernetworks")
+    run_options = {"pretrained_model_name_or_path": str(models_dir / "epsilon"), "validation_guidance_scale": 4.0}
+    for i, place in enumerate(("ink", "ink/checkpoints/step-000009", "ink/checkpoints/step-000010", "other")):
+        torch.manual_seed(i)
+        step = int(place[-2:]) if place[-1].isdigit() else 10
+        hypernetwork = hypernet.Hypernetwork(TINY_WIDTHS, weight_init="xavier_normal", name="ink", step=step)
+        if place == "other":
+            hypernet.save_webui(hypernetwork, folder / "other.pt")
+        else:
+            hypernetwork.save_pretrained(folder / place)
+        if place == "ink":
+            hypernet.save_webui(hypernetwork, folder / "ink" / "ink.pt")
+            (folder / "ink" / "run.json").write_text(json.dumps(run_options))
+    return folder

@@ -1,8 +1,10 @@
-"""What a computation would take of a device's memory, counted without the device: tensors of shapes alone."""
+"""Count the peak memory of a computation without running it, on fake tensors: shapes without data."""
 
 import contextlib
 import types
 import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,45 +14,51 @@ from torch.utils._pytree import tree_leaves
 
 
 class PeakMemory(TorchDispatchMode):
-    """Counts the bytes of all storages that come and go: `now`, and at most at once, `peak`.
+    """Count the bytes of all live storages.
 
     That is what a GPU's allocator is asked for, without its rounding, the workspaces of libraries and CUDA's own share.
+
+    Attributes:
+        now: bytes held.
+        peak: the most bytes held at once.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self.known = weakref.WeakKeyDictionary()
+        self._known: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, function: Callable, types: Iterable[type], args: Sequence = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         result = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage() not in self.known:
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage() not in self._known:
                 storage = tensor.untyped_storage()
-                size = self.known[storage] = storage.nbytes()
+                size = self._known[storage] = storage.nbytes()
                 self.now += size
                 self.peak = max(self.peak, self.now)
                 weakref.finalize(storage, self._free, size)
         return result
 
-    def _free(self, size):
+    def _free(self, size: int) -> None:
         self.now -= size
 
 
 @contextlib.contextmanager
-def counted():
-    """Tensors without memory, counted by the `PeakMemory` that it gives."""
+def count_peak_memory() -> Iterator[PeakMemory]:
+    """Make all tensors created in the `with` block fake, and count their memory."""
     with FakeTensorMode(), PeakMemory() as memory:
         yield memory
 
 
-def norms_as_on_a_gpu(module):
-    """Let GroupNorm and LayerNorm compute in float32, as autocast has it on a GPU, and not on a CPU."""
+def compute_norms_in_float32(module: torch.nn.Module) -> None:
+    """Make GroupNorm and LayerNorm compute in float32, as autocast does on a GPU but not on a CPU."""
 
-    def group_norm(self, x):
+    def group_norm(self: torch.nn.GroupNorm, x: torch.Tensor) -> torch.Tensor:
         return F.group_norm(x.float(), self.num_groups, self.weight.float(), self.bias.float(), self.eps)
 
-    def layer_norm(self, x):
+    def layer_norm(self: torch.nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
         return F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
 
     for part in module.modules():
@@ -60,14 +68,16 @@ def norms_as_on_a_gpu(module):
             part.forward = types.MethodType(layer_norm, part)
 
 
-class MomentsIn8Bits:
-    """What bitsandbytes' AdamW8bit holds: two moments of a byte, and a float for 256 of each; small weights' are whole.
+class FakeAdamW8bit:
+    """The memory of bitsandbytes' AdamW8bit, which cannot be built on fake tensors.
 
-    It has the shapes only, since the optimizer itself cannot be built without memory.
+    It holds two moments of one byte per weight and a float32 per block of 256; those of weights with fewer than 4,096
+    elements stay in full precision.
     """
 
-    def __init__(self, parameters):
-        self.parameters, self.state = list(parameters), []
+    def __init__(self, parameters: Iterable[torch.nn.Parameter]):
+        self.parameters = list(parameters)
+        self.state: list[torch.Tensor] = []
         for weight in self.parameters:
             if weight.numel() < 4096:
                 self.state += [torch.zeros_like(weight), torch.zeros_like(weight)]
@@ -75,9 +85,10 @@ class MomentsIn8Bits:
                 self.state += [torch.zeros_like(weight, dtype=torch.uint8) for _ in range(2)]
                 self.state += [torch.zeros(-(-weight.numel() // 256), device=weight.device) for _ in range(2)]
 
-    def step(self):
-        """Nothing that takes memory."""
+    def step(self) -> None:
+        """Do nothing: an update allocates no memory."""
 
-    def zero_grad(self):
+    def zero_grad(self) -> None:
+        """Free the gradients."""
         for weight in self.parameters:
             weight.grad = None

@@ -1,26 +1,29 @@
 #!/usr/bin/env python
-"""What trainings with the presets in this folder take of a card's memory, counted on tensors without data.
+"""Count the GPU memory of training with each preset of examples/configs, on fake tensors.
 
-    python examples/benchmarks/presets.py                     # all of them, some minutes
+    python examples/benchmarks/presets.py                     # all of them; some minutes
     python examples/benchmarks/presets.py 8gb 8gb_sdxl
     python examples/benchmarks/presets.py --plot examples/docs/images/presets.png
 
-"encoding" is the most that the VAE, or the text encoders, take in float32 while pictures and prompts are encoded, before the UNet
-comes; "step" the peak of a training step's tensors, as examples/benchmarks/step.py counts it; "preview" that of decoding a preview
-with all that the training holds meanwhile. On top come CUDA's own share and the workspaces of its libraries, half a GiB or so.
+"encoding" is the most that the VAE or the text encoders take in float32 while they encode images and prompts, before the
+UNet is loaded. "step" is the peak of a training step's tensors, as examples/benchmarks/step.py counts it. "preview" is
+the peak of decoding a preview, with everything training holds meanwhile. CUDA itself and the workspaces of its libraries
+take another half GiB or so.
 """
 
+import argparse
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
-CONFIGS = REPO / "examples" / "configs"
 sys.path.insert(0, str(REPO))
 
-from hypernet.cli.script import quiet_libraries
+from hypernet.cli.script import ScriptParser, quiet_libraries, run_script
 
-quiet_libraries()  # before diffusers is imported
+if __name__ == "__main__":
+    quiet_libraries()  # before diffusers is imported
 
 import torch
 import yaml
@@ -28,14 +31,14 @@ from diffusers import AutoencoderKL
 from matplotlib.figure import Figure
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from examples.benchmarks.memory import counted, norms_as_on_a_gpu
+from examples.benchmarks.memory import compute_norms_in_float32, count_peak_memory
 from examples.benchmarks.step import Step, parse_arguments
 from examples.benchmarks.ways import Ours
-from hypernet.cli.script import ScriptParser, run_script
 from hypernet.data.latents import PIXELS_AT_ONCE
 from hypernet.training.previews import enable_tiling
 from hypernet.utils.errors import UserError
 
+CONFIGS = REPO / "examples" / "configs"
 PRESETS = [f"{card}{kind}" for kind in ("", "_sdxl") for card in ("6gb", "8gb", "t4_16gb", "h100")]
 VAE = {  # of SD 1.x and SDXL alike
     "block_out_channels": (128, 256, 512, 512),
@@ -50,24 +53,29 @@ TEXT_ENCODERS = {
         {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "projection_dim": 1280},
     ],
 }
-HALF = {"fp16": "float16", "bf16": "bfloat16"}
+DTYPES = {"fp16": "float16", "bf16": "bfloat16"}
+Peaks = dict[str, int]  # "encoding", "step", "preview" -> bytes
 
 
-def count(preset: str) -> dict[str, int]:
-    """The bytes at the peaks of encoding, a step, and the decoding of a preview."""
+def count_peaks(preset: str) -> Peaks:
+    """Return the peak memory of encoding, of a step, and of decoding a preview."""
     options = yaml.safe_load((CONFIGS / f"{preset}.yaml").read_text())
     model = "sdxl" if "xl" in options["pretrained_model_name_or_path"] else "sd15"
     flags = ["--model", model, "--size", str(options["resolution"]), "--count_only"]
-    flags += ["--dtype", HALF[options["mixed_precision"]], "--batch_size", str(options.get("train_batch_size", 1))]
-    names = {"activation": "linear", "quantize": None, "use_8bit_adam": False}
-    way = {name: options.get(name, default) for name, default in names.items()}
-    way = Ours(checkpointing=options.get("gradient_checkpointing", False), **way)
-    args, tiles = parse_arguments(flags), options.get("enable_tiling", False)
-    return {"encoding": count_encoding(model, args.size), **count_training(args, way, tiles)}
+    flags += ["--dtype", DTYPES[options["mixed_precision"]], "--batch_size", str(options.get("train_batch_size", 1))]
+    way = Ours(
+        activation=options.get("activation", "linear"),
+        checkpointing=options.get("gradient_checkpointing", False),
+        quantize=options.get("quantize"),
+        use_8bit_adam=options.get("use_8bit_adam", False),
+    )
+    args, tiling = parse_arguments(flags), options.get("enable_tiling", False)
+    return {"encoding": count_encoding(model, args.size), **count_training(args, way, tiling)}
 
 
-def count_encoding(model, size) -> int:
-    with counted() as memory:
+def count_encoding(model: str, size: int) -> int:
+    """Return the peak memory of encoding images and prompts in float32."""
+    with count_peak_memory() as memory:
         vae = AutoencoderKL(**VAE).requires_grad_(False)
         vae.encode(torch.randn(max(1, PIXELS_AT_ONCE["other"] // size**2), 3, size, size))
     with torch.device("meta"):
@@ -76,28 +84,29 @@ def count_encoding(model, size) -> int:
     return max(memory.peak, 4 * weights)
 
 
-def count_training(args, way, tiles) -> dict[str, int]:
-    with counted() as memory:
+def count_training(args: argparse.Namespace, way: Ours, tiling: bool) -> Peaks:
+    """Return the peak memory of a step, and of decoding a preview after it."""
+    with count_peak_memory() as memory:
         step = Step(args, way, True, "cpu", args.dtype)
-        norms_as_on_a_gpu(step.unet)
+        compute_norms_in_float32(step.unet)
         step()
         memory.peak = memory.now
         step()
-        of_a_step, memory.peak = memory.peak, memory.now
+        step_peak, memory.peak = memory.peak, memory.now
         vae = AutoencoderKL(**VAE).requires_grad_(False)
-        if tiles:
+        if tiling:
             enable_tiling(vae)
         vae.decode(torch.randn(1, 4, args.size // 8, args.size // 8))
-        return {"step": of_a_step, "preview": memory.peak}
+        return {"step": step_peak, "preview": memory.peak}
 
 
-def draw_bars(counts: dict[str, dict[str, int]]) -> Figure:
-    """Three bars for each preset, and a line where its card ends."""
+def draw_bars(counts: dict[str, Peaks]) -> Figure:
+    """Draw three bars per preset, and a line at the memory of its card."""
     figure = Figure(figsize=(11, 0.75 * len(counts) + 1), dpi=110, layout="constrained")
     axis, height = figure.subplots(), 0.27
     for row, peaks in enumerate(counts.values()):
-        for i, (what, size) in enumerate(peaks.items()):
-            label = what if row == 0 else None
+        for i, (name, size) in enumerate(peaks.items()):
+            label = name if row == 0 else None
             axis.barh(row + (i - 1) * height, size / 2**30, height, color=f"C{i}", label=label)
     cards = [int(found[1]) if (found := re.search(r"(\d+)gb", preset)) else None for preset in counts]
     for row, card in enumerate(cards):
@@ -111,18 +120,17 @@ def draw_bars(counts: dict[str, dict[str, int]]) -> Figure:
     return figure
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = ScriptParser(__doc__)
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw them, too")
-    parser.add_argument("presets", nargs="*", metavar="PRESET", help=f"of {', '.join(PRESETS)}; default: all")
-    args, counts = parser.parse_args(arguments), {}
-    presets = args.presets or PRESETS
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="also draw them as bars")
+    parser.add_argument("presets", nargs="*", metavar="PRESET", help=f"{', '.join(PRESETS)}; default: all")
+    args = parser.parse_args(arguments)
+    presets, counts = args.presets or PRESETS, {}
+    if unknown := [preset for preset in presets if preset not in PRESETS]:
+        raise UserError(f"{unknown[0]}: there is no such preset; choose from {', '.join(PRESETS)}")
     for preset in presets:
-        if preset not in PRESETS:
-            raise UserError(f"{preset}: there is no such preset; choose of {', '.join(PRESETS)}")
-    for preset in presets:
-        counts[preset] = count(preset)
-        peaks = ", ".join(f"{what} {size / 2**30:6.2f} GiB" for what, size in counts[preset].items())
+        counts[preset] = count_peaks(preset)
+        peaks = ", ".join(f"{name} {size / 2**30:6.2f} GiB" for name, size in counts[preset].items())
         print(f"{preset:14} {peaks} counted", flush=True)
     if args.plot:
         draw_bars(counts).savefig(args.plot, format="png")

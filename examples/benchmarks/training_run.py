@@ -1,29 +1,33 @@
 #!/usr/bin/env python
-"""Whole trainings side by side: ours, and a LoRA's the way diffusers' example makes it; and what our loop adds to the model.
+"""Compare whole training runs: ours, and a LoRA trained as in diffusers' example; and measure our loop's overhead.
 
-    python examples/benchmarks/training_run.py              # the quickstart's model and pictures, 1000 steps each; a quarter of an hour
+    python examples/benchmarks/training_run.py        # the quickstart's model and images, 1000 steps each; a quarter of an hour
 
-Both train in this process on the same model, pictures, batch and number of steps, in turn; what counts is all from the
-options to the saved result. The LoRA's is written from the facts: pictures are read, cut and encoded at each step, prompts
-too, rank 4 through PEFT, AdamW, a progress bar and a log entry a step. Of our runs, the time that the loop spends outside the
-model's own step (forward, backward, clipping, optimizer) is told: data, noise, loss, logging, progress bar.
+Both train in this process, in turn, with the same model, images, batch size and number of steps. The time counts from the
+options to the saved result. The LoRA run is reimplemented from what the example documents: images are read, cropped and
+encoded at each step, and so are prompts; rank 4 through PEFT, AdamW, a progress bar and a log entry per step. The overhead
+of our loop is the time outside the model's own step (forward, backward, clipping, optimizer): data, noise, loss, logging,
+progress bar.
 """
 
+import argparse
 import contextlib
 import io
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from unittest import mock
+from typing import Any
 
 REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO))
 
-from hypernet.cli.script import quiet_libraries
+from hypernet.cli.script import ScriptParser, quiet_libraries, run_script
 
-quiet_libraries()  # before diffusers is imported
+if __name__ == "__main__":
+    quiet_libraries()  # before diffusers is imported
 
 import datasets
 import numpy as np
@@ -39,33 +43,32 @@ from peft.utils import get_peft_model_state_dict
 from tqdm.auto import tqdm
 
 import train_hypernetwork
-from hypernet.cli.script import ScriptParser, run_script
+from examples.benchmarks.clock import Clock
+from hypernet.cli.generation_options import parse_count
 from hypernet.cli.training_options import parse_config
 from hypernet.modeling.attachment import HypernetworkUNet
-from hypernet.utils.errors import UserError
 
-MODELS_OWN = [(HypernetworkUNet, "forward"), (Accelerator, "backward"), (Accelerator, "clip_grad_norm_")]
-MODELS_OWN += [(AcceleratedOptimizer, "step"), (AcceleratedOptimizer, "zero_grad")]
+QUICKSTART = REPO / "examples" / "quickstart"
+OPTIONS = ("pretrained_model_name_or_path", "train_data_dir", "resolution", "train_batch_size", "max_train_steps")
 
 
-def parse_arguments(arguments=None):
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the options."""
     parser = ScriptParser(__doc__)
-    parser.add_argument("--pretrained_model_name_or_path", default=str(REPO / "examples" / "quickstart" / "model"))
-    parser.add_argument("--train_data_dir", default=str(REPO / "examples" / "quickstart" / "images"))
-    parser.add_argument("--resolution", type=int, default=128, help="default: %(default)s")
-    parser.add_argument("--train_batch_size", type=int, default=4, help="default: %(default)s")
-    parser.add_argument("--max_train_steps", type=int, default=1000, help="of each run; default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
-    args = parser.parse_args(arguments)
-    if min(args.resolution, args.train_batch_size, args.max_train_steps, args.rounds) < 1:
-        raise UserError("--resolution, --train_batch_size, --max_train_steps and --rounds must be 1 or more")
-    return args
+    parser.add_argument("--pretrained_model_name_or_path", default=str(QUICKSTART / "model"))
+    parser.add_argument("--train_data_dir", default=str(QUICKSTART / "images"))
+    parser.add_argument("--resolution", type=parse_count, default=128, help="default: %(default)s")
+    parser.add_argument("--train_batch_size", type=parse_count, default=4, help="default: %(default)s")
+    parser.add_argument("--max_train_steps", type=parse_count, default=1000, help="of each run; default: %(default)s")
+    parser.add_argument("--rounds", type=parse_count, default=3, help="default: %(default)s")
+    return parser.parse_args(arguments)
 
 
 # --- A LoRA, as diffusers' example trains it
 
 
-def train_lora(args, folder):
+def train_lora(args: argparse.Namespace, folder: str) -> None:
+    """Train a LoRA and save it to the folder."""
     accelerator = Accelerator()
     pipe = StableDiffusionPipeline.from_pretrained(args.pretrained_model_name_or_path, dtype=torch.float32)
     for module in (pipe.unet, pipe.vae, pipe.text_encoder):
@@ -74,32 +77,24 @@ def train_lora(args, folder):
     targets = ["to_k", "to_q", "to_v", "to_out.0"]
     unet.add_adapter(LoraConfig(r=4, lora_alpha=4, init_lora_weights="gaussian", target_modules=targets))
     weights = [weight for weight in unet.parameters() if weight.requires_grad]
-    optimizer, loader = torch.optim.AdamW(weights, lr=1e-4), open_pictures(args, pipe.tokenizer)
-    rates = get_scheduler("constant", optimizer=optimizer)
-    unet, optimizer, loader, rates = accelerator.prepare(unet, optimizer, loader, rates)
+    optimizer, loader = torch.optim.AdamW(weights, lr=1e-4), build_lora_loader(args, pipe.tokenizer)
+    lr_scheduler = get_scheduler("constant", optimizer=optimizer)
+    unet, optimizer, loader, lr_scheduler = accelerator.prepare(unet, optimizer, loader, lr_scheduler)
     bar = tqdm(total=args.max_train_steps)
     while bar.n < args.max_train_steps:
         unet.train()
         for batch in loader:
             with accelerator.accumulate(unet):
-                latents = pipe.vae.encode(batch["pixel_values"]).latent_dist.sample() * pipe.vae.config.scaling_factor
-                noise = torch.randn_like(latents)
-                timesteps = torch.randint(
-                    0, scheduler.config.num_train_timesteps, latents.shape[:1], device=noise.device
-                )
-                noisy = scheduler.add_noise(latents, noise, timesteps)
-                text = pipe.text_encoder(batch["input_ids"], return_dict=False)[0]
-                prediction = unet(noisy, timesteps, text, return_dict=False)[0]
-                loss = torch.nn.functional.mse_loss(prediction.float(), noise.float())
-                shown = accelerator.gather(loss.repeat(len(latents))).mean().item()
+                loss = lora_loss(pipe, unet, scheduler, batch)
+                mean_loss = accelerator.gather(loss.repeat(len(batch["input_ids"]))).mean().item()
                 accelerator.backward(loss)
                 accelerator.clip_grad_norm_(weights, 1.0)
                 optimizer.step()
-                rates.step()
+                lr_scheduler.step()
                 optimizer.zero_grad()
             bar.update(1)
-            accelerator.log({"train_loss": shown}, step=bar.n)
-            bar.set_postfix(step_loss=loss.detach().item(), lr=rates.get_last_lr()[0])
+            accelerator.log({"train_loss": mean_loss}, step=bar.n)
+            bar.set_postfix(step_loss=loss.detach().item(), lr=lr_scheduler.get_last_lr()[0])
             if bar.n >= args.max_train_steps:
                 break
     bar.close()
@@ -107,28 +102,40 @@ def train_lora(args, folder):
     StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers)
 
 
-def open_pictures(args, tokenizer):
-    """A loader that opens, cuts and flips the pictures at each access, as the example's does."""
+def lora_loss(
+    pipe: StableDiffusionPipeline, unet: torch.nn.Module, scheduler: DDPMScheduler, batch: dict[str, torch.Tensor]
+) -> torch.Tensor:
+    """Encode images and prompts, and return the loss of a batch."""
+    latents = pipe.vae.encode(batch["pixel_values"]).latent_dist.sample() * pipe.vae.config.scaling_factor
+    noise = torch.randn_like(latents)
+    timesteps = torch.randint(0, scheduler.config.num_train_timesteps, latents.shape[:1], device=noise.device)
+    noisy = scheduler.add_noise(latents, noise, timesteps)
+    text = pipe.text_encoder(batch["input_ids"], return_dict=False)[0]
+    prediction = unet(noisy, timesteps, text, return_dict=False)[0]
+    return torch.nn.functional.mse_loss(prediction.float(), noise.float())
+
+
+def build_lora_loader(args: argparse.Namespace, tokenizer: Any) -> torch.utils.data.DataLoader:
+    """Return a loader that opens, resizes and crops the images at each access, as the example's does."""
     files = sorted(path for path in Path(args.train_data_dir).rglob("*") if path.suffix in (".png", ".jpg", ".webp"))
-    captions = [
-        path.with_suffix(".txt").read_text() if path.with_suffix(".txt").exists() else path.stem for path in files
-    ]
+    sidecars = [path.with_suffix(".txt") for path in files]
+    captions = [sidecar.read_text() if sidecar.exists() else sidecar.stem for sidecar in sidecars]
     data = datasets.Dataset.from_dict({"image": [str(path) for path in files], "text": captions})
     data = data.cast_column("image", datasets.Image())
     processor, side = VaeImageProcessor(), args.resolution
 
-    def transform(examples):
-        pictures = []
+    def transform(examples: dict[str, list]) -> dict[str, list]:
+        pixel_values = []
         for image in examples["image"]:
             image = image.convert("RGB")
             scale = side / min(image.size)
             image = image.resize([max(side, round(length * scale)) for length in image.size])
             left, top = (np.random.randint(length - side + 1) for length in image.size)
             image = image.crop((left, top, left + side, top + side))
-            pictures.append(processor.preprocess(image)[0])
+            pixel_values.append(processor.preprocess(image)[0])
         padding = {"max_length": tokenizer.model_max_length, "padding": "max_length", "truncation": True}
         ids = tokenizer(examples["text"], **padding, return_tensors="pt").input_ids
-        return {"pixel_values": pictures, "input_ids": list(ids)}
+        return {"pixel_values": pixel_values, "input_ids": list(ids)}
 
     return torch.utils.data.DataLoader(data.with_transform(transform), args.train_batch_size, shuffle=True)
 
@@ -136,66 +143,48 @@ def open_pictures(args, tokenizer):
 # --- Ours
 
 
-class Clock:
-    """The seconds within some functions, and from the first call of one to the last one's end."""
-
-    def __init__(self):
-        self.inside, self.first, self.last = 0.0, None, None
-
-    @contextlib.contextmanager
-    def watch(self, owner, name):
-        function = getattr(owner, name)
-
-        def timed(*args, **kwargs):
-            started = time.perf_counter()
-            self.first = self.first or started
-            try:
-                return function(*args, **kwargs)
-            finally:
-                if torch.cuda.is_available():
-                    torch.cuda.synchronize()  # so that the model's time counts here, and not where it is waited for
-                self.last = time.perf_counter()
-                self.inside += self.last - started
-
-        with mock.patch.object(owner, name, timed):
-            yield
-
-
-def train_ours(args, folder) -> float:
-    """The share of the loop's time that is not the model's own step."""
-    names = ("pretrained_model_name_or_path", "train_data_dir", "resolution", "train_batch_size", "max_train_steps")
-    options = {name: getattr(args, name) for name in names}
-    options |= {"output_dir": f"{folder}/run", "cache_dir": f"{folder}/cache", "report_to": "none", "logging_steps": 10}
+def train_ours(args: argparse.Namespace, folder: str) -> float:
+    """Train a hypernetwork; return the share of the loop's time that is not the model's own step."""
+    flags = [f"--{name}={getattr(args, name)}" for name in OPTIONS]
+    flags += [f"--output_dir={folder}/run", f"--cache_dir={folder}/cache", "--report_to=none", "--logging_steps=10"]
     clock = Clock()
-    with contextlib.ExitStack() as stack:
-        for owner, name in MODELS_OWN:
-            stack.enter_context(clock.watch(owner, name))
-        train_hypernetwork.main(parse_config([f"--{name}={value}" for name, value in options.items()]))
+    with (
+        clock.measure(HypernetworkUNet, "forward"),
+        clock.measure(Accelerator, "backward", "clip_grad_norm_"),
+        clock.measure(AcceleratedOptimizer, "step", "zero_grad"),
+    ):
+        train_hypernetwork.main(parse_config(flags))
     return 1 - clock.inside / (clock.last - clock.first)
 
 
-def timed(train, args) -> tuple[float, float | None]:
-    """(seconds, what the training returns) of a whole run, without its words."""
+def time_run(train: Callable[[argparse.Namespace, str], Any], args: argparse.Namespace) -> tuple[float, Any]:
+    """Return the seconds of a whole run, without its output, and what it returns."""
     AcceleratorState._reset_state(True)
-    said = io.StringIO()
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+    output = io.StringIO()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.redirect_stdout(output),
+        contextlib.redirect_stderr(output),
+    ):
         started = time.perf_counter()
         result = train(args, folder)
         return time.perf_counter() - started, result
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
-    ratios, shares = [], []
+    ratios, overheads = [], []
     for number in range(args.rounds):
-        theirs, _ = timed(train_lora, args)
-        mine, share = timed(train_ours, args)
-        ratios.append(theirs / mine)
-        shares.append(share)
-        speeds = f"LoRA {args.max_train_steps / theirs:6.2f} steps/s, ours {args.max_train_steps / mine:6.2f}"
-        print(f"round {number + 1}: {speeds}, {ratios[-1]:.2f} times as many; beside the model {share:.1%}", flush=True)
+        lora_seconds, _ = time_run(train_lora, args)
+        our_seconds, overhead = time_run(train_ours, args)
+        ratios.append(lora_seconds / our_seconds)
+        overheads.append(overhead)
+        speeds = (
+            f"LoRA {args.max_train_steps / lora_seconds:6.2f} steps/s, ours {args.max_train_steps / our_seconds:6.2f}"
+        )
+        print(f"round {number + 1}: {speeds}, {ratios[-1]:.2f} times as many; overhead {overhead:.1%}", flush=True)
     print(f"median: {statistics.median(ratios):.2f} times the LoRA's steps per second, of whole runs")
-    print(f"median: {statistics.median(shares):.1%} of our loop's time is not the model's own step")
+    print(f"median: {statistics.median(overheads):.1%} of our loop's time is not the model's own step")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""The ways of training and drawing that examples/benchmarks/step.py puts side by side, on UNets of the true shapes."""
+"""The ways to train and to sample that examples/benchmarks/step.py compares, on UNets of the real shapes."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -11,9 +13,10 @@ from peft import LoraConfig
 from torch._subclasses.fake_tensor import FakeTensor
 
 import hypernet
+from hypernet.config import Quantization
 from hypernet.modeling.attachment import attention_layers
 from hypernet.stable_diffusion.quantization import quantize
-from hypernet.training.compilation import OPTIONS, memory_format
+from hypernet.training.compilation import compile_model, memory_format
 
 REPO = Path(__file__).resolve().parents[2]
 SDXL = {
@@ -28,11 +31,15 @@ SDXL = {
     "projection_class_embeddings_input_dim": 2816,
     "use_linear_projection": True,
 }
-CONFIGS = {"sd15": {"cross_attention_dim": 768, "attention_head_dim": 8}, "sdxl": SDXL}
+CONFIGS: dict[str, dict[str, Any]] = {"sd15": {"cross_attention_dim": 768, "attention_head_dim": 8}, "sdxl": SDXL}
+
+Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]  # latents, timesteps, text, further arguments
+# Prepares a new UNet, whose precision is the dtype, for its kind of step; returns the parameters to train
+Way = Callable[[UNet2DConditionModel, torch.dtype], list[torch.nn.Parameter]]
 
 
-def load_unet(model, device, dtype=torch.float32):
-    """The UNet, frozen."""
+def load_unet(model: str, device: str, dtype: torch.dtype = torch.float32) -> UNet2DConditionModel:
+    """Return a frozen UNet of this shape with random weights."""
     if model == "quickstart":
         config = UNet2DConditionModel.load_config(REPO / "examples" / "quickstart" / "model", subfolder="unet")
     else:
@@ -45,59 +52,63 @@ def load_unet(model, device, dtype=torch.float32):
         torch.set_default_dtype(torch.float32)
 
 
-def make_inputs(unet, batch, size, device, dtype):
-    side = size // 8
+def make_inputs(unet: UNet2DConditionModel, batch_size: int, size: int, device: str, dtype: torch.dtype) -> Inputs:
+    """Return random inputs for images of `size` pixels a side: latents (B, 4, size / 8, size / 8), text (B, 77, width)."""
     with torch.device(device):
-        latents = torch.randn(batch, 4, side, side, dtype=dtype)
-        text = torch.randn(batch, 77, unet.config.cross_attention_dim, dtype=dtype)
-        more = {}
+        latents = torch.randn(batch_size, 4, size // 8, size // 8, dtype=dtype)
+        text = torch.randn(batch_size, 77, unet.config.cross_attention_dim, dtype=dtype)
+        more: dict[str, Any] = {}
         if unet.config.addition_embed_type:
-            added = {"text_embeds": torch.randn(batch, 1280, dtype=dtype), "time_ids": torch.ones(batch, 6)}
-            more = {"added_cond_kwargs": added}
-        return latents, torch.full((batch,), 500), text, more
+            text_embeds, time_ids = torch.randn(batch_size, 1280, dtype=dtype), torch.ones(batch_size, 6)
+            more = {"added_cond_kwargs": {"text_embeds": text_embeds, "time_ids": time_ids}}
+        return latents, torch.full((batch_size,), 500), text, more
 
 
-# --- Each way makes a new UNet ready for its kind of step and gives the parameters to train
+# --- Ways
 
 
-def floor(unet, dtype):
-    lay_out(unet)
+def floor(unet: UNet2DConditionModel, dtype: torch.dtype) -> list[torch.nn.Parameter]:
+    """The frozen UNet alone."""
+    set_memory_format(unet)
     return []
 
 
 @dataclasses.dataclass(frozen=True)
 class Ours:
-    """A hypernetwork attached, with options of the training."""
+    """A hypernetwork attached, with options of the trainer."""
 
     activation: str = "linear"
-    folding: bool = True
+    use_linear_maps: bool = True
     checkpointing: bool = False
-    quantize: str | None = None
+    quantize: Quantization | None = None
     use_8bit_adam: bool = False
     compile: bool = False
 
-    def __call__(self, unet, dtype):
+    def __call__(self, unet: UNet2DConditionModel, dtype: torch.dtype) -> list[torch.nn.Parameter]:
         hypernetwork = new_hypernetwork(unet, self.activation)
         if self.quantize:
             quantize(unet, self.quantize, dtype, unet.device)
-        lay_out(unet, self.compile)
+        set_memory_format(unet, self.compile)
         hypernet.attach(unet, hypernetwork)
-        unet._hypernetworks.folding = self.folding
+        unet._hypernetworks.use_linear_maps = self.use_linear_maps
         if self.checkpointing:
             unet.enable_gradient_checkpointing()
-            unet.train()  # or nothing is computed twice
+            unet.train()  # otherwise nothing is recomputed
         if self.compile:
-            unet.compile(dynamic=False, options=OPTIONS)
+            compile_model(unet)
         return list(hypernetwork.parameters())
 
 
-def webui(unet, dtype):
-    """From the facts: a pair of float32 modules called in every layer, under autocast if there is one, attention as two
-    products and a softmax, and the recomputation of every block that the WebUI trains with."""
+def webui(unet: UNet2DConditionModel, dtype: torch.dtype) -> list[torch.nn.Parameter]:
+    """Work as the WebUI's trainer does, reimplemented from its documented behavior.
+
+    Every layer calls its pair of float32 modules (under autocast if there is one), attention is two products and a
+    softmax, and every block is recomputed in the backward pass.
+    """
     hypernetwork = new_hypernetwork(unet, "linear")
 
-    def transform(part):
-        def before(projection, args):
+    def transform(part: str) -> Callable:
+        def before(projection: torch.nn.Module, args: tuple) -> tuple:
             x = args[0]
             return (x + hypernetwork.pairs[str(x.shape[-1])][part](x),)
 
@@ -112,25 +123,27 @@ def webui(unet, dtype):
     return list(hypernetwork.parameters())
 
 
-def lora(unet, dtype):
+def lora(unet: UNet2DConditionModel, dtype: torch.dtype) -> list[torch.nn.Parameter]:
+    """A LoRA of rank 16 through PEFT."""
     config = LoraConfig(r=16, lora_alpha=16, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
-    # on the device at once, for what has no data cannot be moved
+    # create the weights on the device, since fake tensors cannot be moved
     with torch.device(unet.device), mock.patch.object(torch.nn.Module, "to", lambda module, *args, **kwargs: module):
         unet.add_adapter(config)
     return [parameter for parameter in unet.parameters() if parameter.requires_grad]
 
 
-def merged(unet, dtype):
-    lay_out(unet)
-    if not is_fake(unet):  # (its shapes are the plain one's but for a few biases)
+def fused(unet: UNet2DConditionModel, dtype: torch.dtype) -> list[torch.nn.Parameter]:
+    """A hypernetwork fused into the UNet's weights."""
+    set_memory_format(unet)
+    if not is_fake(unet):  # its shapes are those of the plain UNet but for a few biases
         hypernet.fuse(unet, new_hypernetwork(unet, "linear").eval())
     return []
 
 
-TRAINING = {
+TRAINING: dict[str, Way] = {
     "floor": floor,
     "webui": webui,
-    "module by module": Ours(folding=False),
+    "module by module": Ours(use_linear_maps=False),
     "ours, linear": Ours(),
     "ours, swish": Ours(activation="swish"),
     "ours, checkpointing": Ours(checkpointing=True),
@@ -140,22 +153,24 @@ TRAINING = {
     "ours, compiled": Ours(compile=True),
     "lora": lora,
 }
-SAMPLING = {"none": floor, "attached": Ours(), "swish": Ours(activation="swish"), "merged": merged}
+SAMPLING: dict[str, Way] = {"none": floor, "attached": Ours(), "swish": Ours(activation="swish"), "fused": fused}
 TABLES = {"training": TRAINING, "sampling": SAMPLING}
 
 
-def new_hypernetwork(unet, activation):
+def new_hypernetwork(unet: UNet2DConditionModel, activation: str) -> hypernet.Hypernetwork:
+    """Return a hypernetwork for all context widths of the UNet, on its device."""
     widths = sorted({layer.to_k.in_features for layer in attention_layers(unet).values()})
     with torch.device(unet.device):
         return hypernet.Hypernetwork(widths, activation=activation).train()
 
 
-def lay_out(unet, compiled=False):
-    """As the training lays the weights; tensors without data have no say in it."""
+def set_memory_format(unet: UNet2DConditionModel, compiled: bool = False) -> None:
+    """Give the weights the memory format they have in training; fake ones keep theirs."""
     if not is_fake(unet):
         unet.to(memory_format=memory_format(unet.device, compiled))
 
 
-def is_fake(unet) -> bool:
+def is_fake(unet: UNet2DConditionModel) -> bool:
+    """Whether the weights have shapes but no data."""
     weight = next(unet.parameters())
     return weight.is_meta or isinstance(weight.data, FakeTensor)

@@ -1,41 +1,41 @@
-"""A YAML file with lists of options becomes runs: each combination one, called after what differs."""
+"""Turn a YAML file with lists of options into runs: one per combination, named after what differs."""
 
 import hashlib
 import itertools
 import re
 from pathlib import Path
+from typing import Any
 
 from examples.comparison.runs import Run
 from hypernet.cli.training_options import options_to_flags, parse_config, read_options
 from hypernet.utils.errors import UserError
 
-MOST_BYTES = 120  # of a run's name; it names a folder
-OWN = ("output_dir", "overwrite", "run_name")  # set for each run
+MAX_NAME_BYTES = 120  # a run's name is also its folder's
+PER_RUN = ("output_dir", "overwrite", "run_name")  # options that the comparison sets for each run
 
 
 def read_grid(path: Path, output_dir: Path) -> list[Run]:
-    """The runs of a file of options, `config:` (a file of more of them) and `grid:`.
+    """Return the runs of a YAML file with training options, `config:` (a file with more of them) and `grid:`.
 
-    The grid maps options to lists of values, and each combination is a run; or it is a list of such maps, whose runs
-    are added up (the meaning of scikit-learn's ParameterGrid). What is said in the grid wins, then the file, then its config.
+    As in scikit-learn's ParameterGrid, `grid` maps options to lists of values, and each combination is a run; a list of
+    such maps adds up their runs. The grid overrides the file's own options, and these override its config.
 
     Raises:
-        UserError: for an unknown option, or a value that cannot work, before anything is trained.
+        UserError: for an unknown option, or a value that cannot work.
     """
     entries = read_options(path, "grid")
     try:
         grids = entries.pop("grid", None)
         config = entries.pop("config", None)
-        options_to_flags(entries)  # are there such options?
+        options_to_flags(entries)  # reports unknown options
         shared = {**(read_options(config, "config:") if config else {}), **entries}
         points = [point for grid in (grids if isinstance(grids, list) else [grids]) for point in _combinations(grid)]
-        for name in OWN:
-            if name in entries or any(name in point for point in points):
-                raise UserError(f"{name}: each run gets its own; leave it out")
-        names = _names(points)
+        for option in PER_RUN:
+            if option in entries or any(option in point for point in points):
+                raise UserError(f"{option}: each run gets its own; leave it out")
         runs = []
-        for name, point in zip(names, points):
-            # one name for all, or templates with [name] would give each run prompts of its own
+        for name, point in zip(_name_points(points), points):
+            # one hypernetwork name for all runs, or templates with [name] would give each of them other prompts
             options = {"name": output_dir.resolve().name, **shared, **point}
             options |= {"output_dir": str(output_dir / "runs" / name), "run_name": name}
             options.pop("overwrite", None)
@@ -46,38 +46,40 @@ def read_grid(path: Path, output_dir: Path) -> list[Run]:
     return runs
 
 
-def _combinations(grid) -> list[dict]:
+def _combinations(grid: Any) -> list[dict[str, Any]]:
+    """Return every combination of a grid's values as option -> value."""
     if not isinstance(grid, dict) or not grid:
-        raise UserError("grid: it is missing, or holds no lines such as activation: [linear, swish]")
-    values = [value if isinstance(value, list) else [value] for value in grid.values()]
-    for key, choices in zip(grid, values):
-        options_to_flags({key: None})  # is there such an option?
-        if not choices:
-            raise UserError(f"grid: {key}: the list is empty")
-    return [dict(zip(grid, choice)) for choice in itertools.product(*values)]
+        raise UserError("grid: it is missing, or has no lines such as activation: [linear, swish]")
+    choices = [value if isinstance(value, list) else [value] for value in grid.values()]
+    for option, values in zip(grid, choices):
+        options_to_flags({option: None})  # reports an unknown option
+        if not values:
+            raise UserError(f"grid: {option}: the list is empty")
+    return [dict(zip(grid, values)) for values in itertools.product(*choices)]
 
 
-def shown(value) -> str:
-    """An option's value as a page or a file name has it."""
+def format_value(value: Any) -> str:
+    """Format an option's value for a page or a file name."""
     return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def _names(points: list[dict]) -> list[str]:
-    """ "activation=swish,seed=1" of each point: the options that differ among them, fit for a folder's name.
+def _name_points(points: list[dict[str, Any]]) -> list[str]:
+    """Return a folder name per point from the options that differ among them, such as "activation=swish,seed=1".
 
-    One point alone is called after all its options.
+    A single point is named after all its options.
     """
-    texts = [{key: shown(value) for key, value in point.items()} for point in points]
+    texts = [{key: format_value(value) for key, value in point.items()} for point in points]
     keys = dict.fromkeys(key for text in texts for key in text)
     differing = [key for key in keys if len({text.get(key) for text in texts}) > 1 or len(texts) == 1]
-    names = []
+    names: list[str] = []
     for text in texts:
-        told = ",".join(f"{key}={text[key]}" for key in differing if key in text) or "run"
-        name = re.sub(r"[^\w.=,+-]+", "_", told).strip("._")
-        if len(name.encode()) > MOST_BYTES or name in names:  # alike but for letters that no folder takes
-            short = name.encode()[:MOST_BYTES].decode(errors="ignore")
-            name = f"{short}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+        label = ",".join(f"{key}={text[key]}" for key in differing if key in text) or "run"
+        name = re.sub(r"[^\w.=,+-]+", "_", label).strip("._")
+        if len(name.encode()) > MAX_NAME_BYTES or name in names:  # labels may differ only in replaced characters
+            short = name.encode()[:MAX_NAME_BYTES].decode(errors="ignore")
+            name = f"{short}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
         if texts.count(text) > 1:
-            raise UserError(f"grid: {told} is there twice")
+            point = ",".join(f"{key}={value}" for key, value in text.items())
+            raise UserError(f"grid: {point} occurs twice")
         names.append(name)
     return names

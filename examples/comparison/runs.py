@@ -1,4 +1,4 @@
-"""Make runs of the training one after the other, or several at a time, each a process of its own."""
+"""Train the runs of a comparison as subprocesses, one after the other or several at a time."""
 
 import concurrent.futures
 import contextlib
@@ -11,12 +11,18 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 
-from hypernet.formats.trained_folder import training_options
+from hypernet.cli.training_options import options_to_flags, parse_config
+from hypernet.config import TrainingConfig
+from hypernet.formats.trained_folder import find_run_options
+from hypernet.training.accelerator import choose_mixed_precision
+from hypernet.training.init_from import load_init_from
 from hypernet.utils.atomic_files import atomic_write
 
 SCRIPT = Path(__file__).resolve().parents[2] / "train_hypernetwork.py"
@@ -24,118 +30,148 @@ SCRIPT = Path(__file__).resolve().parents[2] / "train_hypernetwork.py"
 
 @dataclasses.dataclass
 class Run:
-    """A run of the training: its name among the others, its folder, its options (none if it is there already)."""
+    """One training run of a comparison."""
 
     name: str
     folder: Path
-    options: dict
+    options: dict[str, Any]  # as the grid has them; empty for a run trained elsewhere
 
     @property
-    def told(self) -> dict:
-        """All its options, as the run itself has written them down."""
-        return training_options(str(self.folder))
+    def recorded_options(self) -> dict[str, Any]:
+        """All options, as the run itself has saved them; empty before it has started."""
+        return find_run_options(self.folder)
+
+    def parse_config(self) -> TrainingConfig:
+        """Parse the options of a grid's run, and complete them as the training does.
+
+        Raises:
+            UserError: for a value that cannot work.
+        """
+        config = parse_config(options_to_flags(self.options))
+        choose_mixed_precision(config)
+        load_init_from(config)
+        return config
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has reached its end."""
+        return (self.folder / "result.json").is_file()
 
 
 class Runner:
-    """Runs that take their turns on the GPUs, or on the CPU; what they say goes to logs/NAME.txt."""
+    """Trains runs on the GPUs in turn, or on the CPU. Their output goes to logs/NAME.txt.
+
+    Args:
+        output_dir: folder of the comparison.
+        jobs: how many runs may train at a time.
+    """
 
     def __init__(self, output_dir: Path, jobs: int):
-        self.output_dir, self.jobs, self.places = output_dir, jobs, queue.Queue()
-        gpus = _gpus()
+        self.output_dir, self.jobs = output_dir, jobs
+        self.slots: queue.Queue[str | None] = queue.Queue()  # a GPU each, or None for the CPU
+        gpus = _visible_gpus()
         for job in range(jobs):
-            self.places.put(gpus[job % len(gpus)] if gpus else None)
-        self.running, self.stopped, self.lock = set(), False, threading.Lock()
+            self.slots.put(gpus[job % len(gpus)] if gpus else None)
+        self.processes: set[subprocess.Popen] = set()
+        self.stopped, self.lock = False, threading.Lock()
         self._done_file = output_dir / "done.json"
         self.done = json.loads(self._done_file.read_text(encoding="utf-8")) if self._done_file.is_file() else {}
         for folder in ("configs", "logs", "runs"):
             (output_dir / folder).mkdir(parents=True, exist_ok=True)
 
     def is_done(self, run: Run) -> bool:
-        return self.done.get(run.name) == identity(run.options) and (run.folder / "result.json").is_file()
+        """Whether the run has finished with these very options."""
+        return self.done.get(run.name) == identity(run.options) and run.is_finished
 
-    def make(self, run: Run, overwrite: bool) -> str | None:
-        """Train; why that failed, or None."""
-        place = self.places.get()
+    def train(self, run: Run, overwrite: bool) -> str | None:
+        """Train a run to its end. Return why that failed, or None."""
+        gpu = self.slots.get()
         try:
-            code = self._train(run, place, overwrite)
+            code = self._launch(run, gpu, overwrite)
         except OSError as error:
-            return f"it could not be begun ({error.strerror or error})"
+            return f"it could not be started ({error.strerror or error})"
         finally:
-            self.places.put(place)
+            self.slots.put(gpu)
         if code is None:
-            return "not begun"
+            return "not started"
         if code:
             return _last_line(self._log(run)) or f"exit code {code}"
         with self.lock, atomic_write(self._done_file) as temporary:
             self.done[run.name] = identity(run.options)
             temporary.write_text(json.dumps(self.done, indent=1), encoding="utf-8")
-        return None if (run.folder / "result.json").is_file() else "stopped before its end"
+        return None if run.is_finished else "stopped before its last step"
 
-    def _train(self, run, place, overwrite) -> int | None:
-        """The exit code; None if it was not begun, since all are to stop."""
+    def _launch(self, run: Run, gpu: str | None, overwrite: bool) -> int | None:
+        """Return the exit code, or None if the run was not started because all are to stop."""
         config = self.output_dir / "configs" / f"{run.name}.yaml"
-        before = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
-        renew = ["--overwrite"] if overwrite and identity(before) != identity(run.options) else []
+        previous = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
+        flags = ["--overwrite"] if overwrite and identity(previous) != identity(run.options) else []
         with atomic_write(config) as temporary:
             temporary.write_text(yaml.safe_dump(run.options, sort_keys=False, allow_unicode=True), encoding="utf-8")
         command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--num_processes", "1"]
-        command += [str(SCRIPT), "--config", str(config), *renew]
+        command += [str(SCRIPT), "--config", str(config), *flags]
         with open(self._log(run), "w", encoding="utf-8") as log:
             with self.lock:
                 if self.stopped:
                     return None
-                print(f"training {run.name}; what it says is in {self._log(run)}", flush=True)
-                # in a session of its own, or Ctrl-C would reach it twice: from the terminal and from here
-                options = {"env": self.environment(place), "stdout": log, "stderr": subprocess.STDOUT}
-                process = subprocess.Popen(command, start_new_session=True, **options)
-                self.running.add(process)
+                print(f"training {run.name}; its output is in {self._log(run)}", flush=True)
+                process = subprocess.Popen(
+                    command,
+                    env=self.environment(gpu),
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # or Ctrl-C would reach it twice: from the terminal and from here
+                )
+                self.processes.add(process)
             try:
                 code = process.wait()
-                while _group_lives(process):  # the launcher ends at once, the training saves first
+                while _group_lives(process):  # the launcher exits at once, the training saves a checkpoint first
                     time.sleep(0.1)
                 return code
             finally:
-                self.running.discard(process)
+                self.processes.discard(process)
 
-    def environment(self, place: str | None) -> dict[str, str]:
-        """Of a run on this GPU, or on its share of the cores."""
+    def environment(self, gpu: str | None) -> dict[str, str]:
+        """Return the environment variables of a run on this GPU, or on its share of the CPU cores."""
         environment = {"WANDB_RUN_GROUP": self.output_dir.resolve().name, **os.environ}
-        environment.pop("WANDB_RUN_ID", None)  # it would make one run of all
-        if place is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = place
+        environment.pop("WANDB_RUN_ID", None)  # all runs would become one
+        if gpu is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = gpu
         elif self.jobs > 1:
             environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.jobs)))
-            environment.setdefault("OMP_THREAD_LIMIT", environment["OMP_NUM_THREADS"])  # or one would not be kept to
+            # the trainer takes a single thread for its launcher's default, which it overrides; this limit it keeps
+            environment.setdefault("OMP_THREAD_LIMIT", environment["OMP_NUM_THREADS"])
         return environment
 
-    def stop(self):
-        """Let those that run save their state and end; begin no more. A second call ends them at once, as Ctrl-C does."""
+    def stop(self) -> None:
+        """Let the runs save a checkpoint and exit; start no more. A second call ends them at once, like Ctrl-C."""
         with self.lock:
             self.stopped = True
-            for process in list(self.running):
+            for process in list(self.processes):
                 if hasattr(os, "killpg"):
                     with contextlib.suppress(ProcessLookupError):
                         os.killpg(process.pid, signal.SIGINT)
                 else:
                     process.terminate()
 
-    def _log(self, run) -> Path:
+    def _log(self, run: Run) -> Path:
         return self.output_dir / "logs" / f"{run.name}.txt"
 
 
-def identity(options: dict) -> dict:
-    """What makes two runs the same, wherever their folders lie."""
+def identity(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that make two runs the same, wherever their folders are."""
     return {key: value for key, value in options.items() if key not in ("output_dir", "run_name", "name")}
 
 
-def _gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES may name: those that it names already, or the numbers of all."""
+def _visible_gpus() -> list[str]:
+    """Return values for CUDA_VISIBLE_DEVICES, one per GPU: those it lists already, or the index of each."""
     count = torch.cuda.device_count()
-    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    return named[:count] if named else [str(number) for number in range(count)]
+    listed = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return listed[:count] if listed else [str(index) for index in range(count)]
 
 
-def _group_lives(process) -> bool:
+def _group_lives(process: subprocess.Popen) -> bool:
+    """Whether any process of the group is still running."""
     if not hasattr(os, "killpg"):
         return False
     try:
@@ -146,32 +182,33 @@ def _group_lives(process) -> bool:
 
 
 def _last_line(log: Path) -> str:
-    """The trainer's own line on what is wrong, or the last that was said."""
+    """Return the trainer's error line, or the last line if there is none."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error: ")]
     return (errors or lines or [""])[-1][:300]
 
 
-def run_all(runs: list[Run], output_dir: Path, jobs: int, overwrite: bool = False) -> dict[str, str]:
-    """Make those runs that are not done, so many at a time; of those that have failed, why."""
+def train_all(runs: list[Run], output_dir: Path, jobs: int, overwrite: bool = False) -> dict[str, str]:
+    """Train the runs that are not done, `jobs` at a time. Return name -> reason for those that failed."""
     runner, failed = Runner(output_dir, jobs), {}
     waiting = [run for run in runs if not runner.is_done(run)]
     if len(waiting) < len(runs):
-        print(f"{len(runs) - len(waiting)} of them are done already")
-    began, pool = time.monotonic(), concurrent.futures.ThreadPoolExecutor(jobs)
-    with _stopped_like_ctrl_c():
+        print(f"{len(runs) - len(waiting)} of them already done")
+    started, pool = time.monotonic(), concurrent.futures.ThreadPoolExecutor(jobs)
+    with _signals_as_ctrl_c():
         try:
-            futures = {pool.submit(runner.make, run, overwrite): run for run in waiting}
+            futures = {pool.submit(runner.train, run, overwrite): run for run in waiting}
             for number, future in enumerate(concurrent.futures.as_completed(futures), 1):
                 run, problem = futures[future], future.result()
                 if problem:
                     failed[run.name] = problem
-                left = (time.monotonic() - began) / number * (len(waiting) - number) / 60
-                told = f" (about {left:.0f} min for the other runs)" if number < len(waiting) else ""
-                what = f"FAILED, {problem.removeprefix('error: ')}" if problem else "done"
-                print(f"[{number}/{len(waiting)}] {run.name}: {what}{told}", flush=True)
+                outcome = f"FAILED, {problem.removeprefix('error: ')}" if problem else "done"
+                remaining = len(waiting) - number
+                minutes = (time.monotonic() - started) / number * remaining / 60
+                estimate = f" (about {minutes:.0f} min for the remaining {remaining})" if remaining else ""
+                print(f"[{number}/{len(waiting)}] {run.name}: {outcome}{estimate}", flush=True)
         except KeyboardInterrupt:
-            print("\nstopping; the runs save their state (once more ends them at once)", file=sys.stderr, flush=True)
+            print("\nstopping once the runs have saved a checkpoint (Ctrl-C again to end them now)", file=sys.stderr)
             runner.stop()
             try:
                 pool.shutdown(cancel_futures=True)
@@ -184,12 +221,12 @@ def run_all(runs: list[Run], output_dir: Path, jobs: int, overwrite: bool = Fals
 
 
 @contextlib.contextmanager
-def _stopped_like_ctrl_c():
-    """Within it the end of the terminal, or of the machine, is what Ctrl-C is, so that no run is left behind."""
+def _signals_as_ctrl_c() -> Iterator[None]:
+    """Treat SIGTERM and SIGHUP (the terminal or the machine goes down) like Ctrl-C, so that no run is left behind."""
     numbers = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-    before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
+    handlers = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -1,117 +1,122 @@
-"""Runs that differ in nothing but the seed are one line: the table of a comparison, and its CSV with every run."""
+"""The table of a comparison, in which runs that differ only in the seed share a row, and the CSV of all runs."""
 
 import csv
 import dataclasses
 import math
 import statistics
 from pathlib import Path
+from typing import Any
 
-from examples.comparison.grid import shown
-from examples.comparison.results import Result, differing, short
+from examples.comparison.grid import format_value
+from examples.comparison.results import Result, differing_options, shorten_value
 from hypernet.utils.atomic_files import atomic_write
+
+FIGURES = ["step", "val_loss", "val_loss_base", "best_val_loss", "best_step", "reached", "last_loss"]
+FIGURES += ["images_per_second", "peak_memory_gib", "file_bytes", "guard_returns", "problem"]
 
 
 @dataclasses.dataclass
 class Group:
-    """Runs that differ in nothing but the seed."""
+    """Runs that differ only in the seed."""
 
-    values: dict  # of the options that differ among the groups
+    values: dict[str, str]  # of the options in which the groups differ
     results: list[Result]
-    color: tuple = (0.5, 0.5, 0.5)
+    color: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+    @property
+    def has_own_name(self) -> bool:
+        """Whether the runs go by their names: they come from no grid, or differ in nothing."""
+        return not self.values or not self.results[0].run.options
 
     @property
     def name(self) -> str:
-        told = ", ".join(f"{key} {value}" for key, value in self.values.items())
-        return told if told and self.results[0].run.options else self.runs
+        """What the legend calls the group."""
+        return self.runs if self.has_own_name else ", ".join(f"{key} {value}" for key, value in self.values.items())
 
     @property
     def runs(self) -> str:
+        """The names of its runs."""
         return ", ".join(result.run.name for result in self.results)
 
     @property
     def problem(self) -> str | None:
+        """The first problem of its runs."""
         return next((result.problem for result in self.results if result.problem), None)
 
-    def of(self, name: str) -> list:
-        """What those of its runs have that have it."""
-        return [value for value in (getattr(result, name) for result in self.results) if value is not None]
+    def values_of(self, field: str) -> list[Any]:
+        """Return a field of all results that have it."""
+        return [value for value in (getattr(result, field) for result in self.results) if value is not None]
 
 
 def group_runs(results: list[Result]) -> list[Group]:
-    """The best first, by the mean held-out loss of each group's runs."""
-    keys, groups = [key for key in differing(results) if key != "seed"], {}
+    """Group runs that differ only in the seed; the group with the lowest mean loss comes first."""
+    keys = [key for key in differing_options(results) if key != "seed"]
+    groups: dict[tuple, Group] = {}
     for result in results:
-        values = {key: short(result.options.get(key)) for key in keys}
-        whole = tuple(shown(result.options.get(key)) for key in keys)  # what is alike when shortened is not the same
-        groups.setdefault(whole or (result.run.name,), Group(values, [])).results.append(result)
+        values = {key: shorten_value(result.options.get(key)) for key in keys}
+        exact = tuple(format_value(result.options.get(key)) for key in keys)  # shortened values may coincide
+        groups.setdefault(exact or (result.run.name,), Group(values, [])).results.append(result)
     if not keys and len(results) > 1 and len({result.options.get("seed") for result in results}) == len(results):
-        groups = {"all": Group({}, results)}
+        groups = {("all",): Group({}, results)}
 
-    def rank(group):
-        ranks = [result.rank for result in group.results]
-        return [statistics.fmean(values) for values in zip(*ranks)]
+    def mean_rank(group: Group) -> list[float]:
+        return [statistics.fmean(values) for values in zip(*(result.rank for result in group.results))]
 
-    return sorted(groups.values(), key=rank)
+    return sorted(groups.values(), key=mean_rank)
 
 
-def table(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
-    """Headings, and a row of texts for each group; columns that no run has anything to say in are left out."""
+def build_table(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
+    """Return the headings, and a row of texts per group. Columns that are empty for all groups are left out."""
     columns = {
-        "held-out loss": [spread(group.of("val_loss"), "{:.4f}") for group in groups],
-        "best": [spread(group.of("best_val_loss"), "{:.4f}") for group in groups],
-        "at step": [spread(group.of("best_step"), "{:.0f}") for group in groups],
-        "reached at step": [_reached(group) for group in groups],
-        "training loss": [spread(group.of("last_loss"), "{:.4f}") for group in groups],
-        "images / s": [spread(group.of("images_per_second"), "{:.2f}") for group in groups],
-        "memory, GiB": [spread(group.of("peak_memory_gib"), "{:.2f}") for group in groups],
-        "file, MB": [spread([size / 1e6 for size in group.of("file_bytes")], "{:.2f}") for group in groups],
-        "guard went back": [spread(group.of("guard_returns"), "{:.1f}") for group in groups],
-        "": [group.problem or "" for group in groups],
+        "validation loss": [format_mean(group.values_of("val_loss"), "{:.4f}") for group in groups],
+        "best": [format_mean(group.values_of("best_val_loss"), "{:.4f}") for group in groups],
+        "at step": [format_mean(group.values_of("best_step"), "{:.0f}") for group in groups],
+        "reached at step": [_format_reached(group) for group in groups],
+        "training loss": [format_mean(group.values_of("last_loss"), "{:.4f}") for group in groups],
+        "images / s": [format_mean(group.values_of("images_per_second"), "{:.2f}") for group in groups],
+        "memory, GiB": [format_mean(group.values_of("peak_memory_gib"), "{:.2f}") for group in groups],
+        "file, MB": [format_mean([size / 1e6 for size in group.values_of("file_bytes")], "{:.2f}") for group in groups],
+        "rollbacks": [format_mean(group.values_of("guard_returns"), "{:.1f}") for group in groups],
+        "problem": [(group.problem or "").removeprefix("error: ") for group in groups],
     }
-    if not any(sum(group.of("guard_returns")) for group in groups):
-        del columns["guard went back"]
-    columns = {name: texts for name, texts in columns.items() if any(texts)}
-    several = any(len(group.results) > 1 for group in groups)
-    named = (
-        not groups[0].values or not groups[0].results[0].run.options
-    )  # those that were there have names of their own
+    if not any(sum(group.values_of("guard_returns")) for group in groups):
+        del columns["rollbacks"]
+    columns = {heading: texts for heading, texts in columns.items() if any(texts)}
+    show_names = groups[0].has_own_name
+    show_counts = any(len(group.results) > 1 for group in groups)
     rows = []
     for i, group in enumerate(groups):
-        row = [*([group.runs] * named), *group.values.values(), *([str(len(group.results))] * several)]
+        row = [*([group.runs] * show_names), *group.values.values(), *([str(len(group.results))] * show_counts)]
         rows.append([*row, *(texts[i] for texts in columns.values())])
-    return [*(["run"] * named), *groups[0].values, *(["runs"] * several), *columns], rows
+    return [*(["run"] * show_names), *groups[0].values, *(["runs"] * show_counts), *columns], rows
 
 
-def _reached(group: Group) -> str:
-    """At which step the held-out loss was as low as asked, if all its runs came there; else how many did."""
-    reached = group.of("reached")
-    return (
-        f"{len(reached)} of {len(group.results)}"
-        if 0 < len(reached) < len(group.results)
-        else spread(reached, "{:.0f}")
-    )
+def _format_reached(group: Group) -> str:
+    """Return the step at which the runs reached the validation loss of --reach; "1 of 3" if not all of them did."""
+    reached = group.values_of("reached")
+    if 0 < len(reached) < len(group.results):
+        return f"{len(reached)} of {len(group.results)}"
+    return format_mean(reached, "{:.0f}")
 
 
-def spread(values: list, form: str) -> str:
-    """The value, or the mean of several and their standard deviation; those that are not finite are counted apart."""
+def format_mean(values: list[float], form: str) -> str:
+    """Return the mean, with ± the standard deviation of several values; counts those that are not finite."""
     finite = [value for value in values if math.isfinite(value)]
     lost = f"{len(values) - len(finite)} not finite" if len(finite) < len(values) else ""
     if not finite:
         return lost
     text = form.format(statistics.fmean(finite))
-    spread = form.format(statistics.stdev(finite)) if len(finite) > 1 else "0"
-    text = f"{text} ± {spread}" if float(spread) else text
+    deviation = form.format(statistics.stdev(finite)) if len(finite) > 1 else "0"
+    text = f"{text} ± {deviation}" if float(deviation) else text
     return f"{text}, {lost}" if lost else text
 
 
-def write_csv(results: list[Result], path: Path):
-    """Every run with its options and figures."""
-    keys = differing(results)
-    names = ["step", "val_loss", "val_loss_base", "best_val_loss", "best_step", "reached", "last_loss"]
-    names += ["images_per_second", "peak_memory_gib", "file_bytes", "guard_returns", "problem"]
+def write_csv(results: list[Result], path: Path) -> None:
+    """Write every run with the options that differ, and its figures."""
+    keys = differing_options(results)
     with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["run", *keys, *names])
+        writer.writerow(["run", *keys, *FIGURES])
         for result in results:
-            options = [shown(result.options.get(key)) for key in keys]
-            writer.writerow([result.run.name, *options, *(getattr(result, name) for name in names)])
+            options = [format_value(result.options.get(key)) for key in keys]
+            writer.writerow([result.run.name, *options, *(getattr(result, name) for name in FIGURES)])

@@ -1,11 +1,11 @@
-"""What the cells of colab.ipynb call: run a script, watch a training with its pictures, stop it cleanly.
+"""Run scripts from the cells of colab.ipynb, show their output and images, and stop them cleanly.
 
-    from examples.notebooks import colab
-    colab.run("examples/prepare.py", "raw_pictures", "my_pictures")
+    import colab
+    colab.run("examples/prepare.py", "raw_images", "my_images")
     colab.train({"config": "examples/configs/quickstart.yaml", "output_dir": "output/style"})
     colab.show("output/style/previews/before_after.png")
 
-The scripts run in processes of their own: what they have said and drawn is shown below the cell while they run.
+Each script runs in its own process; the cell shows its output and images while it runs.
 """
 
 import base64
@@ -19,7 +19,10 @@ import subprocess
 import sys
 import tempfile
 import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import psutil
 from IPython.display import display
@@ -27,21 +30,21 @@ from PIL import Image
 
 REPO = Path(__file__).resolve().parents[2]
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--num_processes=1", "--num_machines=1"]
-LAUNCH += ["--mixed_precision=no", "--dynamo_backend=no"]  # said here, so that Accelerate has nothing to remark on
-SECONDS, LINES = 2, 30  # between two looks; shown at most
-WIDTH, LARGE = 1100, 2**20  # of a picture below a cell, and from so many pixels on it is a JPEG
-BAR = re.compile(r"\d+/\d+ \[\d\d:\d\d<|\d+it \[\d\d:\d\d")  # a progress bar
+LAUNCH += ["--mixed_precision=no", "--dynamo_backend=no"]  # Accelerate warns about defaults
+POLL_SECONDS, MAX_LINES = 2, 30
+MAX_WIDTH, MAX_PNG_PIXELS = 1100, 2**20  # of an image below a cell; larger ones are shown as JPEG
+PROGRESS_BAR = re.compile(r"\d+/\d+ \[\d\d:\d\d<|\d+it \[\d\d:\d\d")
 
 
 class Notice(Exception):
     """Ends a cell with one line and no traceback."""
 
-    def _render_traceback_(self):  # IPython asks for it
+    def _render_traceback_(self) -> list[str]:  # called by IPython
         return [str(self)]
 
 
-def flags(options: dict) -> list[str]:
-    """{"resolution": 512, "validation_prompt": ["a cat", "a house"]} as flags; what is empty is left out."""
+def flags(options: dict[str, Any]) -> list[str]:
+    """Turn {"resolution": 512, "validation_prompt": ["a cat", "a house"]} into flags; empty values are left out."""
     given = []
     for name, value in options.items():
         if isinstance(value, list) and value:
@@ -51,41 +54,43 @@ def flags(options: dict) -> list[str]:
     return given
 
 
-def run(script, *arguments) -> list[str]:
-    """Run a script of the repository to its end; the lines that it has printed.
+def run(script: str | Path, *arguments: object) -> list[str]:
+    """Run a script of the repository and return the lines it has printed.
 
     Raises:
-        Notice: if it fails, with its one line, or when it has been stopped.
+        Notice: if it fails, with its error message, or if it was stopped.
     """
-    return _follow([sys.executable, REPO / script, *arguments])
+    return _run_and_show([sys.executable, REPO / script, *arguments])
 
 
-def train(options: dict) -> list[str]:
-    """Train, or go on training, with these options, and show loss and newest previews meanwhile; else as `run`.
+def train(options: dict[str, Any]) -> list[str]:
+    """Start or resume training; show the loss and the newest previews. Otherwise like `run`.
 
-    A run of the very same options that is still at work, because only the notebook was restarted, is watched again.
+    If the same command is still running, because only the notebook was restarted, it is shown again.
     """
-    output, loss, previews = Path(options["output_dir"]), _Place(), _Place()
+    output, loss, previews = Path(options["output_dir"]), _Display(), _Display()
 
-    def show_pictures():
-        loss.put_newest(output.glob("loss.png"))
-        previews.put_newest(output.glob("previews/*.png"))
+    def show_images() -> None:
+        loss.show_newest(output.glob("loss.png"))
+        previews.show_newest(output.glob("previews/*.png"))
 
-    return _follow([*LAUNCH, REPO / "train_hypernetwork.py", *flags(options)], show_pictures)
-
-
-def show(path):
-    """Show a picture below the cell."""
-    _Place().put(_picture(Path(path), Path(path).stat().st_mtime_ns))
+    return _run_and_show([*LAUNCH, REPO / "train_hypernetwork.py", *flags(options)], show_images)
 
 
-class _Place:
-    """A place below the cell that is drawn over when there is something new."""
+def show(path: str | Path) -> None:
+    """Show an image below the cell."""
+    path = Path(path)
+    _Display().show(_image_bundle(path, path.stat().st_mtime_ns))
 
-    def __init__(self):
-        self.handle, self.shown = None, None
 
-    def put(self, bundle: dict):
+class _Display:
+    """One output below the cell, replaced when it changes."""
+
+    def __init__(self) -> None:
+        self.handle: Any = None
+        self.shown: dict[str, str] | None = None
+
+    def show(self, bundle: dict[str, str]) -> None:
         if bundle == self.shown:
             return
         if self.handle is None:
@@ -94,91 +99,99 @@ class _Place:
             self.handle.update(bundle, raw=True)
         self.shown = bundle
 
-    def put_newest(self, paths):
-        """Put the newest of these pictures; a Drive that is away for a moment must not end the watch."""
+    def show_newest(self, paths: Iterable[Path]) -> None:
+        """Show the newest of these images; skip one that cannot be read yet (Drive may be briefly unavailable)."""
         with contextlib.suppress(OSError):
             newest = max(paths, key=lambda path: path.stat().st_mtime_ns, default=None)
             if newest is not None:
-                self.put(_picture(newest, newest.stat().st_mtime_ns))
+                self.show(_image_bundle(newest, newest.stat().st_mtime_ns))
 
 
 @functools.lru_cache(maxsize=4)
-def _picture(path: Path, mtime: int) -> dict:
-    """What Jupyter takes for a picture; not larger than need be, for it is stored in the notebook."""
+def _image_bundle(path: Path, mtime: int) -> dict[str, str]:
+    """Return an image by MIME type, scaled down because it is stored in the notebook."""
     image, file = Image.open(path).convert("RGB"), io.BytesIO()
-    image.thumbnail((WIDTH, image.height))
-    form = "png" if image.width * image.height <= LARGE else "jpeg"
+    image.thumbnail((MAX_WIDTH, image.height))
+    form = "png" if image.width * image.height <= MAX_PNG_PIXELS else "jpeg"
     image.save(file, form, quality=92)
     return {f"image/{form}": base64.b64encode(file.getvalue()).decode(), "text/plain": path.name}
 
 
-def _follow(command, show_more=lambda: None) -> list[str]:
-    """Start a command and show its last lines until it ends; all of them in the end."""
-    command = list(map(str, command))
-    process, log, text, code = _find(command) or _start(command), _log(command), _Place(), ...
-    with _interrupt_button(process) as presses:
-        while code is ...:
+def _run_and_show(words: Sequence[object], show_more: Callable[[], None] = lambda: None) -> list[str]:
+    """Start a command, show its last lines until it ends, and return all of them."""
+    command = list(map(str, words))
+    process, log, text = _find_process(command) or _start(command), _log_file(command), _Display()
+    lines: list[str] = []
+    code, ended = None, False
+    with _forward_interrupt(process) as interrupts:
+        while not ended:
             with contextlib.suppress(psutil.TimeoutExpired):
-                code = process.wait(SECONDS)  # None of a process that an earlier notebook started
-            lines = _console(log.read_text(encoding="utf-8", errors="replace"))
-            text.put({"text/plain": "\n".join(lines[-LINES:]) or "starting ..."})
+                code, ended = process.wait(POLL_SECONDS), True  # None for a process of an earlier notebook
+            lines = _visible_lines(log.read_text(encoding="utf-8", errors="replace"))
+            text.show({"text/plain": "\n".join(lines[-MAX_LINES:]) or "starting ..."})
             show_more()
     stops = [line for line in lines if line.startswith("stopped")]
     errors = [line for line in lines if line.startswith("error: ")]
-    if presses and (stops or code):
-        line = (stops or ["stopped; to go on, run the same command again"])[-1]
+    if interrupts and (stops or code):
+        line = (stops or ["stopped; to resume, run the same command again"])[-1]
         raise Notice(line.replace("the same command", "this cell"))
     if code or (code is None and errors):
-        raise Notice((errors or lines or [f"it ended with exit code {code}, and said nothing"])[-1])
+        raise Notice((errors or lines or [f"it ended with exit code {code} and printed nothing"])[-1])
     return lines
 
 
-def _log(command) -> Path:
-    """What the command says; not on the Drive, which may be away for a while."""
+def _log_file(command: list[str]) -> Path:
+    """Return where a command's output goes: not to Drive, which may be briefly unavailable."""
     return Path(tempfile.gettempdir(), f"hypernetwork-{zlib.crc32(repr(command).encode()):08x}.log")
 
 
-def _start(command) -> psutil.Popen:
-    """In a session of its own, which the interrupt button's signal does not reach: it is handed on once, below."""
-    changes = {"PYTHONUNBUFFERED": "1", "TQDM_MININTERVAL": "1", "MPLBACKEND": "Agg"}  # the notebook's fits no other
-    with open(_log(command), "wb") as file:
+def _start(command: list[str]) -> psutil.Popen:
+    """Start a command in its own session, so that the interrupt button reaches it only through `_forward_interrupt`."""
+    changes = {"PYTHONUNBUFFERED": "1", "TQDM_MININTERVAL": "1", "MPLBACKEND": "Agg"}  # Colab's needs IPython
+    with open(_log_file(command), "wb") as file:
         return psutil.Popen(
             command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env={**os.environ, **changes}
         )
 
 
-def _find(command) -> psutil.Process | None:
-    """The process that runs this command already, if there is one."""
+def _find_process(command: list[str]) -> psutil.Process | None:
+    """Return the process that is already running this command, if any."""
     return next((found for found in psutil.process_iter(["cmdline"]) if found.info["cmdline"] == command), None)
 
 
 @contextlib.contextmanager
-def _interrupt_button(process):
-    """Within it the first interrupt reaches the script, so that it saves and ends; further ones change nothing."""
-    presses = []
+def _forward_interrupt(process: psutil.Process) -> Iterator[list[int]]:
+    """Forward the first interrupt to the script, so that it saves and ends; ignore further ones.
 
-    def press(number, frame):
-        presses.append(number)
-        if len(presses) == 1:
-            for one in _script_processes(process):
-                one.send_signal(signal.SIGINT)
+    Yields:
+        The interrupts received so far.
+    """
+    interrupts: list[int] = []
 
-    before = signal.signal(signal.SIGINT, press)
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
+        interrupts.append(number)
+        if len(interrupts) == 1:
+            for script in _script_processes(process):
+                script.send_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
     try:
-        yield presses
+        yield interrupts
     finally:
         signal.signal(signal.SIGINT, before)
 
 
-def _script_processes(process) -> list[psutil.Process]:
-    """The script itself: below `accelerate launch`, which would die of the signal with a traceback, or this process."""
+def _script_processes(process: psutil.Process) -> list[psutil.Process]:
+    """Return the process of the script itself: `accelerate launch` would die of a signal with a traceback."""
     with contextlib.suppress(psutil.Error):
         if "accelerate.commands.launch" in process.cmdline():
-            return [one for one in process.children() if "train_hypernetwork" in " ".join(one.cmdline())] or [process]
+            return [child for child in process.children() if "train_hypernetwork" in " ".join(child.cmdline())] or [
+                process
+            ]
     return [process]
 
 
-def _console(text: str) -> list[str]:
-    """The lines as a terminal shows them, of progress bars only the one that is at work."""
+def _visible_lines(text: str) -> list[str]:
+    """Return the lines a terminal would show, with no progress bar but one that is still running."""
     *lines, last = [line.rstrip("\r").rpartition("\r")[2].rstrip() for line in text.split("\n")]
-    return [line for line in lines if line and not BAR.search(line)] + ([last] if last else [])
+    return [line for line in lines if line and not PROGRESS_BAR.search(line)] + ([last] if last else [])

@@ -1,15 +1,18 @@
-"""Captions for prepare.py: from file names, by a model of transformers, by a tagger; and how they meet a text that is there.
+"""Captions for prepare.py: from file names, a captioning model or a tagger, combined with written captions.
 
-A captioner is called with an RGB picture and returns a text in one line.
+A captioner is called with an RGB image and returns one line of text.
 """
 
+import argparse
 import csv
 import dataclasses
 import io
 import os
 import re
 import textwrap
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,44 +24,54 @@ from hypernet.utils.hub import hub_file, is_hub_id
 
 BLIP = "Salesforce/blip-image-captioning-base"
 TAGGER = "SmilingWolf/wd-vit-tagger-v3"
-OWN = ("filename", "blip", "tagger")
-RATING = "9"  # the category of general, sensitive, ... in a tagger's list
-GO_ON = "leave it out to go on with the texts and file names that there are"
+SHORT_NAMES = ("filename", "blip", "tagger")
+QUESTION = "Describe this picture in one sentence."  # for models that chat
+RATING = "9"  # a tagger's category for general, sensitive, ...
+WITHOUT_IT = "leave it out to use the existing captions and file names"
+
+Captioner = Callable[[Image.Image], str]
 
 
 # --- Texts
 
 
-def check_names(names):
-    """Raises: UserError for a captioner that there cannot be."""
+def check_names(names: Iterable[str]) -> None:
+    """Check the values of --caption.
+
+    Raises:
+        UserError: for a name that cannot be a captioner.
+    """
     for name in names:
-        if name not in OWN and not os.path.isdir(name) and not is_hub_id(name):
-            raise UserError(f"--caption {name}: write {', '.join(OWN)}, a model's Hub id (OWNER/NAME) or its folder")
+        if name not in SHORT_NAMES and not os.path.isdir(name) and not is_hub_id(name):
+            raise UserError(
+                f"--caption {name}: use {', '.join(SHORT_NAMES)}, a model's Hub id (OWNER/NAME) or its folder"
+            )
 
 
-def join_texts(texts) -> str:
-    """Texts joined by commas; what stands between the commas of an earlier one is not said again."""
-    joined, said = [], set()
+def join_texts(texts: Iterable[str]) -> str:
+    """Join texts by commas; drop the comma-separated pieces that an earlier text has."""
+    joined: list[str] = []
+    seen: set[str] = set()
     for text in texts:
         pieces = [piece.strip() for piece in text.split(",")]
-        new = [piece for piece in pieces if piece and piece.lower() not in said]
-        said.update(piece.lower() for piece in new)
+        new = [piece for piece in pieces if piece and piece.lower() not in seen]
+        seen.update(piece.lower() for piece in new)
         if not joined and text.strip():
-            joined.append(text.strip())  # the first as it stands
+            joined.append(text.strip())  # the first one unchanged
         elif new:
             joined.append(", ".join(new))
     return ", ".join(joined)
 
 
 def needs_captions(existing: str | None, mode: str) -> bool:
-    """Whether a captioner is asked; `existing` is None where there is no text, and an empty one is as good as none."""
+    """Return whether to run the captioners on an image whose written caption is `existing` (None or "" for none)."""
     return mode != "copy" or not existing
 
 
 def combine(existing: str | None, generated: list[str], mode: str) -> str | None:
-    """The text beside a prepared picture; None where nothing but the file's name is to be had.
+    """Return the caption of a prepared image, or None if it has only its file name.
 
-    The four modes are those of the WebUI's Preprocess tab: ignore, copy, prepend and append the existing text.
+    The modes are those of the WebUI's Preprocess tab: ignore, copy, prepend or append the existing caption.
     """
     if mode == "ignore":
         existing = None
@@ -67,43 +80,47 @@ def combine(existing: str | None, generated: list[str], mode: str) -> str | None
     return join_texts([existing, *generated] if mode == "prepend" else [*generated, existing])
 
 
-# --- Models of transformers
+# --- Captioning models
 
 
 class ModelCaptioner:
-    """A model that writes a sentence: BLIP, GIT, a vision-language model that chats, ..."""
+    """A captioning model of transformers: BLIP, GIT, a vision-language model that chats, ..."""
 
-    def __init__(self, name: str, prompt: str | None, longest: int):
-        """Load it from a folder, the Hub or its cache. Raises: UserError if that cannot be done."""
+    def __init__(self, name: str, prompt: str | None, max_tokens: int):
+        """Load a model from a folder, the Hub or its cache, and try it on a white image.
+
+        Raises:
+            UserError: if it cannot be loaded or cannot caption an image.
+        """
         from transformers import AutoModelForImageTextToText
 
-        self.prompt, self.longest = prompt, longest
+        self.prompt, self.max_tokens = prompt, max_tokens
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.dtype = torch.float16 if self.device == "cuda" else torch.float32
         try:
             model = AutoModelForImageTextToText.from_pretrained(name, dtype=self.dtype)
             self.processor, self.tokenizer = _load_processors(name)
-        except Exception as error:  # whatever loading and the connection raise
-            raise cannot_load(name, error) from None
+        except Exception as error:  # loaders and the Hub client raise many kinds
+            raise _captioner_error(name, error) from None
         self.model = model.to(self.device).eval()
         self.chats = bool(getattr(self.processor, "chat_template", None))
         try:
-            self(Image.new("RGB", (64, 64), "white"))  # what cannot work is told before the pictures are begun
+            self(Image.new("RGB", (64, 64), "white"))
         except Exception as error:
-            raise cannot_load(name, error, "it cannot caption a picture") from None
+            raise _captioner_error(name, error, "it cannot caption an image") from None
 
     @torch.inference_mode()
     def __call__(self, image: Image.Image) -> str:
         inputs = self._inputs(image).to(self.device, self.dtype)
-        tokens = self.model.generate(**inputs, max_new_tokens=self.longest, do_sample=False)
-        if self.chats:  # what was asked stands before the answer
+        tokens = self.model.generate(**inputs, max_new_tokens=self.max_tokens, do_sample=False)
+        if self.chats:  # the question precedes the answer
             tokens = tokens[:, inputs["input_ids"].shape[1] :]
         text = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)[0]
         return " ".join(text.split())
 
-    def _inputs(self, image):
+    def _inputs(self, image: Image.Image) -> Any:
         if self.chats:
-            question = {"type": "text", "text": self.prompt or "Describe this picture in one sentence."}
+            question = {"type": "text", "text": self.prompt or QUESTION}
             messages = [{"role": "user", "content": [{"type": "image", "image": image}, question]}]
             options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
             return self.processor.apply_chat_template(messages, **options)
@@ -111,8 +128,8 @@ class ModelCaptioner:
         return self.processor(images=image, return_tensors="pt", **text)
 
 
-def _load_processors(name):
-    """(what makes inputs, what decodes tokens); models of an encoder and a decoder come without a common one."""
+def _load_processors(name: str) -> tuple[Any, Any]:
+    """Return what makes a model's inputs and what decodes its tokens; encoder-decoder models have no common one."""
     from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 
     processor = AutoProcessor.from_pretrained(name)
@@ -121,10 +138,12 @@ def _load_processors(name):
     return AutoImageProcessor.from_pretrained(name), AutoTokenizer.from_pretrained(name)
 
 
-def cannot_load(name, error, problem="it cannot be loaded, neither from here nor from the Hub") -> UserError:
-    """The one line for a model that cannot be used, and how to go on."""
+def _captioner_error(
+    name: str, error: object, problem: str = "it cannot be loaded from disk or from the Hub"
+) -> UserError:
+    """Return the error for a captioner that cannot be used: one line, with a way to continue."""
     reason = textwrap.shorten(str(error).partition("\n")[0], 160, placeholder="…") or type(error).__name__
-    return UserError(f"--caption {name}: {problem} ({reason}); {GO_ON}")
+    return UserError(f"--caption {name}: {problem} ({reason}); {WITHOUT_IT}")
 
 
 # --- Taggers
@@ -132,7 +151,7 @@ def cannot_load(name, error, problem="it cannot be loaded, neither from here nor
 
 @dataclasses.dataclass(frozen=True)
 class TagStyle:
-    """Which tags are taken, and how they are written."""
+    """Which tags are kept, and how they are written."""
 
     threshold: float = 0.35
     keep_underscores: bool = False
@@ -140,58 +159,61 @@ class TagStyle:
     order: str = "score"
     excluded: tuple[str, ...] = ()
 
-    def text(self, names: list[str], scores) -> str:
-        """The tags that reach the threshold, joined by commas: by score, the highest first, or by the alphabet."""
+    def text(self, names: list[str], scores: np.ndarray) -> str:
+        """Return the tags that reach the threshold, joined by commas: highest score first, or in alphabetical order."""
         excluded = {_plain(tag) for tag in self.excluded}
         chosen = [(-float(score), i) for i, score in enumerate(scores) if score >= self.threshold]
         tags = [names[i] for _, i in sorted(chosen) if _plain(names[i]) not in excluded]
-        return ", ".join(map(self.written, sorted(tags) if self.order == "alphabet" else tags))
+        return ", ".join(map(self.format, sorted(tags) if self.order == "alphabet" else tags))
 
-    def written(self, tag: str) -> str:
-        """One tag: spaces for underscores, except in a face such as >_<; brackets with a backslash, if wanted."""
-        if not self.keep_underscores and not is_kaomoji(tag):
+    def format(self, tag: str) -> str:
+        """Replace underscores by spaces, except in emoticons such as >_<, and escape brackets, as the options say."""
+        if not self.keep_underscores and not is_emoticon(tag):
             tag = tag.replace("_", " ")
         return re.sub(r"([\\()])", r"\\\1", tag) if self.escape_brackets else tag
 
 
-def is_kaomoji(tag: str) -> bool:
-    """Whether a tag is a face drawn with signs, such as ^_^ or o_o: nowhere in it do two letters or digits meet."""
+def is_emoticon(tag: str) -> bool:
+    """Return whether a tag is an emoticon such as ^_^ or o_o: an underscore, and no two adjacent letters or digits."""
     return "_" in tag and not re.search(r"[^\W_]{2}", tag)
 
 
-def _plain(tag):
+def _plain(tag: str) -> str:
     return tag.strip().replace("_", " ").lower()
 
 
 class Tagger:
-    """A tagger such as https://huggingface.co/SmilingWolf/wd-vit-tagger-v3: model.onnx and selected_tags.csv."""
+    """A tagger like https://huggingface.co/SmilingWolf/wd-vit-tagger-v3: model.onnx and selected_tags.csv."""
 
     def __init__(self, name: str, style: TagStyle):
-        """Load it from a folder, the Hub or its cache. Raises: UserError if that cannot be done."""
+        """Load a tagger from a folder, the Hub or its cache, and try it on a white image.
+
+        Raises:
+            UserError: if it cannot be loaded, or its two files do not match.
+        """
         try:
             import onnxruntime
         except ImportError:
-            raise UserError(f"--caption tagger: pip install onnxruntime; or {GO_ON}") from None
-        self.style, files = style, {}
+            raise UserError(
+                f"--caption tagger: it needs onnxruntime; pip install onnxruntime, or {WITHOUT_IT}"
+            ) from None
+        self.style = style
         try:
-            for file in ("model.onnx", "selected_tags.csv"):
-                files[file] = Path(name) / file if os.path.isdir(name) else hub_file(name, file)
-                if not files[file].is_file():
-                    raise OSError(f"it has no {file}")
+            model, tags = (_tagger_file(name, file) for file in ("model.onnx", "selected_tags.csv"))
             options = onnxruntime.SessionOptions()
             options.log_severity_level = 3  # errors only
             providers = onnxruntime.get_available_providers()
-            self.session = onnxruntime.InferenceSession(str(files["model.onnx"]), options, providers=providers)
-            rows = list(csv.DictReader(io.StringIO(read_text(files["selected_tags.csv"]), newline="")))
+            self.session = onnxruntime.InferenceSession(str(model), options, providers=providers)
+            rows = list(csv.DictReader(io.StringIO(read_text(tags), newline="")))
             self.names, self.categories = [row["name"] for row in rows], [row["category"] for row in rows]
             self.input = self.session.get_inputs()[0]
-            found = self.scores(Image.new("RGB", (64, 64), "white")).size
-        except Exception as error:  # whatever the runtime and the connection raise
+            count = self.scores(Image.new("RGB", (64, 64), "white")).size
+        except Exception as error:  # the runtime and the Hub client raise many kinds
             problem = f"no column {error}" if isinstance(error, KeyError) else error
-            raise cannot_load(f"tagger --tagger_model {name}", problem) from None
-        if found != len(self.names):
-            problem = f"model.onnx has {found} tags, selected_tags.csv {len(self.names)}"
-            raise UserError(f"--caption tagger --tagger_model {name}: {problem}; {GO_ON}")
+            raise _captioner_error(f"tagger --tagger_model {name}", problem) from None
+        if count != len(self.names):
+            problem = f"model.onnx has {count} tags, but selected_tags.csv has {len(self.names)}"
+            raise UserError(f"--caption tagger --tagger_model {name}: {problem}; {WITHOUT_IT}")
 
     def __call__(self, image: Image.Image) -> str:
         scores = self.scores(image)
@@ -199,14 +221,23 @@ class Tagger:
         return self.style.text([self.names[i] for i in kept], scores[kept])
 
     def scores(self, image: Image.Image) -> np.ndarray:
-        """(tags,) probabilities of an RGB picture."""
+        """Return the probabilities of all tags for an RGB image, (tags,)."""
         side = self.input.shape[1] if isinstance(self.input.shape[1], int) else 448
         return self.session.run(None, {self.input.name: tagger_pixels(image, side)})[0].reshape(-1)
 
 
+def _tagger_file(name: str, file: str) -> Path:
+    path = Path(name) / file if os.path.isdir(name) else hub_file(name, file)
+    if not path.is_file():
+        raise OSError(f"it has no {file}")
+    return path
+
+
 def tagger_pixels(image: Image.Image, side: int) -> np.ndarray:
-    """An RGB picture as these taggers want it: in the middle of a white square, scaled, BGR: (1, side, side, 3) float32
-    from 0 to 255 (the model cards' code)."""
+    """Pad an RGB image to a white square and resize it: (1, side, side, 3) float32 in BGR order, 0 to 255.
+
+    This is the preprocessing of the code in the taggers' model cards.
+    """
     longest = max(image.size)
     square = Image.new("RGB", (longest, longest), "white")
     square.paste(image, ((longest - image.width) // 2, (longest - image.height) // 2))
@@ -214,19 +245,21 @@ def tagger_pixels(image: Image.Image, side: int) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(square, np.float32)[None, :, :, ::-1])
 
 
-def load_captioners(args) -> list:
-    """What --caption names, in its order; None stands for the file's name.
+def load_captioners(args: argparse.Namespace) -> list[Captioner | None]:
+    """Load the captioners that --caption names, in its order; None stands for the file name.
 
     Raises:
-        UserError: for a model that cannot be loaded, with how to go on without it.
+        UserError: for a model that cannot be loaded, with a way to continue without it.
     """
     style = TagStyle(args.tagger_threshold, args.keep_underscores, args.escape_brackets, args.order, args.exclude_tags)
-    found = []
+    captioners: list[Captioner | None] = []
     for name in args.caption:
         if name == "filename":
-            found.append(None)
+            captioners.append(None)
         elif name == "tagger":
-            found.append(Tagger(args.tagger_model, style))
+            captioners.append(Tagger(args.tagger_model, style))
         else:
-            found.append(ModelCaptioner(BLIP if name == "blip" else name, args.caption_prompt, args.caption_tokens))
-    return found
+            captioners.append(
+                ModelCaptioner(BLIP if name == "blip" else name, args.caption_prompt, args.caption_tokens)
+            )
+    return captioners

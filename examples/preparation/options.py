@@ -1,9 +1,11 @@
-"""The options of prepare.py: each once, with its meaning, and what values of it can work."""
+"""The options of prepare.py, each declared once with its meaning, and the checks of their values."""
 
+import argparse
 import json
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 from examples.preparation.captions import TAGGER, check_names
 from examples.preparation.focus import Focus
@@ -13,63 +15,63 @@ from hypernet.data.captions import check_word_regex
 from hypernet.data.image_io import MAX_PIXELS, check_color
 from hypernet.utils.errors import UserError
 
-CHANGEABLE = {"SRC", "DST", "overwrite", "sheet_images"}  # what may differ from one run into a folder to the next
+CHANGEABLE = {"SRC", "DST", "overwrite", "sheet_images"}  # may differ between two runs into the same folder
 
 
 # fmt: off
-def parse_arguments(docstring: str, arguments=None):
-    """The options, checked; `size` as (width, height), `exclude_tags` as a tuple, `focus` as a `Focus` or None.
+def parse_arguments(docstring: str | None, arguments: list[str] | None = None) -> argparse.Namespace:
+    """Parse and check the options; `size` becomes (width, height), `exclude_tags` a tuple, `focus` a `Focus` or None.
 
     Raises:
-        UserError: in one line, for what cannot work.
+        UserError: for an option or value that cannot work.
     """
     parser = ScriptParser(docstring)
     add = parser.add_argument
-    add("SRC", type=Path, help="folder with pictures and captions, as the trainer reads one; nothing in it is changed")
-    add("DST", type=Path, help="folder to write, with the same sub-folders; it may exist")
-    add("--size", default="512", help="pixels of every picture: a side, or WIDTHxHEIGHT; default: %(default)s")
-    add("--background", default="white", help="what is transparent is laid on it; default: %(default)s")
-    add("--keep_alpha", action="store_true", help="keep transparency instead, for --alpha_weight in the training")
-    add("--flip", action="store_true", help="a mirrored copy of each")
-    add("--overwrite", action="store_true", help="delete first what this script has made in DST, nothing else")
-    add("--sheet_images", type=int, default=48, help="at most so many on the sheet, 0 for none; default: %(default)s")
+    add("SRC", type=Path, help="folder of images and captions, laid out as for training; it is never changed")
+    add("DST", type=Path, help="folder to write, with the same subfolders; it may exist")
+    add("--size", default="512", help="size of every image in pixels: one side, or WIDTHxHEIGHT; default: %(default)s")
+    add("--background", default="white", help="color behind transparent pixels; default: %(default)s")
+    add("--keep_alpha", action="store_true", help="keep transparency instead, for --alpha_weight in training")
+    add("--flip", action="store_true", help="add a mirrored copy of each image")
+    add("--overwrite", action="store_true", help="first delete what this script made in DST, and nothing else")
+    add("--sheet_images", type=int, default=48, help="maximum number of images on the sheet, 0 for no sheet; default: %(default)s")
 
-    add = parser.add_argument_group("the part that is taken; default: the largest in the middle").add_argument
-    add("--split", action="store_true", help="pictures that are long or tall become two or more, side by side")
-    add("--split_threshold", type=float, default=0.5, help="split if a crop leaves this share or less; default: %(default)s")
-    add("--overlap_ratio", type=float, default=0.2, help="the least share that parts have in common; default: %(default)s")
+    add = parser.add_argument_group("cropping; default: the largest centered crop").add_argument
+    add("--split", action="store_true", help="split long and tall images into several that overlap")
+    add("--split_threshold", type=float, default=0.5, help="split if a crop would keep this fraction or less; default: %(default)s")
+    add("--overlap_ratio", type=float, default=0.2, help="minimum overlap of neighboring parts, as a fraction; default: %(default)s")
     add("--focus", action="store_true", help="crop where faces, edges and detail are")
-    add("--face_weight", type=float, default=0.9, help="of --focus; default: %(default)s")
-    add("--edges_weight", type=float, default=0.5, help="of --focus; default: %(default)s")
-    add("--entropy_weight", type=float, default=0.15, help="of --focus; default: %(default)s")
-    add("--auto_size", action="store_true", help="instead of --size: the best one for each picture, sides multiples of 64")
-    add("--min_side", type=int, default=384, help="of --auto_size, in pixels; default: %(default)s")
-    add("--max_side", type=int, default=768, help="of --auto_size, in pixels; default: %(default)s")
-    add("--min_area", type=int, default=64 * 64, help="of --auto_size, width times height; default: %(default)s")
-    add("--max_area", type=int, default=640 * 640, help="of --auto_size, width times height; default: %(default)s")
-    add("--size_threshold", type=float, default=0.1, help="of --auto_size: the greatest share cut off; default: %(default)s")
-    add("--objective", choices=("area", "error"), default="area", help="of --auto_size: greatest area or least cut off")
+    add("--face_weight", type=float, default=0.9, help="with --focus: weight of faces; default: %(default)s")
+    add("--edges_weight", type=float, default=0.5, help="with --focus: weight of edges; default: %(default)s")
+    add("--entropy_weight", type=float, default=0.15, help="with --focus: weight of detail; default: %(default)s")
+    add("--auto_size", action="store_true", help="choose the best size for each image instead of --size; sides are multiples of 64")
+    add("--min_side", type=int, default=384, help="with --auto_size: minimum side in pixels; default: %(default)s")
+    add("--max_side", type=int, default=768, help="with --auto_size: maximum side in pixels; default: %(default)s")
+    add("--min_area", type=int, default=64 * 64, help="with --auto_size: minimum width times height; default: %(default)s")
+    add("--max_area", type=int, default=640 * 640, help="with --auto_size: maximum width times height; default: %(default)s")
+    add("--size_threshold", type=float, default=0.1, help="with --auto_size: maximum fraction cut off; default: %(default)s")
+    add("--objective", choices=("area", "error"), default="area", help="with --auto_size: prefer the largest area, or the least cut off; default: %(default)s")
 
-    add = parser.add_argument_group("what is worth a look, or left out").add_argument
-    add("--max_enlarged", type=float, default=1.0, help="enlarged more than so many times is too small; default: %(default)s")
-    add("--skip_small", action="store_true", help="leave out what is too small")
-    add("--same_threshold", type=float, default=0.02, help="pictures that differ by less are the same; default: %(default)s")
-    add("--skip_duplicates", action="store_true", help="leave out all but the largest of those")
+    add = parser.add_argument_group("small images and duplicates").add_argument
+    add("--max_enlarged", type=float, default=1.0, help="report images that are enlarged more than this many times; default: %(default)s")
+    add("--skip_small", action="store_true", help="skip these images")
+    add("--same_threshold", type=float, default=0.02, help="report images that differ by less than this, from 0 to 1; default: %(default)s")
+    add("--skip_duplicates", action="store_true", help="keep only the largest of these images")
 
-    add = parser.add_argument_group("captions, as .txt beside the pictures").add_argument
-    add("--caption", nargs="+", default=[], metavar="NAME", help="filename, blip, tagger, or a captioning model of transformers by Hub id or folder; several are joined by commas")
-    add("--existing_caption", choices=("ignore", "copy", "prepend", "append"), default="copy", help="what becomes of a text that is there: copy keeps it and asks no model; default: %(default)s")
-    add("--caption_prompt", help="what a captioning model is asked, or begins with")
-    add("--caption_tokens", type=int, default=64, help="longest caption of a model, in tokens; default: %(default)s")
-    add("--tagger_model", default=TAGGER, help="Hub id or folder with model.onnx, selected_tags.csv; default: %(default)s")
-    add("--tagger_threshold", type=float, default=0.35, help="least probability of a tag; default: %(default)s")
-    add("--keep_underscores", action="store_true", help="in tags; default: they become spaces")
-    add("--escape_brackets", action="store_true", help="brackets in tags get a backslash, for the WebUI")
-    add("--order", choices=("score", "alphabet"), default="score", help="of tags; default: %(default)s")
+    add = parser.add_argument_group("captions, written as .txt beside the images").add_argument
+    add("--caption", nargs="+", default=[], metavar="NAME", help="filename, blip, tagger, or the Hub id or folder of a captioning model; several are joined by commas")
+    add("--existing_caption", choices=("ignore", "copy", "prepend", "append"), default="copy", help="what to do with a written caption: copy keeps it and runs no model; default: %(default)s")
+    add("--caption_prompt", help="question for a captioning model, or the start of its caption")
+    add("--caption_tokens", type=int, default=64, help="maximum caption length of a model, in tokens; default: %(default)s")
+    add("--tagger_model", default=TAGGER, help="Hub id or folder with model.onnx and selected_tags.csv; default: %(default)s")
+    add("--tagger_threshold", type=float, default=0.35, help="minimum probability of a tag; default: %(default)s")
+    add("--keep_underscores", action="store_true", help="keep underscores in tags; default: they become spaces")
+    add("--escape_brackets", action="store_true", help="put a backslash before brackets in tags, for the WebUI")
+    add("--order", choices=("score", "alphabet"), default="score", help="order of tags; default: %(default)s")
     add("--exclude_tags", default="", help='tags to leave out, such as "text, watermark"')
-    add("--caption_column", default="text", help="of a metadata file in SRC; default: %(default)s")
-    add("--filename_word_regex", help="as in the training: of file names as captions, only its matches")
-    add("--filename_join_string", default=" ", help="between these")
+    add("--caption_column", default="text", help="caption column of a metadata file in SRC; default: %(default)s")
+    add("--filename_word_regex", help="keep only the matches of this pattern when a file name serves as the caption")
+    add("--filename_join_string", default=" ", help="text that joins those matches; default: a space")
     args = parser.parse_args(arguments)
     check_arguments(args)
     args.exclude_tags = tuple(filter(None, map(str.strip, args.exclude_tags.split(","))))
@@ -78,8 +80,12 @@ def parse_arguments(docstring: str, arguments=None):
 # fmt: on
 
 
-def check_arguments(args):
-    """Turns --size into numbers. Raises: UserError for values that cannot work, and folders within one another."""
+def check_arguments(args: argparse.Namespace) -> None:
+    """Check the options, alone and together, and parse --size.
+
+    Raises:
+        UserError: for values that cannot work, and for folders that contain one another.
+    """
     check_folders(args.SRC, args.DST)
     option = "size"
     try:
@@ -91,57 +97,66 @@ def check_arguments(args):
     except ValueError as error:
         raise UserError(f"--{option} {error}") from None
     if args.size[0] * args.size[1] > MAX_PIXELS:
-        raise UserError(f"--size {args.size[0]}x{args.size[1]}: more than {MAX_PIXELS} pixels")
+        raise UserError(f"--size {args.size[0]}x{args.size[1]}: it must have at most {MAX_PIXELS} pixels")
     check_ranges(args)
     check_names(args.caption)
     if args.focus and not args.face_weight + args.edges_weight + args.entropy_weight > 0:
         raise UserError("--focus: one of --face_weight, --edges_weight and --entropy_weight must be above 0")
-    if args.auto_size and (args.min_side > args.max_side or args.min_area > args.max_area):
-        raise UserError(f"--auto_size: from {args.min_side} to {args.max_side} pixels a side, {args.min_area} to "
-                        f"{args.max_area} in all: the first is to be the smaller one")  # fmt: skip
+    for option in ("side", "area"):
+        lowest, highest = getattr(args, f"min_{option}"), getattr(args, f"max_{option}")
+        if args.auto_size and lowest > highest:
+            raise UserError(f"--auto_size: --min_{option} {lowest} is more than --max_{option} {highest}")
 
 
-def check_ranges(args):
-    """Raises: UserError for a number out of its range."""
-    shares = ("split_threshold", "size_threshold", "same_threshold", "tagger_threshold", "overlap_ratio")
+def check_ranges(args: argparse.Namespace) -> None:
+    """Check that numbers are in range.
+
+    Raises:
+        UserError: if one is not.
+    """
+    fractions = ("split_threshold", "size_threshold", "same_threshold", "tagger_threshold", "overlap_ratio")
     positive = ("min_side", "max_side", "min_area", "max_area", "caption_tokens", "max_enlarged")
     weights = ("face_weight", "edges_weight", "entropy_weight", "sheet_images")
-    for name in (*shares, *positive, *weights):
+    for name in (*fractions, *positive, *weights):
         value = getattr(args, name)
         if not math.isfinite(value) or value < 0:
             raise UserError(f"--{name} {value}: it must be 0 or more")
         if name in positive and value == 0:
             raise UserError(f"--{name} {value}: it must be above 0")
-        if name in shares and value > 1:
-            raise UserError(f"--{name} {value}: it is a share, from 0 to 1")
+        if name in fractions and value > 1:
+            raise UserError(f"--{name} {value}: it must be between 0 and 1")
     if args.overlap_ratio > 0.9:
-        raise UserError(f"--overlap_ratio {args.overlap_ratio}: it must be 0.9 at most")
+        raise UserError(f"--overlap_ratio {args.overlap_ratio}: it must be at most 0.9")
 
 
-def check_folders(source: Path, folder: Path):
-    """Raises: UserError if one is the other, or lies in it, or DST is a file."""
-    src, dst = source.resolve(), folder.resolve()
+def check_folders(source: Path, target: Path) -> None:
+    """Check that neither folder contains the other, and that the target is not a file.
+
+    Raises:
+        UserError: otherwise.
+    """
+    src, dst = source.resolve(), target.resolve()
     if src == dst:
-        raise UserError(f"DST {folder}: it is SRC itself, which is never changed; name another folder")
+        raise UserError(f"DST {target}: it is SRC itself, which is never changed; name another folder")
     if dst.is_relative_to(src):
-        raise UserError(f"DST {folder}: it lies in SRC {source}; name a folder outside")
+        raise UserError(f"DST {target}: it lies in SRC {source}; name a folder outside")
     if src.is_relative_to(dst):
-        raise UserError(f"SRC {source}: it lies in DST {folder}; name a folder outside")
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"DST {folder}: it is a file; name a folder")
+        raise UserError(f"SRC {source}: it lies in DST {target}; name a folder outside")
+    if target.exists() and not target.is_dir():
+        raise UserError(f"DST {target}: it is a file; name a folder")
 
 
-def recorded(args) -> dict:
-    """The options that shape what is made, as they are kept beside it."""
+def recorded_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the options that decide what is made, as the record keeps them."""
     options = {name: value for name, value in vars(args).items() if name not in CHANGEABLE}
     options["focus"] = args.focus is not None
-    for name, decides in (("max_enlarged", args.skip_small), ("same_threshold", args.skip_duplicates)):
-        if not decides:  # then it is only told
+    for name, skips in (("max_enlarged", args.skip_small), ("same_threshold", args.skip_duplicates)):
+        if not skips:  # then it only decides what is reported
             del options[name]
     options = {"SRC": os.path.realpath(args.SRC), **options}
-    return json.loads(json.dumps(options))
+    return json.loads(json.dumps(options))  # with tuples as lists, as they are read
 
 
-def named(name: str) -> str:
-    """An option as it is written on the command line."""
+def flag(name: str) -> str:
+    """Return an option as the command line spells it."""
     return name if name.isupper() else f"--{name}"

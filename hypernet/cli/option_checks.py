@@ -6,6 +6,7 @@ import importlib.util
 import re
 import typing
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from hypernet.config import LRScheduler, TrainingConfig, parse_numbers
@@ -32,7 +33,9 @@ def check_options(config: TrainingConfig) -> TrainingConfig:
     config.name = config.name or Path(config.output_dir).resolve().name
     config.train_data_dir, config.dataset_name = config.train_data_dir or None, config.dataset_name or None
     config.optimizer = _optimizer_name(config)
-    _require(config, "pretrained_model_name_or_path", "the base model, such as stable-diffusion-v1-5/stable-diffusion-v1-5")
+    _require(
+        config, "pretrained_model_name_or_path", "the base model, such as stable-diffusion-v1-5/stable-diffusion-v1-5"
+    )
     ModelSource.from_config(config)  # checks its own options
     _check_data(config)
     _check_hypernetwork(config)
@@ -82,7 +85,7 @@ def _check_hypernetwork(config: TrainingConfig) -> None:
     for option in ("layer_structure", "dropout_structure", "widths"):
         text = getattr(config, option)
         if text is not None:
-            _check(option, lambda text=text: parse_numbers(text))
+            _check(option, partial(parse_numbers, text))
     _check(None, lambda: check_structure(**config.structure()))
 
 
@@ -106,7 +109,7 @@ def _check_schedules(config: TrainingConfig) -> None:
     _at_least(config, 1, "lr_num_cycles")
     _at_least(config, 0, "lr_warmup_steps", "lr_power")
     for option in ("learning_rate", "max_grad_norm", "max_grad_value"):
-        _check(option, lambda option=option: parse_schedule(getattr(config, option), config.max_train_steps))
+        _check(option, partial(parse_schedule, getattr(config, option), config.max_train_steps))
     schedule = parse_schedule(config.learning_rate, config.max_train_steps)
     if not any(value for value, _ in schedule.pieces):
         raise UserError(f"--learning_rate {config.learning_rate}: nothing is learned at a learning rate of 0")
@@ -129,7 +132,9 @@ def _check_schedules(config: TrainingConfig) -> None:
 
 def _check_validation(config: TrainingConfig) -> None:
     if not 0 <= config.validation_split < 1:
-        raise UserError(f"--validation_split {config.validation_split}: a fraction, at least 0 and below 1, such as 0.1")
+        raise UserError(
+            f"--validation_split {config.validation_split}: a fraction, at least 0 and below 1, such as 0.1"
+        )
     _refuse_if(config, config.validation_data_dir, "validation_split", "choose it or --validation_data_dir")
     if config.validation_data_dir and config.train_data_dir:
         if Path(config.validation_data_dir).resolve().is_relative_to(Path(config.train_data_dir).resolve()):

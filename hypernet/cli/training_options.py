@@ -65,12 +65,10 @@ def build_parser() -> argparse.ArgumentParser:
             options = argument_type(field.type)
             if field.name in REPEATABLE:
                 options |= {"nargs": "*" if field.name == "lora" else "+", "action": "extend"}
-            group.add_argument(
-                f"--{field.name}", default=field.default, help=text.replace("%", "%%"), **options
-            )
+            group.add_argument(f"--{field.name}", default=field.default, help=text.replace("%", "%%"), **options)
             if field.default is True:
-                no = {"dest": field.name, "action": "store_false", "default": True}
-                group.add_argument(f"--no_{field.name}", help=f"Turn --{field.name} off.", **no)
+                off = f"Turn --{field.name} off."
+                group.add_argument(f"--no_{field.name}", dest=field.name, action="store_false", default=True, help=off)
     return parser
 
 
@@ -160,7 +158,7 @@ def run_label(config: TrainingConfig, arguments: list[str] | None = None) -> str
     identity = {field.name for field in dataclasses.fields(TrainingConfig)} - CHANGEABLE
     changed = config.changed(name for name in dict.fromkeys(names) if name in identity | LABELED)
     changed = {key: value for key, value in changed.items() if key not in UNLABELED}
-    changed |= {"lora": lora_names(config.lora)} if "lora" in changed else {}
+    changed |= {"lora": lora_names(config.lora or [])} if "lora" in changed else {}
     return ", ".join([str(config.name), *(f"{key}={value}" for key, value in changed.items())])[:120]
 
 
@@ -225,3 +223,7 @@ def options_tables() -> str:
             lines.append(f"| `--{field.name}` | {default} | {field.metadata['help'].replace('|', '&#124;')} |")
         lines.append("")
     return "\n".join(lines).rstrip()
+
+
+if __name__ == "__main__":
+    print(options_tables())

@@ -1,10 +1,13 @@
-"""What the trainer sees: items drawn from cached latents and prompts, and the order in which they come."""
+"""What a training step gets: random items from cached latents and prompts, determined by seed, epoch and image."""
 
+import typing
 
 import torch
+from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 
+from hypernet.config import TrainingConfig
 from hypernet.data.batch_sampler import Batch, EpochBatchSampler
 from hypernet.data.buckets import size_table
 from hypernet.data.captions import PromptSampler, read_templates
@@ -19,72 +22,97 @@ from hypernet.utils.errors import is_local_main_process
 from hypernet.utils.hashing import derive_seed
 
 
-def describe_data(source: ImageSource, pictures: list[ImageRecord], problems: list[str], batches: EpochBatchSampler, config) -> str:
-    """What a run says at its start: which images it skips and why, how many it uses, at which sizes; what may be amiss."""
+def describe_data(
+    source: ImageSource,
+    records: list[ImageRecord],
+    problems: list[str],
+    batches: EpochBatchSampler,
+    config: TrainingConfig,
+) -> str:
+    """Return what a run prints first: skipped images and likely mistakes, then the number of images of each size."""
     lines = [f"skipped: {problem}" for problem in problems] + [f"note: {note}" for note in source.notes]
-    wordless = [picture.row for picture in pictures if not any(source.captions[picture.row])]
-    if wordless and config.caption_column and any("[filewords]" in template for template in read_templates(config.template)):
-        lines.append(f"note: {len(wordless)} images have an empty caption, such as {source.name(wordless[0])}")
-    if config.alpha_weight and not any(picture.has_alpha for picture in pictures):
-        lines.append("note: --alpha_weight changes nothing, since no image has transparency")
-    lines.append(f"images used: {len(pictures)}, skipped: {len(problems)}; batches per epoch: {len(batches)}")
-    return "\n".join([*lines, size_table([picture.size for picture in pictures], batches.total)])
+    uncaptioned = [record.row for record in records if not any(source.captions[record.row])]
+    uses_captions = any("[filewords]" in template for template in read_templates(config.template))
+    if uncaptioned and config.caption_column and uses_captions:
+        lines.append(f"note: {len(uncaptioned)} images have an empty caption, such as {source.name(uncaptioned[0])}")
+    if config.alpha_weight and not any(record.has_alpha for record in records):
+        lines.append("note: --alpha_weight has no effect: no image has transparency")
+    lines.append(f"images used: {len(records)}, skipped: {len(problems)}; batches per epoch: {len(batches)}")
+    return "\n".join([*lines, size_table([record.size for record in records], batches.total_batch_size)])
+
+
+class Sample(typing.NamedTuple):
+    """An image with everything that is random about it."""
+
+    latents: torch.Tensor  # (channels, height, width)
+    noise: torch.Tensor  # like latents
+    timestep: torch.Tensor  # ()
+    weights: torch.Tensor  # of the loss, (1, height or 1, width or 1)
+    prompt: str
+    time_ids: torch.Tensor | None  # (6,), SDXL's
 
 
 class TrainingDataset(torch.utils.data.Dataset):
-    """Latents and prompts of the images. A batch is drawn anew at each access, from the seed, the epoch and the image.
+    """Latents and prompts of the images, sampled anew at each access.
 
-    So noise, timestep, prompt, crop and flip of an image depend neither on what was drawn before (resuming is exact and
-    previews disturb nothing) nor on which process asks.
+    Noise, timestep, prompt, crop and flip depend on seed, epoch and image alone, not on earlier accesses or on which
+    process asks. So resuming is exact, and previews disturb nothing.
     """
 
-    def __init__(self, latents: ImageLatents, prompts: PromptSampler, embeds: PromptEmbeds, models: StableDiffusion, config):
+    def __init__(
+        self,
+        latents: ImageLatents,
+        prompts: PromptSampler,
+        embeds: PromptEmbeds,
+        models: StableDiffusion,
+        config: TrainingConfig,
+    ):
         self.latents, self.prompts, self.embeds, self.is_xl = latents, prompts, embeds, models.base.is_xl
         self.num_train_timesteps, self.seed = models.scheduler.config.num_train_timesteps, config.seed
         self.alpha_weight, self.noise_offset = config.alpha_weight, config.noise_offset
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.latents)
 
     def __getitems__(self, batch: Batch) -> dict:
-        """The tensors of a batch, float32 but for the timesteps.
+        """Return the tensors of a batch, float32 except for the timesteps.
 
-        latents and noise (B, channels, height, width); timesteps (B,); weights (B, 1, height or 1, width or 1) as
-        `diffusion_loss` takes them; prompts; time_ids (B, 6), SDXL's; and `conditions`, if the prompts are cached.
+        latents and noise are (B, channels, height, width), timesteps (B,), weights (B, 1, height or 1, width or 1) as
+        `diffusion_loss` takes them, time_ids (B, 6) for SDXL or None. There are `conditions` if the prompts are cached.
         """
-        rows = [self.sample(batch.epoch, index) for index in batch.indices]
-        latents, noise, timesteps, weights, prompts, time_ids = zip(*rows)
-        drawn = {
-            "latents": torch.stack(latents),
-            "noise": torch.stack(noise),
-            "timesteps": torch.stack(timesteps),
-            "weights": torch.stack(weights) * torch.tensor(batch.shares).view(-1, 1, 1, 1),
-            "prompts": list(prompts),
-            "time_ids": torch.stack(time_ids) if self.is_xl else None,
+        samples = [self.sample(batch.epoch, index) for index in batch.indices]
+        items = {
+            "latents": torch.stack([sample.latents for sample in samples]),
+            "noise": torch.stack([sample.noise for sample in samples]),
+            "timesteps": torch.stack([sample.timestep for sample in samples]),
+            "weights": torch.stack([sample.weights for sample in samples])
+            * torch.tensor(batch.shares).view(-1, 1, 1, 1),
+            "prompts": [sample.prompt for sample in samples],
+            "time_ids": torch.stack([sample.time_ids for sample in samples]) if self.is_xl else None,
             "epoch": batch.epoch,
             "epoch_step": batch.epoch_step,
         }
-        return {**drawn, "conditions": self.conditions(drawn)} if self.is_cached else drawn
+        return {**items, "conditions": self.conditions(items)} if self.is_cached else items
 
     @property
     def is_cached(self) -> bool:
-        """Whether no text encoder is needed any more."""
+        """Whether all prompts are cached, so that no text encoder is needed."""
         return isinstance(self.embeds, CachedEmbeds)
 
     def conditions(self, batch: dict) -> dict:
-        """What the UNet takes beside latents and timesteps: as it came with the batch, or encoded now."""
+        """Return the UNet's arguments beside latents and timesteps: those of the batch, or encoded now."""
         if "conditions" in batch:
             return batch["conditions"]
         return build_conditions(self.embeds(batch["prompts"]), batch["time_ids"])
 
     def plain_conditions(self, index: int, count: int) -> dict:
-        """Those of `count` times an image, not mirrored, with the prompt that it always gets."""
+        """Return the same for `count` copies of an image, not mirrored, with its prompt of epoch 0."""
         embeds = self.embeds([self.prompts.sample(0, index)])
-        sizes = self.latents.crops[index][0][0].time_ids() if self.is_xl else None
-        return build_conditions(embeds * count, None if sizes is None else sizes.expand(count, -1))
+        time_ids = self.latents.crops[index][0][0].time_ids().expand(count, -1) if self.is_xl else None
+        return build_conditions(embeds * count, time_ids)
 
-    def sample(self, epoch: int, index: int):
-        """(latents, noise, timestep, loss weights, prompt, SDXL's sizes) of an image in an epoch."""
+    def sample(self, epoch: int, index: int) -> Sample:
+        """Sample an image in an epoch."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "item", epoch, self.latents.ids[index]))
         _, crops, flips = self.latents.rows.shape
         crop = int(torch.randint(crops, (), generator=generator)) if crops > 1 else 0
@@ -93,16 +121,20 @@ class TrainingDataset(torch.utils.data.Dataset):
         noise, timestep = sample_noise_and_timestep(latents.shape, self.num_train_timesteps, generator)
         if self.noise_offset:
             noise = offset_noise(noise, self.noise_offset, generator)
-        sizes = self.latents.crops[index][crop][flip].time_ids() if self.is_xl else None
-        return latents, noise, timestep, self.weights(index, crop, flip), self.prompts.sample(epoch, index), sizes
+        time_ids = self.latents.crops[index][crop][flip].time_ids() if self.is_xl else None
+        weights, prompt = self.weights(index, crop, flip), self.prompts.sample(epoch, index)
+        return Sample(latents, noise, timestep, weights, prompt, time_ids)
 
-    def weights(self, index: int, crop=0, flip=0) -> torch.Tensor:
-        """How much each cell of a crop counts, (1, height or 1, width or 1)."""
+    def weights(self, index: int, crop: int = 0, flip: int = 0) -> torch.Tensor:
+        """Return the loss weight of each latent cell of a crop, (1, height or 1, width or 1)."""
         return self.latents.alpha_weights(index, crop, flip) if self.alpha_weight else torch.ones(1, 1, 1)
 
 
-def build_loader(accelerator, dataset: TrainingDataset, batches: EpochBatchSampler):
-    """A loader that brings batches to the device. It shares nothing out: `batches` has done so, without mixing sizes."""
+def build_loader(accelerator: Accelerator, dataset: TrainingDataset, batches: EpochBatchSampler) -> DataLoader:
+    """Return a loader that moves batches to the device.
+
+    Accelerate must not split them among processes: `batches` has done so, without mixing sizes.
+    """
     pin_memory = accelerator.device.type == "cuda"
     loader = DataLoader(dataset, batch_sampler=batches, collate_fn=lambda batch: batch, pin_memory=pin_memory)
     return prepare_data_loader(
@@ -111,19 +143,26 @@ def build_loader(accelerator, dataset: TrainingDataset, batches: EpochBatchSampl
 
 
 def encode_dataset(
-    models: StableDiffusion, source: ImageSource, pictures: list[ImageRecord], config, vae_dtype
+    models: StableDiffusion,
+    source: ImageSource,
+    records: list[ImageRecord],
+    config: TrainingConfig,
+    vae_dtype: torch.dtype,
 ) -> TrainingDataset:
-    """Encode what has not been encoded yet; a second run reads it from the cache.
+    """Encode the images and prompts that are not in the cache yet.
 
     The VAE has the device to itself first, then the text encoders.
+
+    Raises:
+        UserError: as `encode_latents` does.
     """
     models.on_device(models.vae)
-    latents = encode_latents(models, source, pictures, config, vae_dtype)
+    latents = encode_latents(models, source, records, config, vae_dtype)
     prompts = PromptSampler(
         ids=latents.ids,
-        captions=[source.captions[picture.row] for picture in pictures],
+        captions=[source.captions[record.row] for record in records],
         templates=read_templates(config.template),
-        name=config.name,
+        name=str(config.name),
         seed=config.seed,
         shuffle_tags=config.shuffle_tags,
         keep_tags=config.keep_tags,
@@ -132,28 +171,30 @@ def encode_dataset(
         variants=config.caption_variants,
     )
     if config.max_token_chunks and is_local_main_process():
-        images = {
-            prompt: source.name(picture.row)
-            for index, picture in enumerate(pictures)
-            for prompt in prompts.undropped(index)
+        names = {
+            prompt: source.name(record.row)
+            for index, record in enumerate(records)
+            for prompt in prompts.full_prompts(index)
         }
-        if note := truncation_note(models, list(images), images):
+        if note := truncation_note(models, list(names), names):
             print(note)
     models.on_device(*models.text_encoders)
-    embeds = open_embeds(models, prompts.every_prompt(), config.cache_dir)
+    embeds = open_embeds(models, prompts.all_prompts(), config.cache_dir)
     return TrainingDataset(latents, prompts, embeds, models, config)
 
 
-def sample_noise_and_timestep(shape, num_train_timesteps: int, generator: torch.Generator):
-    """Normal noise of `shape` and a timestep, uniform in 0..num_train_timesteps - 1, from `generator` (CPU)."""
+def sample_noise_and_timestep(
+    shape: tuple[int, ...], num_train_timesteps: int, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return normal noise of `shape`, and a timestep uniform in 0..num_train_timesteps - 1, from a CPU generator."""
     noise = torch.randn(shape, generator=generator)
     timestep = torch.randint(0, num_train_timesteps, (), generator=generator)
     return noise, timestep
 
 
-def offset_noise(noise, strength: float, generator: torch.Generator):
-    """Noise (C, height, width) with each channel shifted by `strength` times a normal number.
+def offset_noise(noise: torch.Tensor, strength: float, generator: torch.Generator) -> torch.Tensor:
+    """Shift each channel of the noise, (channels, height, width), by `strength` times a normal random number.
 
-    Source: N. Guttenberg, "Diffusion with Offset Noise" (2023), as diffusers' `--noise_offset` has it.
+    Source: N. Guttenberg, "Diffusion with Offset Noise" (2023), as in diffusers' `--noise_offset`.
     """
     return noise + strength * torch.randn(noise.shape[0], 1, 1, generator=generator)

@@ -1,9 +1,11 @@
-"""Which images of a source can be used, and at which size each is trained."""
+"""Find out which images of a source can be used, and at which size each is trained."""
 
 import dataclasses
+import typing
 
 import datasets
 
+from hypernet.config import TrainingConfig
 from hypernet.data.arrow_cache import CACHE_VERSION, RowCache, cache_folder
 from hypernet.data.buckets import training_size
 from hypernet.data.image_io import inspect_image, map_in_threads
@@ -13,20 +15,24 @@ from hypernet.utils.errors import UserError
 
 @dataclasses.dataclass(slots=True)
 class ImageRecord:
-    """An image that can be used: its row in the source, the hash of its bytes, its sides, and those it is trained at."""
+    """A usable image."""
 
-    row: int
-    sha256: str
+    row: int  # in its source
+    sha256: str  # of the file
     width: int
     height: int
     has_alpha: bool
-    size: tuple[int, int]
+    size: tuple[int, int]  # (width, height) at which it is trained
 
 
-def index_images(source: ImageSource, config, multiple: int) -> tuple[list[ImageRecord], list[str]]:
-    """All images that can be used, in the source's order, and a line for each other one that says why it cannot.
+def index_images(source: ImageSource, config: TrainingConfig, multiple: int) -> tuple[list[ImageRecord], list[str]]:
+    """Inspect all images. What is found is cached, so that an unchanged image is read once.
 
-    An image that was inspected before is not read again.
+    Args:
+        multiple: what the model needs the sides of images to be multiples of.
+
+    Returns:
+        The images that can be used, in the source's order, and for each other one a line that says why it cannot.
 
     Raises:
         UserError: if none can be used.
@@ -34,9 +40,9 @@ def index_images(source: ImageSource, config, multiple: int) -> tuple[list[Image
     columns = {"sha256": "string", "width": "int32", "height": "int32", "has_alpha": "bool"}
     features = {name: datasets.Value(kind) for name, kind in columns.items()}
     cache = RowCache(cache_folder(config.cache_dir) / f"pictures-{CACHE_VERSION}", features)
-    reasons = {}  # they are not kept: what was wrong may have been mended
+    reasons: dict[int, str] = {}  # not cached: the problem may have been fixed since
 
-    def inspect(item):
+    def inspect(item: tuple[str, int]) -> dict[str, typing.Any] | None:
         stamp, row = item
         try:
             return {"key": stamp, **inspect_image(source.read(row))}
@@ -49,15 +55,14 @@ def index_images(source: ImageSource, config, multiple: int) -> tuple[list[Image
     cache.fill(wanted, lambda items: map_in_threads(inspect, items), "Inspecting images", "images")
     positions = cache.positions(stamps)
     rows = [row for row, position in enumerate(positions) if position >= 0]
-    pictures = []
+    records = []
     for row, image in zip(rows, cache.rows(positions[rows], list(columns))):
         try:
-            pictures.append(ImageRecord(row=row, size=training_size(image["width"], image["height"], config, multiple), **image))
+            size = training_size(image["width"], image["height"], config, multiple)
+            records.append(ImageRecord(row=row, size=size, **image))
         except ValueError as error:
             reasons[row] = str(error)
     problems = source.problems + [f"{source.name(row)}: {reasons[row]}" for row in sorted(reasons)]
-    if not pictures:
+    if not records:
         raise UserError(f"{source.option}: none of its {len(source)} images can be used; {problems[0]}")
-    return pictures, problems
-
-
+    return records, problems

@@ -1,9 +1,14 @@
-"""Which images were made of one picture, as examples/prepare.py writes it down beside them."""
+"""Choose the validation images. Those that examples/prepare.py made from one source image stay on one side."""
 
-import copy
+import dataclasses
 import json
+import typing
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
+import torch
+
+from hypernet.config import TrainingConfig
 from hypernet.data.dataset import TrainingDataset, encode_dataset
 from hypernet.data.image_index import ImageRecord, index_images
 from hypernet.data.image_source import ImageSource, open_image_folder
@@ -11,138 +16,189 @@ from hypernet.stable_diffusion.model import StableDiffusion
 from hypernet.utils.errors import UserError
 from hypernet.utils.hashing import derive_seed
 
-RECORD = "prepare.jsonl"  # a line for each picture, with its name as "source" and what was made of it as "files"
+RECORD = "prepare.jsonl"  # a line per source image: its name as "source", the images made from it as "files"
+
+Origin = tuple[Path, str]  # the RECORD that lists an image, and its source image there
 
 
-def find_source_images(paths: list[str]) -> dict[str, tuple[Path, str]]:
-    """Image -> the record that names it, and the picture there that it is a part or a mirrored copy of.
+def open_validation_folder(config: TrainingConfig) -> ImageSource | None:
+    """Open the folder of --validation_data_dir, if it is given.
 
-    The record is the nearest one in the folders above an image. Images that it does not name are left out.
+    Raises:
+        UserError: if it cannot be used.
     """
-    records, origins = {}, {}
-    for path in paths:
-        absolute = Path(path).absolute()
-        record = _nearest(absolute.parent, records)
-        if absolute in record:
-            origins[path] = record[absolute]
-    return origins
-
-
-def _nearest(folder: Path, records: dict) -> dict:
-    """What the record in this folder says, or else that of the folder above; `records` keeps what was found."""
-    if folder not in records:
-        if (folder / RECORD).is_file():
-            records[folder] = _read(folder / RECORD)
-        else:
-            records[folder] = {} if folder == folder.parent else _nearest(folder.parent, records)
-    return records[folder]
-
-
-def _read(path: Path) -> dict[Path, tuple[Path, str]]:
-    """Of each image its picture; lines that are damaged tell nothing."""
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError:
-        return {}
-    entries = [entry for entry in map(_parse, lines) if isinstance(entry, dict)]
-    made = [(entry.get("source"), entry.get("files")) for entry in entries]
-    made = [(source, files) for source, files in made if isinstance(source, str) and isinstance(files, list)]
-    return {path.parent / str(file): (path, source) for source, files in made for file in files}
-
-
-def _parse(line: bytes):
-    try:
-        return json.loads(line)
-    except ValueError:
+    if not config.validation_data_dir:
         return None
+    rules = config.caption_column, config.filename_word_regex, config.filename_join_string
+    return open_image_folder(Path(config.validation_data_dir), "--validation_data_dir", *rules)
 
 
-def open_validation_folder(config) -> ImageSource | None:
-    """The folder of held-out images, if one is named. Raises: UserError if it cannot be used."""
-    return open_image_folder(config, "validation_data_dir") if config.validation_data_dir else None
+def split_validation(
+    source: ImageSource,
+    folder: ImageSource | None,
+    records: list[ImageRecord],
+    config: TrainingConfig,
+    multiple: int,
+    before: Collection[str] = (),
+) -> tuple[ImageSource, list[ImageRecord], list[ImageRecord]]:
+    """Take the validation images from `folder`, or set aside a fraction of the records.
 
+    The fraction is chosen by the images' bytes, so copies of an image stay on one side. So do the parts and mirrored
+    copies that examples/prepare.py made from one source image.
 
-def split_validation(source: ImageSource, folder: ImageSource | None, pictures: list[ImageRecord], config, multiple: int, before=()):
-    """(source, pictures) to measure on, of the folder or a share of the pictures; and the pictures left to train on.
+    Args:
+        multiple: what the model needs the sides of images to be multiples of.
+        before: SHA-256 of the validation images this run has started with. They stay; images added since are trained
+            on, except for those made from the source image of a validation image, which are left out.
 
-    A share is chosen by the images' bytes, so that copies stay together; so do the parts and mirrored copies that
-    examples/prepare.py has made of one picture. Those that a run has held out `before` (their sha256) stay so, and what
-    has been added since is trained on, but for what is made of a picture that is held out: that is left out.
+    Returns:
+        The source of the validation images, their records, and the records left to train on.
 
     Raises:
         UserError: if nothing is left on either side.
     """
     if folder is not None:
-        return _from_folder(folder, pictures, config, multiple)
-    families = _families(source, pictures)
-    chosen = {picture.sha256 for picture in pictures} & set(before) or _choose(families, config)
+        return folder, _validation_records(folder, records, config, multiple), records
+    families = _families(source, records)
+    known = {record.sha256 for record in records} & set(before)
+    chosen = known or _choose(families, config.validation_split)
     related = chosen.union(*(family for family in families if family & chosen))
-    held = [picture for picture in pictures if picture.sha256 in chosen]
-    kept = [picture for picture in pictures if picture.sha256 not in related]
-    if left_out := len(pictures) - len(held) - len(kept):
-        source.notes.append(f"left out: {left_out} that are made of the same pictures as those that are held out")
-    if not kept:
-        problem = "all other images are made of the pictures that are held out"
-        raise UserError(f"--validation_split {config.validation_split}: {problem}; add images")
-    return source, held, kept
+    validation = [record for record in records if record.sha256 in chosen]
+    training = [record for record in records if record.sha256 not in related]
+    if left_out := len(records) - len(validation) - len(training):
+        source.notes.append(f"left out: {left_out} images made from the source images of validation images")
+    if not training:
+        problem = "all other images are made from the source images of validation images; add images"
+        raise UserError(f"--validation_split {config.validation_split}: {problem}")
+    return source, validation, training
 
 
-def _choose(families: list[set[str]], config) -> set[str]:
-    """The sha256 of the share: as many whole families as go into it, and of too large ones the smallest."""
+def _validation_records(
+    folder: ImageSource, records: list[ImageRecord], config: TrainingConfig, multiple: int
+) -> list[ImageRecord]:
+    """Return the images of the folder that are not trained on."""
+    found, problems = index_images(folder, config, multiple)
+    trained = {record.sha256 for record in records}
+    validation = [record for record in found if record.sha256 not in trained]
+    if not validation:
+        raise UserError(f"{folder.option}: all its images are training images, too; name others")
+    folder.notes += problems
+    if len(validation) < len(found):
+        count = len(found) - len(validation)
+        folder.notes.append(f"{count} images of {folder.option} are training images, too, and are ignored there")
+    return validation
+
+
+def _choose(families: list[set[str]], fraction: float) -> set[str]:
+    """Return the SHA-256 of the validation images: whole families up to `fraction`; the smallest if all are larger."""
     families = sorted(families, key=lambda family: derive_seed("held out", min(family)))
-    total, chosen = sum(map(len, families)), set()
-    count = max(1, round(config.validation_split * total))
+    total = sum(map(len, families))
+    count = max(1, round(fraction * total))
+    chosen: set[str] = set()
     for family in families:
         if len(chosen | family) <= count:
             chosen |= family
     chosen = chosen or min(families, key=len)
     if len(chosen) == total:
-        problem = f"of {total} different images nothing would be left to train on"
+        problem = f"of {total} different images none would be left to train on"
         hint = (
-            "they are all made of one picture; add others" if len(families) == 1 < total else "lower it, or add images"
+            "all are made from one source image; add others"
+            if len(families) == 1 < total
+            else "lower it, or add images"
         )
-        raise UserError(f"--validation_split {config.validation_split}: {problem}; {hint}")
+        raise UserError(f"--validation_split {fraction}: {problem}; {hint}")
     return chosen
 
 
-def _families(source, pictures) -> list[set[str]]:
-    """The sha256 of all images, together with those that are made of the same picture."""
+def describe_validation(source: ImageSource, records: list[ImageRecord]) -> str:
+    """Return what a run prints about its validation images."""
+    notes = [f"note: {note}" for note in source.notes] if source.option.startswith("--validation") else []
+    names = ", ".join(source.label(record.row) for record in records[:6])
+    more = ", ..." if len(records) > 6 else ""
+    return "\n".join([*notes, f"validation images, never trained on: {len(records)} ({names}{more})"])
+
+
+def encode_validation(
+    models: StableDiffusion,
+    source: ImageSource,
+    records: list[ImageRecord],
+    config: TrainingConfig,
+    vae_dtype: torch.dtype,
+) -> TrainingDataset:
+    """Encode the images with nothing random: one crop, not mirrored, the VAE's mean, the whole caption."""
+    fixed = dataclasses.replace(
+        config,
+        crop="center" if config.crop == "random" else config.crop,
+        random_flip=False,
+        latent_sampling="deterministic",
+        shuffle_tags=False,
+        tag_dropout=0.0,
+        caption_dropout=0.0,
+        caption_variants=None,
+        seed=0,  # picks among several templates or captions
+    )
+    return encode_dataset(models, source, records, fixed, vae_dtype)
+
+
+# --- Images made from the same source image
+
+
+def _families(source: ImageSource, records: list[ImageRecord]) -> list[set[str]]:
+    """Group the images made from the same source image, by SHA-256; every image is in one group."""
     paths = dict(enumerate(image["path"] for image in source.images["image"][:])) if source.is_folder else {}
     origins = find_source_images(list(paths.values()))
-    families = {}  # of each sha256 and each origin all that belong together, of both kinds
-    for picture in pictures:
-        keys = {picture.sha256, origins.get(paths.get(picture.row))} - {None}
+    families: dict[str | Origin, set[str | Origin]] = {}  # of each SHA-256 and each origin: all that belong together
+    for record in records:
+        keys: set[str | Origin] = {record.sha256}
+        if paths.get(record.row) in origins:
+            keys.add(origins[paths[record.row]])
         together = keys.union(*(families.get(key, ()) for key in keys))
         families |= dict.fromkeys(together, together)
     distinct = {id(family): family for family in families.values()}.values()
     return [{key for key in family if isinstance(key, str)} for family in distinct]
 
 
-def _from_folder(source, pictures, config, multiple):
-    found, problems = index_images(source, config, multiple)
-    trained_on = {picture.sha256 for picture in pictures}
-    held = [picture for picture in found if picture.sha256 not in trained_on]
-    if not held:
-        raise UserError(f"{source.option}: every image in it is trained on, too; hold out others")
-    source.notes += problems
-    if len(held) < len(found):
-        source.notes.append(f"{len(found) - len(held)} images of {source.option} are trained on, and so not held out")
-    return source, held, pictures
+def find_source_images(paths: Sequence[str]) -> dict[str, Origin]:
+    """Map images to the source images that examples/prepare.py made them from.
+
+    The nearest RECORD in the folders above an image counts. Images it does not list are left out.
+    """
+    records: dict[Path, dict[Path, Origin]] = {}
+    origins = {}
+    for path in paths:
+        absolute = Path(path).absolute()
+        record = _nearest_record(absolute.parent, records)
+        if absolute in record:
+            origins[path] = record[absolute]
+    return origins
 
 
-def describe_validation(source: ImageSource, pictures) -> str:
-    """What a run says at its start about the images that it holds out."""
-    notes = [f"note: {note}" for note in source.notes] if source.option.startswith("--validation") else []
-    names = ", ".join(source.label(picture.row) for picture in pictures[:6])
-    more = ", ..." if len(pictures) > 6 else ""
-    return "\n".join([*notes, f"images held out, never trained on: {len(pictures)} ({names}{more})"])
+def _nearest_record(folder: Path, records: dict[Path, dict[Path, Origin]]) -> dict[Path, Origin]:
+    """Return the record of this folder, or of the nearest one above; `records` keeps what has been read."""
+    if folder not in records:
+        if (folder / RECORD).is_file():
+            records[folder] = _read_record(folder / RECORD)
+        else:
+            records[folder] = {} if folder == folder.parent else _nearest_record(folder.parent, records)
+    return records[folder]
 
 
-def encode_validation(models: StableDiffusion, source: ImageSource, pictures, config, vae_dtype) -> TrainingDataset:
-    """The images as they are: one crop, not mirrored, the VAE's mean, the whole caption."""
-    plain = copy.copy(config)
-    plain.crop = "center" if config.crop == "random" else config.crop
-    plain.random_flip, plain.latent_sampling = False, "deterministic"
-    plain.shuffle_tags, plain.tag_dropout, plain.caption_dropout, plain.caption_variants = False, 0.0, 0.0, None
-    plain.seed = 0  # of the draw among several templates or captions
-    return encode_dataset(models, source, pictures, plain, vae_dtype)
+def _read_record(path: Path) -> dict[Path, Origin]:
+    """Return the origin of each image in a record. Damaged lines are skipped."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError:
+        return {}
+    origins: dict[Path, Origin] = {}
+    for entry in map(_parse, lines):
+        source, files = (entry.get("source"), entry.get("files")) if isinstance(entry, dict) else (None, None)
+        if isinstance(source, str) and isinstance(files, list):
+            origins |= {path.parent / str(file): (path, source) for file in files}
+    return origins
+
+
+def _parse(line: bytes) -> typing.Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None

@@ -1,1 +1,1 @@
-"""Files: read them safely, write them so that every program accepts them."""
+"""Hypernetwork files: read them safely, write them so that every program accepts them."""

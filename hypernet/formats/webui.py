@@ -2,14 +2,18 @@
 
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from hypernet.formats.safe_pickle import NotAHypernetwork, read_plain, write_plain
-from hypernet.modeling.hypernetwork import ACTIVATIONS, Hypernetwork, build
+from hypernet.modeling.from_weights import build_from_weights
+from hypernet.modeling.hypernetwork import Hypernetwork
+from hypernet.modeling.structure import ACTIVATIONS
 from hypernet.utils.file_kinds import kind_of
 
-WEIGHT_INIT_NAMES = {  # ours -> the WebUI's; it has no zero start, and none is needed once there are weights
+WEIGHT_INIT_NAMES = {  # ours -> the WebUI's, which has no "zero"
     "normal": "Normal",
     "xavier_uniform": "XavierUniform",
     "xavier_normal": "XavierNormal",
@@ -17,9 +21,9 @@ WEIGHT_INIT_NAMES = {  # ours -> the WebUI's; it has no zero start, and none is 
     "kaiming_normal": "KaimingNormal",
     "zero": "Normal",
 }
-OLD_LAYER_NAMES = {"linear1": "linear.0", "linear2": "linear.1"}  # files of the first weeks of October 2022
+OLD_LAYER_NAMES = {"linear1": "linear.0", "linear2": "linear.1"}  # files of the first weeks, October 2022
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-FIELDS = {  # what the fields may be, beside None
+FIELDS: dict[str, type] = {  # each may also be None
     "step": int,
     "name": str,
     "layer_structure": list,
@@ -36,24 +40,24 @@ FIELDS = {  # what the fields may be, beside None
 }
 
 
-def save_webui(hypernetwork: Hypernetwork, path, dtype: torch.dtype | None = None):
-    """Write a WebUI `.pt`: the legacy serialisation, which passes the file check of every WebUI version.
+def save_webui(hypernetwork: Hypernetwork, path: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Write a WebUI `.pt` in PyTorch's legacy serialization, which passes the file check of every WebUI version.
 
-    The file's `name` field is the file's stem, because the WebUI caches a hypernetwork under the one and looks for it
-    under the other. After the data comes a checksum that `load_webui` holds them against.
+    The `name` field is the file's stem, because the WebUI caches a hypernetwork under the field and looks it up by the
+    stem. `load_webui` verifies the checksum that follows the data.
 
     Args:
-        dtype: of the weights in the file, float32 (the hypernetwork's own) or float16 for half the size.
+        dtype: of the weights in the file: float32 (default), or float16 for half the size.
     """
     path = Path(path)
-    data = {**webui_fields(hypernetwork), "name": path.stem}
+    data: dict[Any, Any] = {**webui_fields(hypernetwork), "name": path.stem}
     for width, pair in hypernetwork.pairs.items():
         data[int(width)] = tuple(_plain_state_dict(pair[part], dtype) for part in ("k", "v"))
     write_plain(data, path)
 
 
-def webui_fields(hypernetwork: Hypernetwork) -> dict:
-    """What the WebUI's file says of the hypernetwork beside its weights, in the WebUI's words; see `FIELDS`."""
+def webui_fields(hypernetwork: Hypernetwork) -> dict[str, Any]:
+    """Return everything but the weights that the WebUI's file holds; see `FIELDS`."""
     config = hypernetwork.config
     dropout = config.dropout_structure
     return {
@@ -73,80 +77,83 @@ def webui_fields(hypernetwork: Hypernetwork) -> dict:
     }
 
 
-def _plain_state_dict(module, dtype):
-    """Name -> contiguous CPU tensor that owns its storage, and nothing else: the WebUI's unpickler allows no more."""
+def _plain_state_dict(module: nn.Module, dtype: torch.dtype | None) -> OrderedDict[str, torch.Tensor]:
+    """Return contiguous CPU tensors that own their storage, all that the WebUI's unpickler accepts."""
     tensors = module.state_dict().items()
     return OrderedDict((name, tensor.detach().cpu().to(dtype or tensor.dtype, copy=True)) for name, tensor in tensors)
 
 
-def load_webui(path) -> Hypernetwork:
-    """Read a WebUI `.pt` of any age; missing fields have the WebUI's defaults, the name is the file's stem.
+def load_webui(path: str | Path) -> Hypernetwork:
+    """Read a WebUI `.pt` of any age, in float32 and evaluation mode.
 
-    Returns it in float32 and evaluation mode.
+    Missing fields get the WebUI's defaults; the name is the file's stem.
 
     Raises:
-        NotAHypernetwork: for everything that is not a hypernetwork, or holds anything besides plain data.
+        NotAHypernetwork: if the file is not a hypernetwork, or holds anything besides plain data.
     """
     return build_webui(path, read_webui(path))
 
 
-def read_webui(path) -> dict:
-    """A WebUI `.pt` as it was pickled: fields by name, pairs of state dicts by width, every one of the right type.
+def read_webui(path: str | Path) -> dict:
+    """Return the content of a WebUI `.pt`, types checked: fields by name, pairs of state dicts by width.
 
     Raises:
-        NotAHypernetwork: for everything else.
+        NotAHypernetwork: if the file is not a hypernetwork, or holds anything besides plain data.
     """
-    data = read_plain(path, lambda outline: _expect_widths(path, outline))
+    data: Any = read_plain(path, lambda content: _check_widths(path, content))
     for key, value in data.items():
-        problem = _problem(key, value)
-        if problem:
-            raise NotAHypernetwork(f"{path}: it is no hypernetwork, or a damaged one ({problem})")
+        if problem := _problem(key, value):
+            raise NotAHypernetwork(f"{path}: it is not a hypernetwork, or it is damaged ({problem})")
     return data
 
 
-def _expect_widths(path, data):
-    """Raises: NotAHypernetwork if there are none, so that a checkpoint of gigabytes is not loaded by mistake."""
-    if not isinstance(data, dict) or not any(type(key) is int for key in data):
-        dicts = [data, *data.values()] if isinstance(data, dict) else []
+def _check_widths(path: str | Path, content: Any) -> None:
+    """Raise NotAHypernetwork if the file has no widths, before gigabytes of a model are loaded by mistake."""
+    if not isinstance(content, dict) or not any(type(key) is int for key in content):
+        dicts = [content, *content.values()] if isinstance(content, dict) else []
         kind = kind_of(key for entry in dicts if isinstance(entry, dict) for key in entry if isinstance(key, str))
-        problem = f"but {kind}" if kind else "(there are no widths such as 320 or 768 in it)"
-        raise NotAHypernetwork(f"{path}: it is no hypernetwork {problem}")
+        problem = f"but {kind}" if kind else "(it has no widths such as 320 or 768)"
+        raise NotAHypernetwork(f"{path}: it is not a hypernetwork {problem}")
 
 
-def _problem(key, value) -> str | None:
-    """What is wrong with an entry of the file, without showing anything of its content."""
+def _problem(key: Any, value: Any) -> str | None:
+    """Return what is wrong with an entry of the file, or None. The text shows nothing of the file's content."""
     if type(key) is int:
         return _pair_problem(key, value)
     if key not in FIELDS or value is None:
         return None
-    wanted, found = FIELDS[key], type(value)
-    if wanted is list:
-        numbers = found in (list, tuple) and all(type(item) in (int, float) for item in value)
-        return None if numbers else f"{key} is no list of numbers"
-    if found is not wanted and not (wanted is bool and found is int and value in (0, 1)):
-        return f"{key} is a {found.__name__}, not a {wanted.__name__}"
-    return f"{key} is no number of steps" if wanted is int and not 0 <= value < 2**63 else None
+    expected, found = FIELDS[key], type(value)
+    if expected is list:
+        is_numbers = found in (list, tuple) and all(type(item) in (int, float) for item in value)
+        return None if is_numbers else f"{key} is not a list of numbers"
+    if found is not expected and not (expected is bool and found is int and value in (0, 1)):
+        return f"{key} is a {found.__name__}, not a {expected.__name__}"
+    return f"{key} is out of range" if expected is int and not 0 <= value < 2**63 else None
 
 
-def _pair_problem(width, pair):
-    modules = type(pair) in (tuple, list) and len(pair) == 2 and all(isinstance(part, dict) for part in pair)
-    if width < 1 or not modules or not all(isinstance(name, str) for part in pair for name in part):
+def _pair_problem(width: int, pair: Any) -> str | None:
+    is_pair = type(pair) in (tuple, list) and len(pair) == 2 and all(isinstance(part, dict) for part in pair)
+    if width < 1 or not is_pair or not all(isinstance(name, str) for part in pair for name in part):
         return f"width {width} has no pair of modules"
     tensors = [tensor for part in pair for tensor in part.values()]
     if not all(isinstance(tensor, torch.Tensor) and tensor.dtype in FLOATS for tensor in tensors):
-        return f"width {width} holds something else than floating-point weights"
+        return f"width {width} has weights that are not floating-point tensors"
     return None
 
 
-def build_webui(path, data: dict) -> Hypernetwork:
-    """The hypernetwork in what `read_webui` has read from `path`."""
+def build_webui(path: str | Path, data: dict) -> Hypernetwork:
+    """Build the hypernetwork from what `read_webui` has read from `path`.
+
+    Raises:
+        NotAHypernetwork: if there is no such structure, or the weights do not fit it.
+    """
     structure = data.get("layer_structure") or [1, 2, 1]
     activation = (data.get("activation_func") or "linear").lower()
     if activation not in ACTIVATIONS:
         raise NotAHypernetwork(f"{path}: its activation {activation[:40]!r} is unknown")
     inits = {theirs: ours for ours, theirs in WEIGHT_INIT_NAMES.items() if ours != "zero"}
     activate_output = data.get("activate_output")
-    config = {
+    config: dict[str, Any] = {
         "widths": [key for key in data if type(key) is int],
         "layer_structure": list(structure),
         "activation": activation,
@@ -167,13 +174,13 @@ def build_webui(path, data: dict) -> Hypernetwork:
         for name, tensor in state_dict.items()
     }
     try:
-        return build(config, weights)
+        return build_from_weights(config, weights)
     except ValueError as error:
         raise NotAHypernetwork(f"{path}: its weights do not fit its declared structure: {error}") from None
 
 
-def _dropout_structure(data, length):
-    """The dropout structure; old files have flags instead: 0, 0.3 inside, the last inner one if flagged, 0."""
+def _dropout_structure(data: dict, length: int) -> list[float] | None:
+    """Return the dropout structure. Old files have flags instead: 0, 0.3 inside, the last inner one if flagged, 0."""
     if data.get("dropout_structure") is not None:
         return list(data["dropout_structure"])
     if not data.get("use_dropout", False):
@@ -182,6 +189,6 @@ def _dropout_structure(data, length):
     return [0.0, *[0.3] * (length - 3), last, 0.0]
 
 
-def _current_name(name):
+def _current_name(name: str) -> str:
     first, _, rest = name.partition(".")
     return f"{OLD_LAYER_NAMES[first]}.{rest}" if first in OLD_LAYER_NAMES else name

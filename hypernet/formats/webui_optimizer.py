@@ -1,39 +1,41 @@
-"""The optimizer's state beside a WebUI `.pt`, so that a training can move there and back."""
+"""The `.pt.optim` file beside a WebUI `.pt`, so that training can move to the WebUI and back with AdamW's state."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from hypernet.formats.safe_pickle import NotAHypernetwork, read_plain, write_plain
+from hypernet.formats.trained_folder import find_optimizer_file
 from hypernet.modeling.hypernetwork import Hypernetwork
 from hypernet.utils.hashing import file_sha256
 
-WHAT = "optimizer's state"
-ADAM = {"exp_avg", "exp_avg_sq"}  # what AdamW keeps of each parameter, beside its step
+KIND = "an optimizer file"  # in messages
+MOMENTS = {"exp_avg", "exp_avg_sq"}  # AdamW's state of a parameter, besides its step
 
 
-def optim_path(path) -> Path:
-    """`style.pt.optim` for `style.pt`, where the WebUI looks for it."""
+def optim_path(path: str | Path) -> Path:
+    """Return `style.pt.optim` for `style.pt`, where the WebUI looks for it."""
     return Path(f"{path}.optim")
 
 
-def short_hash(path) -> str:
-    """The first ten hex digits of the file's sha256, by which an `.optim` names its `.pt`."""
+def short_hash(path: str | Path) -> str:
+    """Return the first ten hex digits of the file's SHA-256, by which an `.optim` refers to its `.pt`."""
     return file_sha256(path)[:10]
 
 
-def save_optim(optimizer_state: dict, path):
-    """Write AdamW's state beside the WebUI file `path`, which must be there already: its hash goes in.
+def save_optim(optimizer_state: dict[str, Any], path: str | Path) -> None:
+    """Write AdamW's state beside the WebUI file `path`, which must exist already because its hash goes in.
 
-    The WebUI numbers parameters by the widths in the file's order, K before V, as `Hypernetwork.parameters()` does.
-    What asks for a particular kernel (`fused`, `foreach`) is left out, for another PyTorch may not have it.
+    The WebUI numbers parameters as `Hypernetwork.parameters()` does: by the widths in the file's order, K before V.
+    The choice of a kernel (`fused`, `foreach`) is left out, because another PyTorch may not have it.
 
     Args:
         optimizer_state: `state_dict()` of a `torch.optim.AdamW` over the hypernetwork's parameters.
     """
     groups = [{**group, "fused": None, "foreach": None} for group in optimizer_state["param_groups"]]
     states = {
-        index: {name: torch.as_tensor(state[name]).detach().cpu().clone() for name in ("step", *sorted(ADAM))}
+        index: {name: torch.as_tensor(state[name]).detach().cpu().clone() for name in ("step", *sorted(MOMENTS))}
         for index, state in optimizer_state["state"].items()
     }
     data = {
@@ -44,95 +46,104 @@ def save_optim(optimizer_state: dict, path):
     write_plain(data, optim_path(path))
 
 
-def load_optim(path, hypernetwork: Hypernetwork) -> tuple[dict | None, str]:
-    """AdamW's state beside the WebUI file `path`, and a line on what was found.
+def find_optimizer(source: str | Path, hypernetwork: Hypernetwork) -> tuple[dict[str, Any] | None, str]:
+    """Find AdamW's state that belongs to a hypernetwork.
 
-    A wrong hash is said but not held against it unless it counts more steps than the file: the WebUI itself writes it on
-    intermediate checkpoints, whose optimizer is then lost there. (It may count fewer: a step that overflowed is skipped.)
+    Args:
+        source: a checkpoint, a run folder (its checkpoint of the same step counts), or a WebUI `.pt`.
+
+    Returns:
+        The state, or None, and a line that says which file it is from or why there is none.
 
     Raises:
-        NotAHypernetwork: if there is such a file, but it is damaged or of another hypernetwork.
+        NotAHypernetwork: if there is one, but it is damaged or belongs to another hypernetwork.
+    """
+    source = Path(source)
+    if source.suffix.lower() == ".pt":
+        return load_optim(source, hypernetwork)
+    file = find_optimizer_file(source, hypernetwork.config.step)
+    if file is None:
+        return None, "there is no optimizer state: the optimizer starts from scratch"
+    state = read_plain(file, kind=KIND)
+    return check_adamw(file, state if isinstance(state, dict) else {}, hypernetwork), f"optimizer state from {file}"
+
+
+def load_optim(path: str | Path, hypernetwork: Hypernetwork) -> tuple[dict[str, Any] | None, str]:
+    """Read AdamW's state beside the WebUI file `path`; see `find_optimizer` for what it returns.
+
+    A wrong hash alone does not rule the state out, because the WebUI itself writes it beside intermediate checkpoints.
+    More steps than the file do. (Fewer do not: steps whose gradients overflowed are skipped.)
+
+    Raises:
+        NotAHypernetwork: if there is such a file, but it is damaged or belongs to another hypernetwork.
     """
     file = optim_path(path)
     if not file.is_file():
-        return None, f"there is no {file.name} beside it: the optimizer starts anew"
-    data = read_plain(file, what=WHAT)
+        return None, f"there is no {file.name} beside it: the optimizer starts from scratch"
+    data = read_plain(file, kind=KIND)
     if not isinstance(data, dict) or not isinstance(data.get("optimizer_state_dict"), dict):
-        raise NotAHypernetwork(f"{file}: it is no optimizer's state of the WebUI")
+        raise NotAHypernetwork(f"{file}: it is not a WebUI optimizer file")
     if data.get("optimizer_name") != "AdamW":
-        return None, f"{file.name} is not AdamW's: the optimizer starts anew"
+        return None, f"{file.name} is not AdamW's: the optimizer starts from scratch"
     state = check_adamw(file, data["optimizer_state_dict"], hypernetwork)
-    steps = {round(float(moment["step"])) for moment in state["state"].values()}
+    steps = {round(float(moments["step"])) for moments in state["state"].values()}
     if not steps:
-        return None, f"{file.name} is empty: the optimizer starts anew"
-    line = f"the optimizer goes on from {file.name}"
+        return None, f"{file.name} is empty: the optimizer starts from scratch"
+    line = f"optimizer state from {file.name}"
     if data.get("hash") != short_hash(path):
         if max(steps) > hypernetwork.config.step + 1:
-            return None, f"{file.name} belongs to another file, of step {max(steps)}: the optimizer starts anew"
-        line += f" (of step {max(steps)}), although its hash is another file's, as the WebUI writes it on checkpoints"
+            return None, f"{file.name} belongs to another file, of step {max(steps)}: the optimizer starts from scratch"
+        line += f" (step {max(steps)}); its hash is another file's, which is usual for the WebUI's checkpoints"
     return state, line
 
 
-def check_adamw(file, state, hypernetwork: Hypernetwork) -> dict:
-    """The state, if it is AdamW's over the parameters of `hypernetwork`.
+def check_adamw(file: Path, state: dict[str, Any], hypernetwork: Hypernetwork) -> dict[str, Any]:
+    """Return the state if it is AdamW's over the parameters of `hypernetwork`.
 
     Raises:
-        NotAHypernetwork: if it is not, naming `file`.
+        NotAHypernetwork: if it is not; the message names `file`.
     """
     shapes = [parameter.shape for parameter in hypernetwork.parameters()]
-    moments, groups = state.get("state"), state.get("param_groups")
-    fits = isinstance(moments, dict) and isinstance(groups, list) and len(groups) == 1 and isinstance(groups[0], dict)
-    fits = fits and groups[0].get("params") == list(range(len(shapes))) and set(moments) <= set(range(len(shapes)))
-    for index, moment in moments.items() if fits else ():
-        fits = fits and isinstance(moment, dict) and moment.keys() >= ADAM | {"step"}
-        fits = fits and all(_finite(moment[name]) and moment[name].shape == shapes[index] for name in ADAM)
-        fits = fits and _finite(
-            torch.as_tensor(moment["step"], dtype=torch.float32) if _is_number(moment["step"]) else None
-        )
+    states, groups = state.get("state"), state.get("param_groups")
+    numbers = list(range(len(shapes)))
+    fits = (
+        isinstance(states, dict)
+        and isinstance(groups, list)
+        and [isinstance(group, dict) and group.get("params") for group in groups] == [numbers]
+        and set(states) <= set(numbers)
+        and all(_is_adamw(moments, shapes[index]) for index, moments in states.items())
+    )
     if not fits:
-        raise NotAHypernetwork(f"{file}: it is no AdamW state of this hypernetwork")
+        raise NotAHypernetwork(f"{file}: it is not an AdamW state of this hypernetwork")
     return state
 
 
-def _is_number(value):
-    one = isinstance(value, torch.Tensor) and value.numel() == 1 and not value.is_complex()
-    return one or type(value) in (int, float)
+def _is_adamw(moments: Any, shape: torch.Size) -> bool:
+    """Whether this is AdamW's state of a parameter of this shape, all of it finite."""
+    if not isinstance(moments, dict) or not moments.keys() >= MOMENTS | {"step"}:
+        return False
+    if not all(_is_finite(moments[name]) and moments[name].shape == shape for name in MOMENTS):
+        return False
+    step = moments["step"]
+    is_tensor = isinstance(step, torch.Tensor) and step.numel() == 1 and not step.is_complex()
+    return (is_tensor or type(step) in (int, float)) and _is_finite(torch.as_tensor(step, dtype=torch.float32))
 
 
-def _finite(value):
+def _is_finite(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.is_floating_point() and bool(value.isfinite().all())
 
 
-def rehash_optim(path, old_hash: str) -> bool:
-    """Let the `.optim` beside `path` name the file as it is now, if it named the old one; whether it did.
+def rehash_optim(path: str | Path, old_hash: str) -> bool:
+    """Update the hash in the `.optim` beside `path` to that of the current file, and return whether it was updated.
 
-    Whatever optimizer it is of, and whatever else is in it, stays; one that cannot be read is left alone.
+    Only an `.optim` with the old hash is updated, whichever optimizer it is of; one that cannot be read is left alone.
     """
     file = optim_path(path)
     try:
-        data = read_plain(file, what=WHAT) if file.is_file() else None
+        data = read_plain(file, kind=KIND) if file.is_file() else None
     except NotAHypernetwork:
         return False
     if not isinstance(data, dict) or data.get("hash") != old_hash:
         return False
     write_plain({**data, "hash": short_hash(path)}, file)
     return True
-
-
-def find_optimizer(source, hypernetwork: Hypernetwork) -> tuple[dict | None, str]:
-    """AdamW's state that belongs to what `source` is, and a line on what was found: in a training state, in a trained
-    folder's state of the same step, or beside a `.pt`.
-
-    Raises:
-        NotAHypernetwork: if there is one, but it is damaged or of another hypernetwork.
-    """
-    source = Path(source)
-    if source.suffix.lower() == ".pt":
-        return load_optim(source, hypernetwork)
-    states = [source, source / "checkpoints" / f"step-{hypernetwork.config.step:06d}"]
-    for file in (state / "optimizer.bin" for state in states):
-        if file.is_file():
-            state = read_plain(file, what=WHAT)
-            state = check_adamw(file, state if isinstance(state, dict) else {}, hypernetwork)
-            return state, "the optimizer goes on, too"
-    return None, "there is no optimizer's state: the optimizer starts anew"

@@ -1,1 +1,1 @@
-"""Images out of a model."""
+"""Generate images with a Stable Diffusion model and hypernetworks."""

@@ -1,4 +1,4 @@
-"""Draw pictures with a Stable Diffusion and hypernetworks on it: the settings of one, the pipeline, batches of them."""
+"""Generate images in batches: the settings of an image, and the pipeline with hypernetworks attached."""
 
 import dataclasses
 import functools
@@ -6,8 +6,9 @@ import itertools
 import math
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
@@ -17,9 +18,10 @@ from hypernet.formats.load_save import find_weights, load
 from hypernet.generation.infotext import write_infotext
 from hypernet.generation.prompt_tags import tag_name, write_tag
 from hypernet.modeling.attachment import attach, detach
+from hypernet.modeling.hypernetwork import Hypernetwork
 from hypernet.stable_diffusion.base_model import identify_base_model
 from hypernet.stable_diffusion.conditioning import pipeline_arguments, text_mask
-from hypernet.stable_diffusion.loras import UNDERNEATH, split_lora, write_lora_tag
+from hypernet.stable_diffusion.loras import FUSED_LORAS_PREFIX, split_lora, write_lora_tag
 from hypernet.stable_diffusion.model import StableDiffusion, load_stable_diffusion
 from hypernet.stable_diffusion.model_source import ModelSource
 from hypernet.stable_diffusion.prompt_parser import escape
@@ -28,16 +30,17 @@ from hypernet.stable_diffusion.text_encoding import encode_prompts, truncation_n
 from hypernet.utils.errors import UserError
 from hypernet.utils.hashing import file_sha256
 
-MULTIPLE = 8  # of a picture's sides
-warnings.filterwarnings("ignore", message="Should have t[ab]")  # torchsde, on the last digit of a float
+SIZE_MULTIPLE = 8  # of an image's sides, in pixels
 
 
 @dataclasses.dataclass(frozen=True)
 class GenerationSettings:
-    """What shapes one picture, but for the model.
+    """Everything that shapes one image, apart from the base model.
+
+    The names and the order of the fields are part of the cache key in examples/xy_plot.py.
 
     Raises:
-        UserError: for what no picture can be drawn with.
+        UserError: for a value that cannot work.
     """
 
     prompt: str  # without tags
@@ -45,38 +48,37 @@ class GenerationSettings:
     seed: int = 0
     steps: int = 25
     guidance_scale: float = 7.5
-    size: tuple[int, int] | None = None  # width, height; None is the model's own
-    sampler: str | None = None  # None is the model's own
-    hypernetworks: tuple[tuple[str, float], ...] = ()  # path or Hub id, and strength; each on top of the one before
+    size: tuple[int, int] | None = None  # width, height; default: the model's
+    sampler: str | None = None  # default: the model's
+    hypernetworks: tuple[tuple[str, float], ...] = ()  # (path or Hub id, strength), in the order they are applied
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.seed < 1 << 63:
-            raise UserError(f"--seed {self.seed}: it must be 0 or more, and below 2^63")
+            raise UserError(f"--seed {self.seed}: it must be at least 0 and below 2**63")
         if not 1 <= self.steps <= 1000:
             raise UserError(f"--steps {self.steps}: it must be from 1 to 1000")
         if not (math.isfinite(self.guidance_scale) and self.guidance_scale >= 0):
             raise UserError(f"--guidance_scale {self.guidance_scale}: it must be 0 or more")
         if not all(math.isfinite(strength) for _, strength in self.hypernetworks):
-            raise UserError("--strength: it must be a number")
+            raise UserError("--strength: it must be a finite number")
         paths = [path for path, _ in self.hypernetworks]
         for path in paths:
             if paths.count(path) > 1:
-                raise UserError(f"{path}: it is named twice for one picture; name it once, with the strength of both")
-        if self.size and any(side < MULTIPLE or side % MULTIPLE for side in self.size):
-            raise UserError(
-                f"--size {self.size[0]}x{self.size[1]}: both sides must be multiples of {MULTIPLE}, and more than 0"
-            )
+                raise UserError(f"{path}: it is named twice for one image; name it once, with one strength")
+        if self.size and any(side < SIZE_MULTIPLE or side % SIZE_MULTIPLE for side in self.size):
+            shown = f"{self.size[0]}x{self.size[1]}"
+            raise UserError(f"--size {shown}: both sides must be positive multiples of {SIZE_MULTIPLE}")
         if self.sampler is not None:
             find_sampler(self.sampler)
 
     @property
-    def shared(self) -> tuple:
-        """What must be the same in all pictures of a batch."""
+    def batch_key(self) -> tuple:
+        """What all images of a batch must have in common."""
         return self.hypernetworks, self.sampler, self.size, self.steps, self.guidance_scale
 
 
 def load_for_generation(source: ModelSource) -> StableDiffusion:
-    """Any Stable Diffusion, SDXL too: float16 on a GPU, float32 on a CPU.
+    """Load a Stable Diffusion model: in float16 on a GPU, in float32 on a CPU.
 
     Raises:
         UserError: if it cannot be loaded.
@@ -88,69 +90,64 @@ def load_for_generation(source: ModelSource) -> StableDiffusion:
 
 @functools.cache
 def weights_sha256(hypernetwork: str) -> str:
-    """The sha256 of its weights file."""
+    """Return the SHA-256 of a hypernetwork's weights file as hex."""
     return file_sha256(find_weights(hypernetwork))
 
 
 class ImageGenerator:
-    """One model that draws whatever is asked for; each hypernetwork is loaded once, and let go after its last use.
+    """Generates images with one base model and any hypernetworks.
 
-    `loaded` are hypernetworks that are open already, by path.
+    Args:
+        models: the base model; its pipeline is used as it is.
+        loaded: hypernetworks that are loaded already, by path. Others are loaded when they are first needed; all are
+            released after their last image.
     """
 
-    def __init__(self, models: StableDiffusion, loaded: dict | None = None):
+    def __init__(self, models: StableDiffusion, loaded: dict[str, Hypernetwork] | None = None):
         self.models, self.pipe, self.loaded = models, models.pipeline, dict(loaded or {})
-        self.schedulers, self.told = {None: self.pipe.scheduler}, set()
+        self.schedulers: dict[str | None, Any] = {None: self.pipe.scheduler}
+        self._noted: set[str] = set()  # hypernetworks whose missing LoRAs have been reported
 
-    def generate_all(self, pictures: list[GenerationSettings], batch_size: int = 1) -> Iterator[tuple[int, Image.Image]]:
-        """(index, picture) of all of them, those with the same hypernetworks one after the other.
+    def generate_all(
+        self, settings: Sequence[GenerationSettings], batch_size: int = 1
+    ) -> Iterator[tuple[int, Image.Image]]:
+        """Generate one image for each of `settings`; images with the same hypernetworks come one after the other.
+
+        Yields:
+            The index into `settings` and the image.
 
         Raises:
-            UserError: before the first one, if a sampler cannot take so many steps.
+            UserError: before the first image, if a sampler does not support the number of steps.
         """
-        if note := truncation_note(self.models, [picture.prompt for picture in pictures]):
+        if note := truncation_note(self.models, [each.prompt for each in settings]):
             print(note, file=sys.stderr)
-        for sampler, steps in dict.fromkeys((picture.sampler, picture.steps) for picture in pictures):
+        for sampler, steps in dict.fromkeys((each.sampler, each.steps) for each in settings):
             check_steps(self._scheduler(sampler, [0]), steps)
-        groups = {}
-        for index, picture in enumerate(pictures):
-            files = tuple(path for path, _ in picture.hypernetworks)
-            groups.setdefault(files, {}).setdefault(picture.shared, []).append(index)
-        batches = [
-            indices[start : start + batch_size]
-            for group in groups.values()
-            for indices in group.values()
-            for start in range(0, len(indices), batch_size)
-        ]
+        batches = group_into_batches(settings, batch_size)
         for i, indices in enumerate(batches):
-            yield from zip(indices, self.generate([pictures[index] for index in indices]))
-            ahead = {path for j in itertools.chain(*batches[i + 1 :]) for path, _ in pictures[j].hypernetworks}
+            yield from zip(indices, self.generate([settings[index] for index in indices]))
+            ahead = {path for j in itertools.chain(*batches[i + 1 :]) for path, _ in settings[j].hypernetworks}
             self.loaded = {path: module for path, module in self.loaded.items() if path in ahead}
 
-    def generate(self, batch: list[GenerationSettings]) -> list[Image.Image]:
-        """Pictures that share what `PictureSettings.shared` names, in one forward pass; each has its own noise.
+    def generate(self, batch: Sequence[GenerationSettings]) -> list[Image.Image]:
+        """Generate images whose settings have the same `batch_key` in one forward pass, each from its own noise.
 
-        An empty prompt, or negative prompt, is what guidance compares with: for most SDXL models that is no text at all.
+        An empty prompt is embedded as the model's config says: for most SDXL models as zeros.
         """
         first, pipe = batch[0], self.pipe
-        pipe.scheduler = self._scheduler(first.sampler, [picture.seed for picture in batch])
+        pipe.scheduler = self._scheduler(first.sampler, [each.seed for each in batch])
         width, height = first.size or (None, None)
         try:
             for path, strength in first.hypernetworks:
-                if path not in self.loaded:
-                    self.loaded[path] = load(path)
-                self._tell_loras(path)
-                try:
-                    attach(pipe.unet, self.loaded[path], strength)
-                except ValueError as error:
-                    raise UserError(f"{path}: {error}") from None
-            positive = encode_prompts(self.models, [picture.prompt for picture in batch])
-            negative = encode_prompts(self.models, [picture.negative_prompt for picture in batch])
-            given, mask = pipeline_arguments(positive, negative, pipe.unet.dtype)
-            with text_mask(pipe.unet, mask):
+                self._attach(path, strength)
+            positive = encode_prompts(self.models, [each.prompt for each in batch])
+            negative = encode_prompts(self.models, [each.negative_prompt for each in batch])
+            arguments, mask = pipeline_arguments(positive, negative, pipe.unet.dtype)
+            with text_mask(pipe.unet, mask), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Should have t[ab]")  # torchsde, on rounding
                 return pipe(
-                    **given,
-                    generator=[torch.Generator().manual_seed(picture.seed) for picture in batch],
+                    **arguments,
+                    generator=[torch.Generator().manual_seed(each.seed) for each in batch],
                     num_inference_steps=first.steps,
                     guidance_scale=first.guidance_scale,
                     width=width,
@@ -159,35 +156,17 @@ class ImageGenerator:
         finally:
             detach(pipe.unet)
 
-    def _tell_loras(self, path):
-        """Say once if a hypernetwork was trained over LoRAs, and here it is drawn without any."""
-        note = self.loaded[path].config.optional_info or ""
-        if note.startswith(UNDERNEATH) and not self.models.base.source.lora and path not in self.told:
-            self.told.add(path)
-            names = note.removeprefix(UNDERNEATH).strip()
-            print(f"note: {path} was trained over {names}; --lora puts them under it", file=sys.stderr)
-
-    def _scheduler(self, name, seeds):
-        if name not in self.schedulers:
-            self.schedulers[name] = build_scheduler(name, self.schedulers[None].config)
-        scheduler = self.schedulers[name]
-        if hasattr(scheduler, "noise_sampler_seed"):  # DPM++ SDE draws its noise apart, from seeds of its own
-            scheduler.noise_sampler_seed = seeds
-        return scheduler
-
-    def infotext(self, picture: GenerationSettings, image: Image.Image, **more) -> str:
-        """The WebUI's text about a picture that was drawn here; all hypernetworks stand as tags behind the prompt."""
-        sampler, schedule_type = webui_name(self._scheduler(picture.sampler, [picture.seed]))
-        stack, source = picture.hypernetworks, self.models.base.source
-        # brackets that are plain here would weigh in the WebUI
-        as_read = str if source.prompt_emphasis else escape
+    def infotext(self, settings: GenerationSettings, image: Image.Image) -> str:
+        """Return the WebUI's description of a generated image; hypernetworks and LoRAs become tags in the prompt."""
+        sampler, schedule_type = webui_name(self._scheduler(settings.sampler, [settings.seed]))
+        stack, source = settings.hypernetworks, self.models.base.source
         hashes = {tag_name(path): weights_sha256(path)[:10] for path, _ in stack}
         fields = {
-            "Steps": picture.steps,
+            "Steps": settings.steps,
             "Sampler": sampler,
             "Schedule type": schedule_type,
-            "CFG scale": f"{picture.guidance_scale:g}",
-            "Seed": picture.seed,
+            "CFG scale": f"{settings.guidance_scale:g}",
+            "Seed": settings.seed,
             "Size": f"{image.width}x{image.height}",
             "Model hash": self.models.hash,
             "Model": source.name,
@@ -195,26 +174,67 @@ class ImageGenerator:
             "Clip skip": source.clip_skip,
             "Hypernet hashes": ", ".join(f"{name}: {value}" for name, value in hashes.items()) or None,
             "RNG": "CPU",
-            **more,
             "Version": f"diffusers {diffusers.__version__}",
         }
         tags = [write_lora_tag(*split_lora(lora)) for lora in source.lora]
         tags += [write_tag(path, strength) for path, strength in stack]
-        prompt = " ".join([as_read(picture.prompt.rstrip()), *tags])
-        return write_infotext(prompt, as_read(picture.negative_prompt), fields)
+        as_read = str if source.prompt_emphasis else escape  # plain brackets here would be emphasis in the WebUI
+        prompt = " ".join([as_read(settings.prompt.rstrip()), *tags])
+        return write_infotext(prompt, as_read(settings.negative_prompt), fields)
+
+    def _attach(self, path: str, strength: float) -> None:
+        if path not in self.loaded:
+            self.loaded[path] = load(path)
+        self._note_missing_loras(path)
+        try:
+            attach(self.pipe.unet, self.loaded[path], strength)
+        except ValueError as error:
+            raise UserError(f"{path}: {error}") from None
+
+    def _note_missing_loras(self, path: str) -> None:
+        """Print a note, once, if a hypernetwork was trained over LoRAs and none are loaded."""
+        recorded = self.loaded[path].config.optional_info or ""
+        if recorded.startswith(FUSED_LORAS_PREFIX) and not self.models.base.source.lora and path not in self._noted:
+            self._noted.add(path)
+            names = recorded.removeprefix(FUSED_LORAS_PREFIX).strip()
+            print(f"note: {path} was trained over {names}; load them with --lora", file=sys.stderr)
+
+    def _scheduler(self, name: str | None, seeds: list[int]) -> Any:
+        if name is not None and name not in self.schedulers:
+            self.schedulers[name] = build_scheduler(name, self.schedulers[None].config)
+        scheduler = self.schedulers[name]
+        if hasattr(scheduler, "noise_sampler_seed"):  # DPM++ SDE ignores the pipeline's generators
+            scheduler.noise_sampler_seed = seeds
+        return scheduler
 
 
-def check_steps(scheduler, steps: int):
-    """Raises: UserError if the sampler cannot take so many; where it repeats its first timestep, diffusers loses count."""
+def group_into_batches(settings: Sequence[GenerationSettings], batch_size: int) -> list[list[int]]:
+    """Return the indices of `settings` in batches of one `batch_key`, those of the same hypernetworks in a row."""
+    groups: dict[tuple, dict[tuple, list[int]]] = {}  # paths -> batch_key -> indices
+    for index, each in enumerate(settings):
+        paths = tuple(path for path, _ in each.hypernetworks)
+        groups.setdefault(paths, {}).setdefault(each.batch_key, []).append(index)
+    return [
+        indices[start : start + batch_size]
+        for group in groups.values()
+        for indices in group.values()
+        for start in range(0, len(indices), batch_size)
+    ]
+
+
+def check_steps(scheduler: Any, steps: int) -> None:
+    """Check that a sampler supports a number of steps; diffusers miscounts where its first timestep repeats.
+
+    Raises:
+        UserError: if not.
+    """
     sampler = " ".join(filter(None, webui_name(scheduler)))
     try:
         scheduler.set_timesteps(steps)
     except ValueError as error:
-        raise UserError(f"steps {steps}: {sampler} cannot take so many ({_one_line(error)})") from None
+        reason = " ".join(str(error).split())
+        raise UserError(f"--steps {steps}: {sampler} does not support that many ({reason})") from None
     first = scheduler.timesteps[:2].tolist()
     if len(first) == 2 and first[0] == first[1]:
-        raise UserError(f"steps {steps}: {sampler} cannot take so many with this model; take fewer, or another sampler")
-
-
-def _one_line(error) -> str:
-    return " ".join(str(error).split())
+        problem = f"{sampler} does not support that many with this model; use fewer, or another sampler"
+        raise UserError(f"--steps {steps}: {problem}")

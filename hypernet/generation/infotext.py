@@ -1,15 +1,16 @@
-"""The text that the WebUI keeps in a PNG, under the key `parameters`: how the picture was made.
+"""Read and write the WebUI's description of how an image was generated, stored in a PNG under `parameters`.
 
     a cat, <hypernet:my_style:0.8>
     Negative prompt: blurry
     Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 512x512, Model: my model, Version: ...
 
-The rules are those of the WebUI 1.10's modules/processing.py (to write it) and modules/infotext_utils.py (to read it).
+The format is that of WebUI 1.10: modules/processing.py writes it, modules/infotext_utils.py reads it.
 """
 
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -28,30 +29,31 @@ _FIELD = re.compile(
 )
 
 
-def write_infotext(prompt: str, negative_prompt: str, fields: dict) -> str:
-    """Prompts and fields in the WebUI's form; a field that is None is left out."""
+def write_infotext(prompt: str, negative_prompt: str, fields: dict[str, Any]) -> str:
+    """Return prompts and fields in the WebUI's format, without the fields that are None."""
     settings = ", ".join(f"{name}: {_quote(value)}" for name, value in fields.items() if value is not None)
     negative = f"\n{NEGATIVE} {negative_prompt}" if negative_prompt else ""
     return f"{prompt}{negative}\n{settings}".strip()
 
 
-def _quote(value) -> str:
-    """As JSON if it holds what separates fields."""
+def _quote(value: object) -> str:
+    """Return a value as text, in JSON quotes if it contains a separator."""
     text = str(value)
     return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ",:\n") else text
 
 
 def parse_infotext(text: str) -> tuple[str, str, dict[str, str]]:
-    """(prompt, negative prompt, fields), by the WebUI's rules.
+    """Return prompt, negative prompt and fields, by the WebUI's rules.
 
-    The last line holds the fields if there are three or more on it; the negative prompt begins with the line that says so.
-    Lines lose the spaces around them.
+    The last line holds the fields if there are at least three; the line that starts with "Negative prompt:" begins the
+    negative prompt. Lines are stripped.
     """
     *lines, last = text.strip().split("\n")
     found = list(_FIELD.finditer(last))
     if len(found) < 3:
         lines, found = [*lines, last], []
-    prompts, current = {"": [], NEGATIVE: []}, ""
+    prompts: dict[str, list[str]] = {"": [], NEGATIVE: []}
+    current = ""
     for line in (line.strip() for line in lines):
         if line.startswith(NEGATIVE):
             current, line = NEGATIVE, line.removeprefix(NEGATIVE).strip()
@@ -70,16 +72,16 @@ def _unquote(value: str) -> str:
     return value
 
 
-def save_png(path, image: Image.Image, infotext: str):
-    """Write the picture with its text; a crash leaves either the whole file or none."""
+def save_png(path: str | Path, image: Image.Image, infotext: str) -> None:
+    """Write an image with its infotext atomically."""
     info = PngInfo()
     info.add_text(KEY, infotext)
     with atomic_write(path) as temporary:
         image.save(temporary, format="PNG", pnginfo=info)
 
 
-def read_png_infotext(path) -> str | None:
-    """The text of a PNG, None if it has none or is no picture."""
+def read_png_infotext(path: str | Path) -> str | None:
+    """Return the infotext of a PNG; None if it has none or cannot be read as an image."""
     try:
         with Image.open(path) as image:
             return image.info.get(KEY)
@@ -88,7 +90,7 @@ def read_png_infotext(path) -> str | None:
 
 
 def free_path(path: Path, infotext: str) -> Path:
-    """`path`, or the first of NAME-2, NAME-3, ... that does not exist, or is the very picture with this text."""
+    """Return `path`, or the first of NAME-2, NAME-3, ... that is free or holds an image with this very infotext."""
     candidate, number = path, 1
     while candidate.exists() and read_png_infotext(candidate) != infotext:
         number += 1

@@ -1,4 +1,4 @@
-"""`<hypernet:name:0.8>` in a prompt, as the WebUI has it, and the files that such names mean."""
+"""Tags in prompts, as in the WebUI (`<hypernet:name:0.8>`), and the hypernetworks their names refer to."""
 
 import difflib
 import filecmp
@@ -10,107 +10,113 @@ import re
 from pathlib import Path
 
 from hypernet.formats.load_save import WEIGHTS_NAME
-from hypernet.formats.trained_folder import _is_best, trained_config
+from hypernet.formats.trained_folder import is_best_state, read_trained_config
 from hypernet.utils.errors import UserError
 
-LORA_TAG = re.compile(r"\s*<lora:[^>]*>")  # written into pictures, never read: LoRAs go under the model, by --lora
+LORA_TAG = re.compile(r"\s*<lora:[^>]*>")  # written to infotexts, refused in prompts: --lora loads LoRAs
 TAG = re.compile(r"<(\w+):([^>]+)>")  # the WebUI's extra networks; any other < is text
+EXAMPLE = "write <hypernet:name:strength>, such as <hypernet:my_style:0.8>"
 
 
 def split_prompt(prompt: str) -> tuple[str, list[tuple[str, float]]]:
-    """The prompt without its tags, and (name, strength) of each in the order written.
+    """Return the prompt without its tags, and (name, strength) of each tag in order.
 
-    As in the WebUI only the tag itself is taken out, and a strength that is not written is 1.
+    As in the WebUI, the space around a tag stays and the default strength is 1.
 
     Raises:
-        UserError: for a tag of another kind, one without a name, or a strength that is no number.
+        UserError: for a tag of another kind, without a name, or with a strength that is not a finite number.
     """
-    tags, text = [_read_tag(match) for match in TAG.finditer(prompt)], TAG.sub("", prompt)
-    broken = re.search(r"<\s*hypernet\s*:.*", text)
-    if broken:
-        raise UserError(f"{broken[0][:60]}: write <hypernet:name:strength>, such as <hypernet:my_style:0.8>")
+    tags, text = [_parse_tag(match) for match in TAG.finditer(prompt)], TAG.sub("", prompt)
+    malformed = re.search(r"<\s*hypernet\s*:.*", text)
+    if malformed:
+        raise UserError(f"{malformed[0][:60]}: {EXAMPLE}")
     return text, tags
 
 
-def _read_tag(match) -> tuple[str, float]:
+def _parse_tag(match: re.Match[str]) -> tuple[str, float]:
     kind, (name, *values) = match[1], match[2].split(":")
     if kind == "lora":
-        raise UserError(f"{match[0]}: a LoRA goes under the whole picture; name its file with --lora PATH:SCALE")
+        raise UserError(f"{match[0]}: tags cannot load LoRAs here; use --lora PATH:SCALE")
     if kind != "hypernet":
-        raise UserError(f"{match[0]}: only <hypernet:name:strength> is known here, nothing of the kind {kind}")
+        raise UserError(f"{match[0]}: tags of the kind {kind} are not supported, only <hypernet:name:strength>")
     try:
         strength = float(values[0]) if values else 1.0
     except ValueError:
         strength = math.nan
     if not name.strip() or len(values) > 1 or not math.isfinite(strength):
-        raise UserError(f"{match[0]}: write <hypernet:name:strength>, such as <hypernet:my_style:0.8>")
+        raise UserError(f"{match[0]}: {EXAMPLE}")
     return name, strength
 
 
-def write_tag(path, strength: float) -> str:
-    """The tag that draws with this hypernetwork, in the WebUI once its `.pt` is there."""
+def write_tag(path: str | Path, strength: float) -> str:
+    """Return the tag for a hypernetwork; it works in the WebUI once the `.pt` is installed there."""
     return f"<hypernet:{tag_name(path)}:{strength:g}>"
 
 
-def tag_name(path) -> str:
-    """What prompts call it: the stem of a file, the name that a trained folder gives it, NAME-STEP of a checkpoint.
+def tag_name(path: str | Path) -> str:
+    """Return the name of a hypernetwork in prompts.
 
-    (NAME-STEP is how the WebUI calls its own checkpoints.) A run's best state is NAME-best. What lies on the Hub has the
-    name of its repository.
+    A file has its stem, a trained folder the name in its config, a repository on the Hub its own name. A checkpoint is
+    NAME-STEP, as the WebUI names its own; a run's best state is NAME-best.
     """
     path = Path(path)
-    config = trained_config(path)
+    config = read_trained_config(path)
     if config is None:
         name = path.stem if path.suffix.lower() in (".pt", ".safetensors") else path.name
-        return f"{name}-best" if _is_best(path.parent) else name
+        return f"{name}-best" if is_best_state(path.parent) else name
     name = config.get("name", path.name)
-    if _is_best(path):
+    if is_best_state(path):
         return f"{name}-best"
     return f"{name}-{config.get('step', 0)}" if path.parent.name == "checkpoints" else name
 
 
-def find_hypernetwork(name: str, folder) -> Path:
-    """The one file or trained folder below `folder` that is called `name`; `run/name` tells between equal names.
+def find_hypernetwork(name: str, folder: str | Path) -> Path:
+    """Return the file or trained folder below `folder` that is called `name`.
+
+    `name` may be preceded by parent folders, as in "run/name", to tell apart several of the same name.
 
     Raises:
-        UserError: if there is none, naming the nearest, or if there are several different ones.
+        UserError: if there is none (naming the nearest), or if there are several whose contents differ.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"--hypernetwork_dir {folder}: there is no such folder to look for {name} in")
     known, wanted = _scan(folder), tuple(name.split("/"))
     found = [path for path, names in known if any(parts[-len(wanted) :] == wanted for parts in names)]
-    found = [path for path in found if path.parent not in found]  # a trained folder, and its .pt of the same name
+    found = [path for path in found if path.parent not in found]  # a trained folder's .pt may have the folder's name
     found = [path for path in found if path.suffix.lower() != ".safetensors" or path.with_suffix(".pt") not in found]
     if not found:
         near = difflib.get_close_matches(name, sorted({parts[-1] for _, names in known for parts in names}))
-        hint = f"did you mean {' or '.join(near)}?" if near else "--hypernetwork_dir names another place"
+        hint = f"did you mean {' or '.join(near)}?" if near else "use --hypernetwork_dir to search another folder"
         raise UserError(f"<hypernet:{name}>: there is no such hypernetwork in {folder}; {hint}")
-    if not all(_equal(found[0], path) for path in found[1:]):
-        problem = f"it may be {' or '.join(map(str, found[:3]))}"
-        raise UserError(f"<hypernet:{name}>: {problem}; write more of the path, such as {_longer_tag(known, found[0])}")
+    if not all(_same_contents(found[0], path) for path in found[1:]):
+        problem = f"it could be {' or '.join(map(str, found[:3]))}"
+        raise UserError(f"<hypernet:{name}>: {problem}; write more of the path, as in {_longer_tag(known, found[0])}")
     return found[0]
 
 
-def _longer_tag(known, path) -> str:
-    """The shortest tag that means this one only."""
-    names = next(names for place, names in known if place == path)
+Known = list[tuple[Path, list[tuple[str, ...]]]]  # hypernetworks and the names they go by, split at slashes
+
+
+def _longer_tag(known: Known, path: Path) -> str:
+    """Return the shortest tag that matches this hypernetwork only."""
+    names = next(names for other, names in known if other == path)
     tails = sorted({parts[-length:] for parts in names for length in range(1, len(parts) + 1)}, key=len)
     for tail in tails:
-        if all(place == path or all(parts[-len(tail) :] != tail for parts in others) for place, others in known):
+        if all(other == path or all(parts[-len(tail) :] != tail for parts in others) for other, others in known):
             return f"<hypernet:{'/'.join(tail)}>"
     return f"--hypernetwork {path}"
 
 
 @functools.lru_cache
-def _scan(folder: Path) -> list[tuple[Path, list[tuple[str, ...]]]]:
-    """(path, the paths that it may be called by, in parts) of each hypernetwork below `folder`, sorted."""
-    known = []
-    for place, subfolders, files in os.walk(folder):
+def _scan(folder: Path) -> Known:
+    """List the hypernetworks below `folder`, sorted, each with all names it goes by."""
+    known: Known = []
+    for root, subfolders, files in os.walk(folder):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        place = Path(place)
+        place = Path(root)
         above = (folder.resolve().name, *place.relative_to(folder).parts)
-        trained = trained_config(place) is not None
+        trained = read_trained_config(place) is not None
         if trained:
             names = [above, (*above[:-1], tag_name(place))]
             if place.parent.name == "checkpoints":
@@ -118,14 +124,14 @@ def _scan(folder: Path) -> list[tuple[Path, list[tuple[str, ...]]]]:
             known.append((place, names))
         for file in sorted(map(Path, files)):
             weights = file.suffix.lower() == ".safetensors" and file.name != WEIGHTS_NAME
-            if file.suffix.lower() == ".pt" or weights and (trained or _stands_alone(place / file)):
-                best = [(*above[:-1], tag_name(place / file))] if _is_best(place) else []
+            if file.suffix.lower() == ".pt" or weights and (trained or _is_standalone(place / file)):
+                best = [(*above[:-1], tag_name(place / file))] if is_best_state(place) else []
                 known.append((place / file, best or [(*above, file.stem)]))
     return known
 
 
-def _stands_alone(file: Path) -> bool:
-    """Whether the header of a .safetensors (its length in eight bytes, then JSON) says that it is a hypernetwork."""
+def _is_standalone(file: Path) -> bool:
+    """Whether a .safetensors has a hypernetwork's config in its header (8 bytes of length, then JSON)."""
     try:
         with open(file, "rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
@@ -135,7 +141,7 @@ def _stands_alone(file: Path) -> bool:
         return False
 
 
-def _equal(a: Path, b: Path) -> bool:
-    """Whether two files, or trained folders, hold the same."""
+def _same_contents(a: Path, b: Path) -> bool:
+    """Whether two files, or the weights of two trained folders, are equal."""
     a, b = (path / WEIGHTS_NAME if path.is_dir() else path for path in (a, b))
     return a.is_file() and b.is_file() and filecmp.cmp(a, b, shallow=False)

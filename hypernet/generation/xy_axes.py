@@ -1,37 +1,40 @@
-"""An axis of an X/Y plot: its values from the command line, and what its rows or columns are called."""
+"""The axes of an X/Y plot: parse their values from the command line and label them."""
 
 import dataclasses
 import glob
 import re
+from collections.abc import Sequence
 from decimal import Decimal
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from hypernet.utils.errors import UserError
 
 KINDS = ("checkpoint", "strength", "seed", "guidance", "prompt", "steps")
-_NUMBERS = {"strength": float, "guidance": float, "seed": int, "steps": int}
+MAX_VALUES = 1000  # of a range; more is taken for a typo
+_NUMBERS: dict[str, type] = {"strength": float, "guidance": float, "seed": int, "steps": int}
 _NUMBER = r"([+-]?\d+(?:\.\d*)?)"
 _RANGE = re.compile(rf"{_NUMBER}\s*-\s*{_NUMBER}\s*(?:\(\s*{_NUMBER}\s*\)|\[\s*(\d+)\s*\])?")
-MOST = 1000  # values of an axis; more is a slip of the finger
 
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """What changes along it, the values in order, and a label for each."""
+    """What changes along an axis, its values in order, and a label for each."""
 
     kind: str
-    values: tuple
+    values: tuple[Any, ...]
     labels: tuple[str, ...]
 
 
 def parse_axis(option: str, words: list[str]) -> Axis:
-    """The axis that an option such as `--x strength "0-1 [5]"` asks for; a value that is named twice counts once.
+    """Parse the words of an option such as `--x strength "0-1 [5]"`; repeated values count once.
 
     Raises:
-        UserError: for an unknown kind, no values, or values that are none.
+        UserError: if the kind is unknown, or the values are missing or malformed.
     """
     kind, *words = words
+    values: Sequence[Any]
     if kind not in KINDS:
         raise UserError(f"{option} {kind}: an axis is one of {', '.join(KINDS)}")
     if not words:
@@ -47,12 +50,16 @@ def parse_axis(option: str, words: list[str]) -> Axis:
     return Axis(kind, tuple(values), tuple(labels))
 
 
-def parse_numbers(option: str, words: list[str], whole: bool) -> list:
-    """Numbers and the WebUI's ranges, apart or separated by commas; all ends included.
+def parse_numbers(option: str, words: list[str], whole: bool) -> list[float]:
+    """Parse numbers and ranges in the WebUI's notation, as separate words or separated by commas.
 
-    "1-5" is 1, 2, 3, 4, 5; "1-10 (+3)" is 1, 4, 7, 10; "0-1 [5]" are five evenly from 0 to 1 (whole ones cut down).
+    Ends are included: "1-5" is 1, 2, 3, 4, 5; "1-10 (+3)" is 1, 4, 7, 10; "0-1 [5]" is 0, 0.25, 0.5, 0.75, 1. With
+    `whole`, the last form rounds toward zero.
+
+    Raises:
+        UserError: for anything else, naming the word.
     """
-    numbers = []
+    numbers: list[Decimal] = []
     for word in (part.strip() for part in ",".join(words).split(",")):
         match = _RANGE.fullmatch(word)
         try:
@@ -66,28 +73,32 @@ def parse_numbers(option: str, words: list[str], whole: bool) -> list:
     return list(dict.fromkeys(int(number) if whole else float(number) for number in numbers))
 
 
-def _expand(start, end, step, count) -> list[Decimal]:
-    """Decimals, or 0.1 + 0.2 would not be 0.3. Raises: ValueError if there is nothing in it, or too much."""
-    start, end = Decimal(start), Decimal(end)
+def _expand(start: str, end: str, step: str | None, count: str | None) -> list[Decimal]:
+    """Expand a range. Decimals keep 0.1 + 0.2 equal to 0.3.
+
+    Raises:
+        ValueError: if it is empty or has more than MAX_VALUES values.
+    """
+    first, last = Decimal(start), Decimal(end)
     if count is not None:
-        length, between, parts = int(count), end - start, max(1, int(count) - 1)
+        length, difference, parts = int(count), last - first, max(1, int(count) - 1)
     else:
-        between, parts = Decimal(step or 1), 1
-        length = int((end - start) / between) + 1 if (end - start) * between >= 0 else 0
-    if not 1 <= length <= MOST:
+        difference, parts = Decimal(step or 1), 1
+        length = int((last - first) / difference) + 1 if (last - first) * difference >= 0 else 0
+    if not 1 <= length <= MAX_VALUES:
         raise ValueError
-    return [start + i * between / parts for i in range(length)]
+    return [first + i * difference / parts for i in range(length)]
 
 
 def find_checkpoints(option: str, words: list[str]) -> list[str | None]:
-    """Paths as they are named, patterns expanded, None for the word "none".
+    """Return paths as given, with patterns expanded and None for the word "none".
 
-    Neighbours in one folder come in natural order, 2 before 10, as no shell has them.
+    Consecutive paths in one folder are sorted naturally, step-2 before step-10; shells expand patterns differently.
 
     Raises:
-        UserError: if a pattern fits nothing.
+        UserError: if nothing matches a pattern.
     """
-    paths = []
+    paths: list[str | None] = []
     for word in words:
         if word == "none":
             paths.append(None)
@@ -96,22 +107,27 @@ def find_checkpoints(option: str, words: list[str]) -> list[str | None]:
         else:
             found = sorted(glob.glob(word, recursive=True), key=natural_order)
             if not found:
-                raise UserError(f"{option} {word}: nothing fits this pattern")
+                raise UserError(f"{option} {word}: nothing matches this pattern")
             paths += found
     paths = list(dict.fromkeys(paths))
-    runs = groupby(paths, key=lambda path: path and Path(path).parent)
-    return [path for folder, run in runs for path in (sorted(run, key=natural_order) if folder else run)]
+    ordered: list[str | None] = []
+    for _, run in groupby(paths, key=lambda path: path and Path(path).parent):
+        ordered += sorted(run, key=natural_order)
+    return ordered
 
 
-def natural_order(path: str) -> list:
-    """A sort key that compares numbers within the text as numbers."""
+def natural_order(path: str | None) -> list[tuple[int, str]]:
+    """Return a sort key that compares numbers within text as numbers."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(path))]
 
 
-def label_checkpoints(paths: list[str | None]) -> list[str]:
-    """ "step 500" of step-000500, else the name; with the run's name before it where two would be called the same."""
+def label_checkpoints(paths: Sequence[str | None]) -> list[str]:
+    """Return "step 500" for step-000500, else the name; preceded by the run's name where labels would be equal."""
     names = ["none" if path is None else _short_name(Path(path)) for path in paths]
-    return [name if names.count(name) == 1 else f"{_run_name(Path(path))} {name}" for path, name in zip(paths, names)]
+    return [
+        name if path is None or names.count(name) == 1 else f"{_run_name(Path(path))} {name}"
+        for path, name in zip(paths, names)
+    ]
 
 
 def _run_name(path: Path) -> str:

@@ -1,1 +1,1 @@
-"""The hypernetwork itself, and how it acts inside a UNet."""
+"""The hypernetwork, and how it acts in a UNet."""

@@ -1,6 +1,7 @@
-"""Put hypernetworks on a diffusers UNet: its attention processors, attach and detach."""
+"""Attach hypernetworks to a diffusers UNet through its attention processors, and detach them."""
 
 import numbers
+from typing import Any
 
 import torch
 from diffusers.models.attention_processor import Attention
@@ -11,7 +12,8 @@ from hypernet.modeling.attention_processor import HypernetworkAttnProcessor
 from hypernet.modeling.hypernetwork import Hypernetwork
 from hypernet.modeling.stack import HypernetworkStack
 
-PLAIN_PROCESSORS = {  # of diffusers: different ways to compute the same; others (IP-Adapter's, say) compute more
+# diffusers' processors that compute plain attention, each in its own way; others (such as IP-Adapter's) compute more
+PLAIN_PROCESSORS = {
     "AttnProcessor",
     "AttnProcessor2_0",
     "AttnProcessorNPU",
@@ -22,24 +24,28 @@ PLAIN_PROCESSORS = {  # of diffusers: different ways to compute the same; others
 }
 
 
-def attach(unet, hypernetwork: Hypernetwork, strength: float = 1.0):
+def attach(unet: nn.Module, hypernetwork: Hypernetwork, strength: float = 1.0) -> None:
     """Let `hypernetwork` transform the context of every attention layer of `unet`; a second call stacks.
 
-    The text is transformed once for all cross-attention layers and, while drawing, for all steps of an image. In
-    training that happens before any block that gradient checkpointing might run again. Moving, casting or compiling the
-    UNet, offloading it, or slicing its attention (which has no effect: the attention here needs no slices) may follow.
+    The text is transformed once for all cross-attention layers and, in inference, once for all steps of an image. In
+    training this happens outside the blocks that gradient checkpointing recomputes. The UNet may be moved, cast,
+    compiled or offloaded afterwards. Attention slicing has no effect: the attention used here needs none.
+
+    Args:
+        unet: a diffusers UNet, compiled or not.
+        hypernetwork: the hypernetwork to attach.
+        strength: scales what the hypernetwork adds to a context; 0 turns it off.
 
     Raises:
-        ValueError: if the UNet has none of its widths, an attention layer projects its context in a way that has no plain
-            to_k and to_v, or something else has changed its attention (an IP-Adapter, say).
-        TypeError: for anything else than a UNet, a hypernetwork and a number.
+        ValueError: if the UNet has none of its widths, an attention layer has no plain to_k and to_v, or something else
+            has changed the attention (an IP-Adapter, say).
+        TypeError: if an argument is not a UNet, a hypernetwork or a number.
     """
-    if not isinstance(hypernetwork, Hypernetwork):
-        raise TypeError(f"attach takes a Hypernetwork, as hypernet.load gives it, not a {type(hypernetwork).__name__}")
-    unet, strength = _plain(unet), _number(strength)
-    stack = getattr(unet, "_hypernetworks", None)
+    check_is_hypernetwork(hypernetwork)
+    unet, strength = _unwrap(unet), _to_number(strength)
     layers = attention_layers(unet)
     check_widths(hypernetwork, layers)
+    stack: HypernetworkStack | None = getattr(unet, "_hypernetworks", None)
     if stack is None:
         stack = HypernetworkStack(attention=layers)
         _wrap_processors(stack)
@@ -49,132 +55,148 @@ def attach(unet, hypernetwork: Hypernetwork, strength: float = 1.0):
     stack.layers.append((hypernetwork, strength))
 
 
-def set_strength(unet, strength: float, hypernetwork: Hypernetwork | None = None):
-    """Change the strength of an attached hypernetwork, or of all of them; nothing is loaded or attached anew.
+def set_strength(unet: nn.Module, strength: float, hypernetwork: Hypernetwork | None = None) -> None:
+    """Change the strength of one attached hypernetwork, or of all if none is given.
 
     Raises:
         ValueError: if it is not attached to `unet`, or nothing is.
-        TypeError: for a strength that is no number.
+        TypeError: if the strength is not a number.
     """
-    stack, strength = _stack(unet, hypernetwork), _number(strength)
+    stack, strength = _find_stack(unet, hypernetwork), _to_number(strength)
     stack.layers[:] = [
         (attached, strength if hypernetwork in (None, attached) else old) for attached, old in stack.layers
     ]
 
 
-def detach(unet, hypernetwork: Hypernetwork | None = None):
-    """Take all hypernetworks off, or only this one.
+def detach(unet: nn.Module, hypernetwork: Hypernetwork | None = None) -> None:
+    """Detach one hypernetwork, or all if none is given.
 
-    With the last one the processors from before the first `attach` (or set since) are back.
+    Detaching the last one restores the attention processors from before the first `attach`, or those set since.
 
     Raises:
         ValueError: if it is not attached to `unet`.
     """
     if hypernetwork is not None:
-        stack = _stack(unet, hypernetwork)
-        stack.layers[:] = [layer for layer in stack.layers if layer[0] is not hypernetwork]
-        if stack.layers:
+        attached = _find_stack(unet, hypernetwork)
+        attached.layers[:] = [layer for layer in attached.layers if layer[0] is not hypernetwork]
+        if attached.layers:
             return
-    unet = _plain(unet)
-    stack = getattr(unet, "_hypernetworks", None)
+    unet = _unwrap(unet)
+    stack: HypernetworkStack | None = getattr(unet, "_hypernetworks", None)
     if stack is not None:
         for undo in stack.undo:
             undo()
         del unet._hypernetworks
 
 
-def attention_layers(unet) -> dict[str, Attention]:
-    """The attention layers of a UNet by name, which a hypernetwork acts on.
+def attention_layers(unet: nn.Module) -> dict[str, Attention]:
+    """Return the attention layers of a UNet by name: those a hypernetwork acts on.
 
     Raises:
         ValueError: if one has no plain to_k and to_v.
     """
-    layers = {name.removesuffix(".processor"): None for name in unet.attn_processors}
-    for name in layers:
-        layers[name] = layer = unet.get_submodule(name)
+    layers = {}
+    for processor in unet.attn_processors:
+        name = processor.removesuffix(".processor")
+        layer = unet.get_submodule(name)
         if getattr(layer, "added_kv_proj_dim", None) is not None or getattr(layer, "to_k", None) is None:
-            raise ValueError(f"{name} is no layer that a hypernetwork can be put on")
+            raise ValueError(f"{name} has no plain to_k and to_v, so no hypernetwork can act on it")
+        layers[name] = layer
     return layers
 
 
-def check_widths(hypernetwork: Hypernetwork, layers: dict[str, Attention]):
-    """Raises: ValueError if none of these layers gets contexts of a width that `hypernetwork` transforms."""
-    here = sorted({layer.to_k.in_features for layer in layers.values()})
-    if not any(hypernetwork.parameters_of_width(width) for width in here):
+def check_is_hypernetwork(hypernetwork: Hypernetwork) -> None:
+    """Raise TypeError for anything else, such as a path."""
+    if not isinstance(hypernetwork, Hypernetwork):
+        raise TypeError(f"expected a Hypernetwork, as hypernet.load returns, not a {type(hypernetwork).__name__}")
+
+
+def check_widths(hypernetwork: Hypernetwork, layers: dict[str, Attention]) -> None:
+    """Raise ValueError if `hypernetwork` transforms none of the context widths of these layers."""
+    widths = sorted({layer.to_k.in_features for layer in layers.values()})
+    if not any(hypernetwork.parameters_of_width(width) for width in widths):
         raise ValueError(
-            f"{hypernetwork.config.name} has none of this UNet's widths: it transforms widths "
-            f"{', '.join(hypernetwork.pairs)}; this model has {', '.join(map(str, here))}, so it was made for another "
-            "kind of model"
+            f"{hypernetwork.config.name} was made for another kind of model: it transforms widths "
+            f"{', '.join(hypernetwork.pairs)}; this UNet has {', '.join(map(str, widths))}"
         )
 
 
-def _plain(unet):
+def _unwrap(unet: nn.Module) -> nn.Module:
+    """Return the UNet itself if it is compiled. Raise TypeError if it is not a UNet."""
     unet = unet._orig_mod if is_compiled_module(unet) else unet
     if not hasattr(unet, "attn_processors"):
-        raise TypeError(f"hypernetworks go on a UNet, such as pipe.unet, not on a {type(unet).__name__}")
+        raise TypeError(f"expected a UNet, such as pipe.unet, not a {type(unet).__name__}")
     return unet
 
 
-def _stack(unet, hypernetwork) -> HypernetworkStack:
-    stack = getattr(_plain(unet), "_hypernetworks", None)
+def _find_stack(unet: nn.Module, hypernetwork: Hypernetwork | None) -> HypernetworkStack:
+    """Return the UNet's stack. Raise ValueError if it has none, or not this hypernetwork in it."""
+    stack: HypernetworkStack | None = getattr(_unwrap(unet), "_hypernetworks", None)
     if stack is None or hypernetwork is not None and all(layer is not hypernetwork for layer, _ in stack.layers):
-        raise ValueError("there is no such hypernetwork on this UNet; attach it first")
+        raise ValueError("no such hypernetwork is attached to this UNet")
     return stack
 
 
-def _number(strength) -> float:
+def _to_number(strength: object) -> float:
     if isinstance(strength, bool) or not isinstance(strength, numbers.Real):
-        raise TypeError(f"a strength is a number, not a {type(strength).__name__}")
+        raise TypeError(f"strength must be a number, not a {type(strength).__name__}")
     return float(strength)
 
 
-def _wrap_processors(stack):
-    """Put ours before whatever processors there are, now or again (`enable_attention_slicing` sets new ones)."""
+def _wrap_processors(stack: HypernetworkStack) -> None:
+    """Wrap the processors that are not wrapped yet: all at first, later those set since.
+
+    diffusers sets new ones in `enable_attention_slicing`, for example.
+    """
     new = [layer for layer in stack.attention.values() if not isinstance(layer.processor, HypernetworkAttnProcessor)]
     for name in {type(layer.processor).__name__ for layer in new} - PLAIN_PROCESSORS:
-        raise ValueError(
-            f"the UNet's attention is a {name}'s, which does more than attention; no hypernetwork goes with it"
-        )
+        raise ValueError(f"the UNet uses {name}, which computes more than attention; hypernetworks do not work with it")
     for layer in new:
         layer.processor = HypernetworkAttnProcessor(stack, layer.processor)
 
 
-def _unwrap_processors(stack):
+def _unwrap_processors(stack: HypernetworkStack) -> None:
     for layer in stack.attention.values():
         if isinstance(layer.processor, HypernetworkAttnProcessor):
             layer.processor = layer.processor.original
 
 
-def _before_forward(unet, args, kwargs):
-    """Forward pre-hook: add what all layers share to what the UNet hands to every attention processor.
+def _before_forward(unet: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """Forward pre-hook: compute what all attention layers share, and pass it to their processors.
 
-    That is the text's K and V context, and the maps of linear hypernetworks.
+    These are the text's contexts of keys and values, and the maps of linear hypernetworks.
     """
-    stack = unet._hypernetworks
+    stack: HypernetworkStack = unet._hypernetworks
     if not torch.compiler.is_compiling():
         _wrap_processors(stack)
     if stack.active:
-        latents = kwargs["sample"] if "sample" in kwargs else args[0]
-        text = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[2]
+        latents = kwargs["sample"] if "sample" in kwargs else args[0]  # (B, channels, height, width)
+        text = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[2]  # (B, tokens, width)
         maps = stack.build_maps(unet, latents, text)
-        same = unet.config.get("encoder_hid_dim_type") is None  # else the layers get another text than this
-        shared = {"hypernetwork_shared": (stack.transform_text(text, maps) if same else None, maps)}
+        reaches_layers = unet.config.get("encoder_hid_dim_type") is None  # otherwise the UNet projects the text first
+        shared = {"hypernetwork_shared": (stack.transform_text(text, maps) if reaches_layers else None, maps)}
         kwargs["cross_attention_kwargs"] = {**(kwargs.get("cross_attention_kwargs") or {}), **shared}
     return args, kwargs
 
 
 class HypernetworkUNet(nn.Module):
-    """A UNet and the hypernetwork on it as one module, so that distributed training sees every gradient."""
+    """A UNet and the hypernetwork attached to it in one module, so that distributed training sees every gradient."""
 
-    def __init__(self, unet, hypernetwork: Hypernetwork):
+    def __init__(self, unet: nn.Module, hypernetwork: Hypernetwork):
         super().__init__()
         self.unet = unet
         self.hypernetwork = hypernetwork
         attach(unet, hypernetwork)
 
-    def forward(self, noisy_latents, timesteps, encoder_hidden_states, **conditions) -> torch.Tensor:
-        """The UNet's prediction, (B, channels, height, width) like `noisy_latents`.
+    def forward(
+        self,
+        noisy_latents: torch.Tensor,  # (B, channels, height, width)
+        timesteps: torch.Tensor,  # (B,)
+        encoder_hidden_states: torch.Tensor,  # (B, tokens, width)
+        **conditions: Any,
+    ) -> torch.Tensor:
+        """Return the UNet's prediction, in the shape of `noisy_latents`.
 
-        `conditions` are its other arguments by diffusers' names: a mask of the text, what SDXL takes.
+        `conditions` are the UNet's further arguments by diffusers' names: the text's mask, SDXL's extra conditions.
         """
         return self.unet(noisy_latents, timesteps, encoder_hidden_states, **conditions).sample

@@ -1,6 +1,6 @@
-"""The hypernetwork: for each context width a pair of MLPs, one for an attention layer's keys and one for its values."""
+"""The hypernetwork: for each context width, one MLP for the keys and one for the values of an attention layer."""
 
-import math
+from collections.abc import Callable, Sequence
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -9,30 +9,27 @@ from torch import nn
 
 from hypernet.modeling.structure import ACTIVATIONS, check_structure
 
-WIDTHS_SD1 = (320, 640, 768, 1280)
-
-
-def activation_class(name: str) -> type[nn.Module] | None:
-    """Return the module class of an activation by its name in `ACTIVATIONS`; None for "linear"."""
-    class_name = ACTIVATIONS[name]
-    return None if class_name is None else getattr(nn, class_name)
-
-
-def is_autocast(tensor) -> bool:
-    """Whether products with it are cast now; never on the meta device, of which autocast knows nothing."""
-    return not tensor.is_meta and torch.is_autocast_enabled(tensor.device.type)
+WIDTHS_SD1 = (320, 640, 768, 1280)  # self-attention has 320, 640 and 1280; the text has 768
 
 
 class HypernetworkModule(nn.Module):
-    """One MLP, `linear`, of the WebUI's layout: after each Linear the activation, the LayerNorm and the Dropout it has.
+    """One MLP, named and laid out as in the WebUI (modules/hypernetworks/hypernetwork.py).
 
-    For the structure (1, 2, 1) and width d it holds Linear(d, 2d) and Linear(2d, d). The activation does not follow
-    the last Linear unless `activate_output`; the LayerNorm, if asked for, follows every Linear.
+    Structure (1, 2, 1) at width d is Linear(d, 2d), Linear(2d, d). Each Linear is followed by the activation, the
+    LayerNorm and the Dropout it has, in this order. The last Linear has an activation only with `activate_output`.
     """
 
-    def __init__(self, width, layer_structure, activation, layer_norm, activate_output, dropout_structure):
+    def __init__(
+        self,
+        width: int,
+        layer_structure: Sequence[float],
+        activation: str,
+        layer_norm: bool,
+        activate_output: bool,
+        dropout_structure: Sequence[float] | None,
+    ):
         super().__init__()
-        layers = []
+        layers: list[nn.Module] = []
         for i, (before, after) in enumerate(zip(layer_structure, layer_structure[1:])):
             last = i == len(layer_structure) - 2
             layers.append(nn.Linear(int(width * before), int(width * after)))
@@ -45,34 +42,33 @@ class HypernetworkModule(nn.Module):
                 layers.append(nn.Dropout(dropout_structure[i + 1]))
         self.linear = nn.Sequential(*layers)
 
-    def forward(self, context):  # (B, tokens, width)
-        return self.linear(context)  # (B, tokens, width), to be scaled by the strength and added to the context
+    def forward(self, context: torch.Tensor) -> torch.Tensor:  # (B, tokens, width)
+        return self.linear(context)  # (B, tokens, width); the caller scales it and adds it to the context
 
     @torch.no_grad()
-    def init_weights(self, weight_init, activation, layer_norm_init):
-        """Draw the weights from torch's global generator.
+    def init_weights(self, weight_init: str, activation: str, layer_norm_init: str) -> None:
+        """Initialize the weights from torch's global generator; do nothing on the meta device.
 
-        The five named after the WebUI's draw as it does: normal is N(0, 0.01), Kaiming takes the gain of leaky_relu
-        for leakyrelu and of relu otherwise, biases are 0. `zero` draws Kaiming normal weights but sets the last
-        Linear to 0, so that the module starts as the identity. `layer_norm_init="normal"` is the WebUI's start of
-        the LayerNorm weights, N(0, 0.01), which all but switches the module off; "ones" is PyTorch's. Where there is no
-        memory for weights (PyTorch's meta device), none are drawn.
+        All names but "zero" initialize as the WebUI does: "normal" is N(0, 0.01), Kaiming uses the gain of leaky_relu
+        for leakyrelu and of relu otherwise, biases are 0. "zero" is Kaiming normal with the last Linear set to 0: the
+        hypernetwork starts as the identity. `layer_norm_init="normal"` is the WebUI's N(0, 0.01) for LayerNorm
+        weights, which all but switches the module off; "ones" is PyTorch's default.
         """
         if next(self.parameters()).is_meta:
             return
         nonlinearity = "leaky_relu" if activation == "leakyrelu" else "relu"
-        draw = {
+        initializers: dict[str, Callable[[torch.Tensor], object]] = {
             "normal": lambda weight: nn.init.normal_(weight, mean=0.0, std=0.01),
             "xavier_uniform": nn.init.xavier_uniform_,
             "xavier_normal": nn.init.xavier_normal_,
             "kaiming_uniform": lambda weight: nn.init.kaiming_uniform_(weight, nonlinearity=nonlinearity),
             "kaiming_normal": lambda weight: nn.init.kaiming_normal_(weight, nonlinearity=nonlinearity),
         }
-        draw["zero"] = draw["kaiming_normal"]
+        initialize = initializers["kaiming_normal" if weight_init == "zero" else weight_init]
         linears = [layer for layer in self.linear if isinstance(layer, nn.Linear)]
         for layer in self.linear:
             if isinstance(layer, nn.Linear):
-                draw[weight_init](layer.weight)
+                initialize(layer.weight)
                 nn.init.zeros_(layer.bias)
             elif isinstance(layer, nn.LayerNorm) and layer_norm_init == "normal":
                 nn.init.normal_(layer.weight, mean=0.0, std=0.01)
@@ -81,25 +77,31 @@ class HypernetworkModule(nn.Module):
 
 
 class Hypernetwork(ModelMixin, ConfigMixin):
-    """Pairs of `HypernetworkModule`s by context width: they make K and V context of an attention layer's context.
+    """Pairs of `HypernetworkModule`s by context width, which transform the contexts of keys and values.
 
     Args:
-        widths: context widths to transform, for SD 1.x any of 320, 640, 1280 (self-attention) and 768 (text).
-        layer_structure: multiples of the width, first and last 1.
-        activation: name from `ACTIVATIONS`, "linear" for none.
-        weight_init: name from `WEIGHT_INITS`.
-        layer_norm: a LayerNorm after every Linear.
-        layer_norm_init: "ones", or "normal" for the WebUI's start.
-        activate_output: the activation after the last Linear, too.
-        dropout_structure: dropout probabilities, one per entry of `layer_structure`, first and last 0.
-        name: what the file is called in prompts.
-        step: optimizer updates it was trained for.
-        base_model_name, base_model_hash: what it was trained on.
-        optional_info: the WebUI's note of how it was trained.
+        widths: context widths to transform. In SD 1.x 768 is the text; 320, 640 and 1280 are self-attention.
+        layer_structure: layer widths as multiples of the context width; the first and last are 1.
+        activation: a name from `ACTIVATIONS`; "linear" for none.
+        weight_init: a name from `WEIGHT_INITS`.
+        layer_norm: whether a LayerNorm follows every Linear.
+        layer_norm_init: "ones", or "normal" for the WebUI's initialization.
+        activate_output: whether the activation follows the last Linear too.
+        dropout_structure: a dropout probability per entry of `layer_structure`; the first and last are 0.
+        name: the name used in prompts and file names.
+        step: how many optimizer updates it has been trained for.
+        base_model_name: name of the base model it was trained on.
+        base_model_hash: hash of that base model.
+        optional_info: the WebUI's note on how it was trained.
+
+    Attributes:
+        stored_dtype: only after loading: the precision of the file; the weights themselves are float32.
 
     Raises:
-        ValueError: for a structure, activation, initialisation or dropout that does not exist.
+        ValueError: for an unknown or impossible structure, activation, initialization or dropout.
     """
+
+    stored_dtype: torch.dtype
 
     @register_to_config
     def __init__(
@@ -132,100 +134,52 @@ class Hypernetwork(ModelMixin, ConfigMixin):
                 pair[part].init_weights(weight_init, activation, layer_norm_init)
             self.pairs[str(width)] = nn.ModuleDict(pair)
 
-    def forward(self, context, strength=1.0, context_v=None):  # (B, tokens, width)
-        """(context_k, context_v): `context + strength * mlp(context)` of each, shaped like the context.
+    def forward(
+        self, context: torch.Tensor, strength: float = 1.0, context_v: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (context_k, context_v), each `x + strength * mlp(x)`, in the shape and precision of `context`.
 
-        `context_v`, if given, is what V is made from: where hypernetworks are stacked, the previous one's V context.
-        A context whose width has no pair here passes through. Outside autocast the MLPs run in their own precision
-        and the results come in the context's.
+        A width without a pair passes through unchanged. Outside autocast the MLPs run in their own precision.
+
+        Args:
+            context: (B, tokens, width).
+            strength: scales what the MLPs add.
+            context_v: (B, tokens, width), the context of the values where it differs from that of the keys: in a stack,
+                the previous hypernetwork's. Default: `context`.
         """
         context_v = context if context_v is None else context_v
         width = str(context.shape[-1])
         if width not in self.pairs:
             return context, context_v
-        autocast = is_autocast(context)
+        pair, autocast = self.pairs[width], is_autocast(context)
 
-        def transform(part, x):
-            change = self.pairs[width][part](x if autocast else x.to(self.dtype))
-            return x + strength * change.to(x.dtype)
+        def transform(mlp: HypernetworkModule, x: torch.Tensor) -> torch.Tensor:
+            added = mlp(x if autocast else x.to(self.dtype))  # (B, tokens, width)
+            return x + strength * added.to(x.dtype)
 
-        return transform("k", context), transform("v", context_v)
+        return transform(pair["k"], context), transform(pair["v"], context_v)  # (B, tokens, width) each
 
     def parameters_of_width(self, width: int) -> list[nn.Parameter]:
-        """The parameters that transform contexts of this width, none if it has not the width."""
+        """Return the parameters that transform contexts of this width; none if it has no such pair."""
         return list(self.pairs[str(width)].parameters()) if str(width) in self.pairs else []
 
 
+def activation_class(name: str) -> type[nn.Module] | None:
+    """Return the class of an activation by its name in `ACTIVATIONS`; None for "linear"."""
+    class_name = ACTIVATIONS[name]
+    return None if class_name is None else getattr(nn, class_name)
+
+
 def constructor_arguments(config: dict) -> dict:
-    """What `Hypernetwork` is built with, of its config or a config.json; `_class_name` and the like are diffusers' own."""
+    """Return the arguments of `Hypernetwork` in a config, without diffusers' own entries such as `_class_name`."""
     return {key: value for key, value in config.items() if not key.startswith("_")}
 
 
-def check_types(config: dict):
-    """Raise ValueError, in one line, if an argument of `Hypernetwork` that a file gives is not of its type."""
-    words = ("activation", "weight_init", "layer_norm_init", "name")
-    for key, value in config.items():
-        if key == "widths":
-            right = _numbers(value, int) and len(set(value)) == len(value) > 0 and min(value) > 0
-        elif key == "layer_structure" or key == "dropout_structure" and value is not None:
-            right = _numbers(value, int, float)
-        elif key in ("layer_norm", "activate_output"):
-            right = type(value) is bool
-        elif key == "step":
-            right = type(value) is int and 0 <= value < 1 << 63
-        else:
-            right = type(value) is str or value is None and key not in words
-        if not right:
-            raise ValueError(f"{str(key)[:40]!r} is not what it must be")
-
-
-def _numbers(value, *kinds):
-    return type(value) in (list, tuple) and all(type(number) in kinds and math.isfinite(number) for number in value)
-
-
-def build(config: dict, weights: dict[str, torch.Tensor]) -> Hypernetwork:
-    """The hypernetwork of a file: its declared structure with its weights, in float32 and evaluation mode.
-
-    Memory is only taken for weights that are there, whatever sizes are declared; no random number is drawn. Its
-    `stored_dtype` is that of the weights given, float32 if they have several.
-
-    Args:
-        config: constructor arguments of `Hypernetwork`.
-        weights: tensors by the names of its state dict.
-
-    Raises:
-        ValueError: in one line, if there is no such structure or the weights are not those of it.
-    """
-    check_types(config)
-    widths, structure = config.get("widths", WIDTHS_SD1), config.get("layer_structure", (1, 2, 1))
-    try:
-        if len(widths) * 2 * (len(structure) - 1) > len(weights):
-            raise ValueError(f"{len(weights)} tensors are too few for its structure")
-        with torch.device("meta"):
-            hypernetwork = Hypernetwork(**config)
-    except (TypeError, OverflowError, RuntimeError, KeyError) as error:
-        raise ValueError(f"its structure cannot be built ({' '.join(str(error).split())[:200]})") from None
-    expected = {name: tuple(tensor.shape) for name, tensor in hypernetwork.state_dict().items()}
-    for name in sorted(expected.keys() ^ weights.keys()):
-        raise ValueError(f"{name} is {'missing' if name in expected else 'one too many'} for its structure")
-    for name, shape in expected.items():
-        if tuple(weights[name].shape) != shape:
-            raise ValueError(f"{name} has the shape {list(weights[name].shape)}, its structure says {list(shape)}")
-    plain = {name: tensor.to(torch.float32, copy=True).contiguous() for name, tensor in weights.items()}
-    hypernetwork.load_state_dict(plain, assign=True)
-    dtypes = {tensor.dtype for tensor in weights.values()}
-    hypernetwork.stored_dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
-    return hypernetwork.eval()
-
-
 def is_linear(hypernetwork: Hypernetwork) -> bool:
-    """Whether all its modules are linear maps while drawing, when dropout is off: no activation and no LayerNorm."""
+    """Return whether all modules are linear maps once dropout is off: no activation and no LayerNorm."""
     return activation_class(hypernetwork.config.activation) is None and not hypernetwork.config.layer_norm
 
 
-def without_dropout(hypernetwork: Hypernetwork) -> Hypernetwork:
-    """A copy for drawing: the same weights without the Dropout layers, so that the others are numbered anew."""
-    config = constructor_arguments(hypernetwork.config)
-    with torch.device("meta"):
-        names = list(Hypernetwork(**{**config, "dropout_structure": None}).state_dict())
-    return build({**config, "dropout_structure": None}, dict(zip(names, hypernetwork.state_dict().values())))
+def is_autocast(tensor: torch.Tensor) -> bool:
+    """Return whether autocast is on for the tensor's device; never for the meta device, which autocast rejects."""
+    return not tensor.is_meta and torch.is_autocast_enabled(tensor.device.type)

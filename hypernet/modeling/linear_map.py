@@ -1,102 +1,113 @@
-"""Linear hypernetworks with less arithmetic, and the same result.
+"""Run linear hypernetworks with less arithmetic and the same result.
 
-Without activation, LayerNorm and dropout a module is `x M + c`, with M the product of its weights. M can be built once per
-forward and shared by all layers of its width; where a layer sees many tokens, M is better folded into the layer's own
-projection. Which is least is counted, in multiply-adds of a step.
+Without activation, LayerNorm and dropout a module computes `x M + c`, where M is the product of its weights. M can be
+built once per forward and shared by all layers of its width. Where a layer sees many tokens, fusing M into the layer's
+own projection costs even less. `make_plan` counts the multiply-adds of a step and picks the cheapest way.
 """
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hypernet.modeling.hypernetwork import is_autocast
+from hypernet.modeling.hypernetwork import HypernetworkModule, is_autocast
 
 
 @dataclasses.dataclass(frozen=True)
 class MapPlan:
-    """What is least for one width: to build its maps at all, and from how many tokens of a layer on to fold them."""
+    """The cheapest way to compute one width.
 
-    build: bool
-    fuse_from: float  # tokens, the batch's together
+    Attributes:
+        use_map: whether to build maps at all.
+        fuse_from: tokens of a batch from which a layer fuses the map into its projection.
+    """
+
+    use_map: bool
+    fuse_from: float
 
 
 @dataclasses.dataclass(frozen=True)
 class LinearMap:
-    """What a linear module adds to a context x, x matrix^T + bias, times the strength; differentiable."""
+    """What a linear module adds to a context x: x matrix^T + bias, both times the strength. Differentiable."""
 
     matrix: torch.Tensor  # (width, width)
     bias: torch.Tensor  # (width,)
     fuse_from: float
 
-    def transform(self, x):  # (B, tokens, width)
-        """The context as the hypernetwork makes it, in the precision of x."""
+    def transform(self, x: torch.Tensor) -> torch.Tensor:  # (B, tokens, width)
+        """Return the transformed context, in the shape and precision of x."""
         plain = x if is_autocast(x) else x.to(self.matrix.dtype)
         return x + F.linear(plain, self.matrix.to(plain.dtype), self.bias.to(plain.dtype)).to(x.dtype)
 
-    def project(self, projection, x):  # (B, tokens, width) -> (B, tokens, out)
-        """`projection` of the transformed context; folded into its weight where that is less."""
+    def project(self, projection: nn.Module, x: torch.Tensor) -> torch.Tensor:  # (B, tokens, width)
+        """Return `projection` of the transformed context, (B, tokens, out); fuse the map into it if that is cheaper."""
         if x.shape[0] * x.shape[1] < self.fuse_from or not is_plain_linear(projection):
             return projection(self.transform(x))
-        weight = projection.weight
+        weight = projection.weight  # (out, width)
         matrix, bias = self.matrix.to(weight.dtype), self.bias.to(weight.dtype)
-        moved = weight @ bias if projection.bias is None else weight @ bias + projection.bias
-        return F.linear(x, weight + weight @ matrix, moved)
+        fused_bias = weight @ bias if projection.bias is None else weight @ bias + projection.bias  # (out,)
+        return F.linear(x, weight + weight @ matrix, fused_bias)
 
 
-def is_plain_linear(projection) -> bool:
-    """Whether it is its weight and nothing else: no hooks, no offloading (which replaces `forward`), no odd storage."""
-    touched = projection._forward_hooks or projection._forward_pre_hooks or "forward" in vars(projection)
-    if type(projection) is not nn.Linear or touched or type(projection.weight) is not nn.Parameter:
+def is_plain_linear(projection: nn.Module) -> bool:
+    """Return whether the module is a Linear and nothing else: no hooks, offloading or quantized weights."""
+    if type(projection) is not nn.Linear or type(projection.weight) is not nn.Parameter:
+        return False
+    offloaded = "forward" in vars(projection)  # accelerate replaces a module's forward
+    if projection._forward_hooks or projection._forward_pre_hooks or offloaded:
         return False
     return projection.weight.dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
-def linear_map(module, dtype: torch.dtype | None = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a linear `HypernetworkModule` computes, matrix (width, width) and bias (width,): its layers in one product.
+def linear_map(
+    module: HypernetworkModule, dtype: torch.dtype | None = torch.float64
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return matrix (width, width) and bias (width,) of a linear module, the product of its layers. Differentiable.
 
-    It is taken from the output on, and differentiable; `dtype=None` is the precision of the weights.
+    Multiplies from the output on. With `dtype=None` it keeps the precision of the weights.
     """
     layers = [layer for layer in module.linear if isinstance(layer, nn.Linear)]
-    *firsts, (matrix, bias) = [(layer.weight.to(dtype=dtype), layer.bias.to(dtype=dtype)) for layer in layers]
-    for before, bias_before in reversed(firsts):
-        bias = bias + (matrix @ bias_before).to(bias.dtype)
-        matrix = matrix @ before
+    *earlier, (matrix, bias) = [(layer.weight.to(dtype=dtype), layer.bias.to(dtype=dtype)) for layer in layers]
+    for weight_before, bias_before in reversed(earlier):
+        bias = bias + (matrix @ bias_before).to(bias.dtype)  # under autocast the product is in half precision
+        matrix = matrix @ weight_before
     return matrix, bias
 
 
-def build_map(module, strength: float, fuse_from: float) -> LinearMap:
-    """The map of a linear `HypernetworkModule` for a forward, in the precision of its weights."""
+def build_map(module: HypernetworkModule, strength: float, fuse_from: float) -> LinearMap:
+    """Return the map of a linear module for one forward, in the precision of its weights."""
     matrix, bias = linear_map(module, dtype=None)
     return LinearMap(strength * matrix, strength * bias, fuse_from)
 
 
-def make_plan(structure, width: int, layers: list[tuple[int, float]], training: bool) -> MapPlan:
-    """Count the multiply-adds of one part (K or V) of one width in each way, and choose.
+def make_plan(structure: Sequence[float], width: int, layers: list[tuple[int, float]], training: bool) -> MapPlan:
+    """Count the multiply-adds of each way to compute one part (K or V) of one width, and choose the cheapest.
 
-    Training takes every product three times: forward, and once for the gradient of each of its factors. A folded
-    projection costs W M, backwards the gradient of M, and the gradient of its weight, which a frozen one goes without.
+    Training takes every product three times: forward, and once for the gradient of each factor. Fusing costs W M, in
+    the backward pass the gradient of M, and the gradient of the fused weight, which a frozen projection does not need.
 
     Args:
-        structure: multiples of the width.
-        layers: (tokens of the batch, output width of the projection) of each layer of this width; an infinite output
-            width where several projections share the transformed context, as they do the text.
+        structure: layer widths as multiples of `width`.
+        layers: (tokens of the batch, output width of the projection) of each layer of this width. The output width is
+            infinite where several projections share the transformed context, as they share the text's.
+        training: whether gradients are computed.
     """
-    sizes, times = [int(multiple * width) for multiple in structure], 3 if training else 1
-    of_a_token = sum(before * after for before, after in zip(sizes, sizes[1:]))
-    plain = times * of_a_token * sum(tokens for tokens, _ in layers)
-    build = times * sum(width * before * after for before, after in zip(sizes, sizes[1:-1]))
-    apply = [times * tokens * width**2 for tokens, _ in layers]
-    fold = [width * out * (tokens + 2 * width if training else width) for tokens, out in layers]
-    folded = [tokens for (tokens, _), applied, folding in zip(layers, apply, fold) if folding < applied]
-    mapped = build + sum(map(min, zip(apply, fold)))
-    return MapPlan(mapped < plain, min(folded, default=math.inf))
+    sizes, passes = [int(multiple * width) for multiple in structure], 3 if training else 1
+    per_token = sum(before * after for before, after in zip(sizes, sizes[1:]))
+    module_cost = passes * per_token * sum(tokens for tokens, _ in layers)
+    build_cost = passes * sum(width * before * after for before, after in zip(sizes, sizes[1:-1]))
+    apply_costs = [passes * tokens * width**2 for tokens, _ in layers]
+    fuse_costs = [width * out * (tokens + 2 * width if training else width) for tokens, out in layers]
+    fused = [tokens for (tokens, _), apply, fuse in zip(layers, apply_costs, fuse_costs) if fuse < apply]
+    map_cost = build_cost + sum(map(min, zip(apply_costs, fuse_costs)))
+    return MapPlan(map_cost < module_cost, min(fused, default=math.inf))
 
 
-def tokens_per_layer(unet, batch: int, height: int, width: int) -> dict[str, int]:
-    """Layer name -> tokens that its self-attention sees, the batch's together, for latents of this size."""
+def tokens_per_layer(unet: nn.Module, batch: int, height: int, width: int) -> dict[str, int]:
+    """Return layer name -> tokens of the whole batch in its self-attention, for latents of this height and width."""
     levels, tokens = len(unet.config.block_out_channels), {}
     for name in unet.attn_processors:
         block, number = name.split(".")[:2]

@@ -1,4 +1,4 @@
-"""What is attached to one UNet: hypernetworks in order, and the K and V contexts that they make together."""
+"""The hypernetworks attached to one UNet, and the contexts they compute together."""
 
 import dataclasses
 import math
@@ -6,28 +6,41 @@ from collections.abc import Callable
 
 import torch
 from diffusers.models.attention_processor import Attention
+from torch import nn
 
 from hypernet.modeling.hypernetwork import Hypernetwork, is_linear
 from hypernet.modeling.linear_map import LinearMap, MapPlan, build_map, is_plain_linear, make_plan, tokens_per_layer
 
+Contexts = tuple[torch.Tensor, torch.Tensor]  # of keys and of values, (B, tokens, width) each
+Maps = dict[int, tuple[LinearMap, LinearMap]]  # context width -> the maps of keys and values
+
 
 @dataclasses.dataclass
 class HypernetworkStack:
-    """What is attached to one UNet: hypernetworks in order with their strengths, and how to undo it."""
+    """The hypernetworks attached to one UNet, in order, each with its strength.
+
+    Attributes:
+        attention: the UNet's attention layers by name.
+        use_linear_maps: whether a linear hypernetwork may run as a `LinearMap` instead of module by module.
+        plans: plans by context width, for each combination of shapes seen so far.
+        undo: functions that take the stack off the UNet.
+        cached_text: the last forward's text, its other inputs, and the contexts computed from them.
+    """
 
     layers: list[tuple[Hypernetwork, float]] = dataclasses.field(default_factory=list)
-    attention: dict[str, Attention] = dataclasses.field(default_factory=dict)  # the UNet's layers by name
-    folding: bool = True  # False: linear hypernetworks compute as the others do
-    plans: dict[tuple, dict[int, MapPlan]] = dataclasses.field(default_factory=dict)  # by the shapes of a forward
+    attention: dict[str, Attention] = dataclasses.field(default_factory=dict)
+    use_linear_maps: bool = True
+    plans: dict[tuple, dict[int, MapPlan]] = dataclasses.field(default_factory=dict)
     undo: list[Callable[[], None]] = dataclasses.field(default_factory=list)
-    kept: tuple | None = None  # the last forward's text, what else shapes its K and V context, and these
+    cached_text: tuple[torch.Tensor, torch.Tensor, list, Contexts] | None = None
 
     @property
     def active(self) -> bool:
+        """Whether any strength is not 0."""
         return any(strength != 0 for _, strength in self.layers)
 
-    def __call__(self, context):  # (B, tokens, width)
-        """K and V context; each hypernetwork gets the previous one's output, K and V each on their own."""
+    def __call__(self, context: torch.Tensor) -> Contexts:  # (B, tokens, width)
+        """Return the contexts of keys and values. Each hypernetwork transforms the previous one's output."""
         context_k = context_v = context
         for hypernetwork, strength in self.layers:
             if strength == 0:
@@ -37,59 +50,82 @@ class HypernetworkStack:
             context_k, context_v = hypernetwork(context_k, strength, context_v)
         return context_k, context_v
 
-    def transform_text(self, text, maps):  # (B, tokens, width)
-        """K and V context of a forward's text, which stays the same over the steps of an image: made once, then kept.
+    def transform_text(self, text: torch.Tensor, maps: Maps) -> Contexts:  # (B, tokens, width)
+        """Return the text's contexts of keys and values, computed once for all steps of an image.
 
-        Text and weights are compared by value (the weights by their sums and norms), for they may be written to in ways
-        that leave no trace. Not where gradients are wanted or dropout is at work; nor in compiled code, which keeps
-        nothing between its calls.
+        Compares text and weights by value (the weights by their sums and norms), since in-place writes can leave no
+        trace. Caches nothing while gradients are recorded, in training mode, or in compiled code, which keeps no state
+        between calls.
         """
         training = any(hypernetwork.training for hypernetwork, _ in self.layers)
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or training:
             return self._transform_text(text, maps)
-        device, weights = text.device, [w for layer, _ in self.layers for w in layer.parameters_of_width(text.shape[-1])]
-        sums = [f(w, dtype=torch.float32).to(device) for w in weights for f in (torch.sum, torch.linalg.vector_norm)]
-        sums = torch.stack(sums) if sums else text.new_zeros(0)
-        settings = [(id(layer), layer.dtype, strength) for layer, strength in self.layers]
-        settings += [torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type), text.dtype, device]
-        if self.kept is not None:
-            old_text, old_sums, old_settings, contexts = self.kept
+        sums, settings = self._weight_sums(text), self._settings(text)
+        if self.cached_text is not None:
+            old_text, old_sums, old_settings, contexts = self.cached_text
             if settings == old_settings and torch.equal(old_text, text) and torch.equal(old_sums, sums):
                 return contexts
-        self.kept = text.clone(), sums, settings, self._transform_text(text, maps)
-        return self.kept[-1]
+        contexts = self._transform_text(text, maps)
+        self.cached_text = text.clone(), sums, settings, contexts
+        return contexts
 
-    def _transform_text(self, text, maps):
+    def _transform_text(self, text: torch.Tensor, maps: Maps) -> Contexts:
         if text.shape[-1] in maps:
-            return tuple(part.transform(text) for part in maps[text.shape[-1]])
+            map_k, map_v = maps[text.shape[-1]]
+            return map_k.transform(text), map_v.transform(text)
         return self(text)
 
-    def build_maps(self, unet, latents, text) -> dict[int, tuple[LinearMap, LinearMap]]:
-        """Width -> the maps of K and V, for this forward, where these are less work than the modules themselves.
+    def _weight_sums(self, text: torch.Tensor) -> torch.Tensor:
+        """Return sum and norm of every weight that transforms the text, (2 * weights,)."""
+        weights = [weight for layer, _ in self.layers for weight in layer.parameters_of_width(text.shape[-1])]
+        reductions = (torch.sum, torch.linalg.vector_norm)
+        sums = [reduce(weight, dtype=torch.float32).to(text.device) for weight in weights for reduce in reductions]
+        return torch.stack(sums) if sums else text.new_zeros(0)
 
-        For one linear hypernetwork alone, on a UNet for pictures, and not where its dropout is at work.
+    def _settings(self, text: torch.Tensor) -> list:
+        """Return everything but text and weights that the text's contexts depend on."""
+        kind = text.device.type
+        autocast = [torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)]
+        return [
+            *[(id(layer), layer.dtype, strength) for layer, strength in self.layers],
+            *autocast,
+            text.dtype,
+            text.device,
+        ]
+
+    def build_maps(self, unet: nn.Module, latents: torch.Tensor, text: torch.Tensor | None) -> Maps:
+        """Return the maps of one forward for the widths where maps cost less than the modules themselves.
+
+        Empty unless exactly one hypernetwork is active, it is linear, its dropout is off, and the latents are images.
+
+        Args:
+            unet: the UNet, for its layers and levels.
+            latents: (B, channels, height, width).
+            text: (B, tokens, width).
         """
-        if text is None or latents.ndim != 4:
-            return {}
         active = [(hypernetwork, strength) for hypernetwork, strength in self.layers if strength != 0]
-        if not self.folding or len(active) != 1 or not is_linear(active[0][0]):
+        if text is None or latents.ndim != 4 or not self.use_linear_maps or len(active) != 1:
             return {}
-        hypernetwork, strength = active[0]
-        if hypernetwork.training and any(hypernetwork.config.dropout_structure or ()):
+        [(hypernetwork, strength)] = active
+        drops = hypernetwork.training and any(hypernetwork.config.dropout_structure or ())
+        if drops or not is_linear(hypernetwork):
             return {}
         if hypernetwork.device != latents.device:
             hypernetwork.to(latents.device)
         maps = {}
         for width, plan in self._plans(unet, hypernetwork, latents, text).items():
-            if plan.build:
+            if plan.use_map:
                 pair = hypernetwork.pairs[str(width)]
-                maps[width] = tuple(build_map(pair[part], strength, plan.fuse_from) for part in ("k", "v"))
+                map_k = build_map(pair["k"], strength, plan.fuse_from)
+                maps[width] = map_k, build_map(pair["v"], strength, plan.fuse_from)
         return maps
 
-    def _plans(self, unet, hypernetwork, latents, text) -> dict[int, MapPlan]:
+    def _plans(
+        self, unet: nn.Module, hypernetwork: Hypernetwork, latents: torch.Tensor, text: torch.Tensor
+    ) -> dict[int, MapPlan]:
         training = torch.is_grad_enabled() and any(weight.requires_grad for weight in hypernetwork.parameters())
         if torch.compiler.is_compiling():
-            # once for each shape; a graph that looks into a growing dict is compiled anew when it has grown
+            # not cached: a graph that reads a dict is compiled again whenever the dict has grown
             return self._make_plans(unet, hypernetwork, latents, text, training)
         structure, pairs = tuple(hypernetwork.config.layer_structure), tuple(hypernetwork.pairs)
         key = (structure, pairs, tuple(latents.shape), tuple(text.shape), training)
@@ -97,13 +133,15 @@ class HypernetworkStack:
             self.plans[key] = self._make_plans(unet, hypernetwork, latents, text, training)
         return self.plans[key]
 
-    def _make_plans(self, unet, hypernetwork, latents, text, training):
+    def _make_plans(
+        self, unet: nn.Module, hypernetwork: Hypernetwork, latents: torch.Tensor, text: torch.Tensor, training: bool
+    ) -> dict[int, MapPlan]:
         tokens = tokens_per_layer(unet, latents.shape[0], *latents.shape[2:])
-        layers = {text.shape[-1]: [(text.shape[0] * text.shape[1], math.inf)]}
+        layers: dict[int, list[tuple[int, float]]] = {text.shape[-1]: [(text.shape[0] * text.shape[1], math.inf)]}
         for name, layer in self.attention.items():
             if not layer.is_cross_attention:
-                width = layer.to_k.out_features if is_plain_linear(layer.to_k) else math.inf  # into others nothing is folded
-                layers.setdefault(layer.to_k.in_features, []).append((tokens[name], width))
+                out = layer.to_k.out_features if is_plain_linear(layer.to_k) else math.inf  # inf: never fuse
+                layers.setdefault(layer.to_k.in_features, []).append((tokens[name], out))
         structure = tuple(hypernetwork.config.layer_structure)
         widths = [width for width in layers if hypernetwork.parameters_of_width(width)]
         return {width: make_plan(structure, width, layers[width], training) for width in widths}

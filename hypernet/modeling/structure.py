@@ -9,7 +9,8 @@ ACTIVATIONS: dict[str, str | None] = {
         "CELU ELU GELU Hardshrink Hardsigmoid Hardswish Hardtanh LeakyReLU LogSigmoid LogSoftmax Mish PReLU RReLU ReLU "
         "ReLU6 SELU SiLU Sigmoid Softmax Softmin Softplus Softshrink Softsign Tanh Tanhshrink"
     ).split()
-} | {"swish": "Hardswish", "linear": None}
+}
+ACTIVATIONS |= {"swish": "Hardswish", "linear": None}
 NONZERO_AT_ZERO = {"hardsigmoid", "logsigmoid", "logsoftmax", "sigmoid", "softmax", "softmin", "softplus"}
 WEIGHT_INITS = ("normal", "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "zero")
 LAYER_NORM_INITS = ("ones", "normal")

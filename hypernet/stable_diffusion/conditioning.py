@@ -1,77 +1,92 @@
-"""What a UNet takes beside noisy latents and timesteps: the text, and of SDXL the sizes."""
+"""The UNet's inputs beside noisy latents and timesteps: text embeddings, and SDXL's sizes."""
 
 import contextlib
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 
 from hypernet.stable_diffusion.text_encoding import Embeds
 
+Conditions = dict[str, Any]  # tensors by the names of the UNet's arguments, some of them in a nested dict
 
-def build_conditions(embeds: list[Embeds], time_ids: torch.Tensor | None = None) -> dict:
-    """The UNet's arguments for a batch of prompts, by diffusers' names.
 
-    Prompts of several lengths are filled up with zeros that a mask takes out, so that no image depends on what else is in
-    the batch. `time_ids` (B, 6) are SDXL's: height and width of the original, top and left of the crop, height and width
-    of the image that is shown (Podell et al. 2023, section 2.2).
+def build_conditions(embeds: list[Embeds], time_ids: torch.Tensor | None = None) -> Conditions:
+    """Return the UNet's arguments for a batch of prompts.
+
+    Shorter prompts are padded with zeros that a mask excludes, so no image depends on what else is in its batch.
+
+    Args:
+        time_ids: (B, 6), for SDXL: height and width of the original, top and left of the crop, target height and width
+            (Podell et al. 2023, section 2.2).
     """
     lengths = [len(tokens) for tokens, _ in embeds]
     padded = torch.nn.utils.rnn.pad_sequence([tokens for tokens, _ in embeds], batch_first=True)
-    given = {"encoder_hidden_states": padded}  # (B, tokens, text width)
+    conditions: Conditions = {"encoder_hidden_states": padded}  # (B, tokens, text width)
     if len(set(lengths)) > 1:
-        places = torch.arange(padded.shape[1], device=padded.device)
-        given["encoder_attention_mask"] = places < torch.tensor(lengths, device=padded.device)[:, None]  # (B, tokens)
+        positions = torch.arange(padded.shape[1], device=padded.device)
+        mask = positions < torch.tensor(lengths, device=padded.device)[:, None]  # (B, tokens)
+        conditions["encoder_attention_mask"] = mask
     if time_ids is not None:
-        pooled = torch.stack([pooled for _, pooled in embeds])
-        given["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": time_ids}
-    return given
+        pooled = torch.stack([each.pooled for each in embeds if each.pooled is not None])  # (B, pooled width)
+        conditions["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": time_ids}
+    return conditions
 
 
-def cast_conditions(given: dict, device, dtype: torch.dtype) -> dict:
-    """The arguments on a device, the embeddings in the UNet's precision; the sizes stay float32, mask and all."""
+def cast_conditions(conditions: Conditions, device: torch.device | None, dtype: torch.dtype) -> Conditions:
+    """Move to a device (None: stay) and cast the embeddings to the UNet's precision; sizes and mask keep theirs."""
     kept = ("time_ids", "encoder_attention_mask")
     return {
         key: cast_conditions(value, device, dtype)
         if isinstance(value, dict)
         else value.to(device, value.dtype if key in kept else dtype)
-        for key, value in given.items()
+        for key, value in conditions.items()
     }
 
 
-def take_first(given: dict, count: int) -> dict:
-    """The arguments of the first `count` images."""
-    return {key: take_first(value, count) if isinstance(value, dict) else value[:count] for key, value in given.items()}
+def take_first(conditions: Conditions, count: int) -> Conditions:
+    """Return the conditions of the first `count` images of a batch."""
+    return {
+        key: take_first(value, count) if isinstance(value, dict) else value[:count] for key, value in conditions.items()
+    }
 
 
-def time_ids(original: tuple[float, float], corner: tuple[float, float], shown: tuple[int, int]) -> torch.Tensor:
-    """SDXL's six numbers, float32, of (height, width), (top, left), (height, width), all in pixels."""
-    return torch.tensor([*original, *corner, *shown], dtype=torch.float32)
+def time_ids(original: tuple[float, float], corner: tuple[float, float], target: tuple[int, int]) -> torch.Tensor:
+    """Return SDXL's six numbers, float32, of (height, width), (top, left) and (height, width), in pixels."""
+    return torch.tensor([*original, *corner, *target], dtype=torch.float32)
 
 
-def pipeline_arguments(positive: list[Embeds], negative: list[Embeds], dtype: torch.dtype) -> tuple[dict, torch.Tensor]:
-    """What a pipeline takes in place of prompts, and the mask of both, (2 * B, tokens): `masked` brings it to the UNet."""
+def pipeline_arguments(
+    positive: list[Embeds], negative: list[Embeds], dtype: torch.dtype
+) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
+    """Return a pipeline's arguments in place of prompts, and the mask of both, (2 * B, tokens), for `text_mask`."""
     both = cast_conditions(build_conditions([*negative, *positive]), None, dtype)
     tokens, count = both["encoder_hidden_states"], len(positive)
-    given = {"negative_prompt_embeds": tokens[:count], "prompt_embeds": tokens[count:]}
-    if positive[0].pooled is not None:
-        given["negative_pooled_prompt_embeds"] = torch.stack([pooled for _, pooled in negative]).to(dtype)
-        given["pooled_prompt_embeds"] = torch.stack([pooled for _, pooled in positive]).to(dtype)
-    return given, both.get("encoder_attention_mask")
+    arguments = {"negative_prompt_embeds": tokens[:count], "prompt_embeds": tokens[count:]}
+    for prefix, embeds in (("negative_", negative), ("", positive)):
+        pooled = [each.pooled for each in embeds if each.pooled is not None]
+        if pooled:
+            arguments[f"{prefix}pooled_prompt_embeds"] = torch.stack(pooled).to(dtype)
+    return arguments, both.get("encoder_attention_mask")
 
 
 @contextlib.contextmanager
-def text_mask(unet, mask: torch.Tensor | None):
-    """Let the UNet take no notice of what fills shorter prompts up: diffusers' pipelines have no argument for that.
+def text_mask(unet: torch.nn.Module, mask: torch.Tensor | None) -> Iterator[None]:
+    """Mask padding tokens in the UNet; diffusers' pipelines have no argument for that.
 
-    `mask` is that of `pipeline_arguments`; without guidance the pipeline asks for the second half only.
+    Args:
+        mask: of `pipeline_arguments`. Without guidance, the pipeline runs only the prompts, its second half.
     """
+    if mask is None:
+        yield
+        return
 
-    def add(module, args, kwargs):
+    def add(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         batch = (kwargs["sample"] if "sample" in kwargs else args[0]).shape[0]
         return args, {**kwargs, "encoder_attention_mask": mask[-batch:].to(module.device)}
 
-    hook = unet.register_forward_pre_hook(add, with_kwargs=True) if mask is not None else None
+    hook = unet.register_forward_pre_hook(add, with_kwargs=True)
     try:
         yield
     finally:
-        if hook is not None:
-            hook.remove()
+        hook.remove()

@@ -1,9 +1,11 @@
-"""LoRAs underneath: loaded through PEFT and folded into the frozen model before a hypernetwork is put on it."""
+"""LoRAs fused into the base model, through PEFT, before a hypernetwork is attached. Needs no torch to parse options."""
 
 import contextlib
 import math
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
@@ -11,52 +13,68 @@ from hypernet.utils.errors import UserError
 from hypernet.utils.file_kinds import kind_of
 from hypernet.utils.hub import hub_file, is_hub_id
 
-UNDERNEATH = "LoRAs underneath:"
-DOWN = ("lora_A", "lora_down", "lora.down")  # the matrix that takes a layer's input, (rank, width)
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+    from hypernet.modeling.hypernetwork import Hypernetwork
+
+FUSED_LORAS_PREFIX = "LoRAs underneath:"  # in the WebUI's field `optional_info`; existing files have it
+DOWN = ("lora_A", "lora_down", "lora.down")  # the matrix that reads a layer's input, (rank, width)
 DIFFUSERS_NAME = "pytorch_lora_weights.safetensors"
 
 
 def split_lora(text: str) -> tuple[str, float]:
-    """("ink.safetensors", 0.8) of "ink.safetensors:0.8"; the scale that is not written is 1.
+    """Split "ink.safetensors:0.8" into path and scale; the scale defaults to 1.
 
     Raises:
-        UserError: if there is no path, or the scale is no finite number, or 0.
+        UserError: if the path is missing, or the scale is 0 or not a finite number.
     """
-    path, colon, scale = text.rpartition(":")
-    if not colon or "/" in scale or "\\" in scale:  # (a drive's letter stands before a colon, too)
-        path, scale = text, "1"
-    if not path or _number(path) is not None or _number(scale) is None:
+    path, colon, scale_text = text.rpartition(":")
+    if not colon or "/" in scale_text or "\\" in scale_text:  # a colon also follows a drive's letter
+        path, scale_text = text, "1"
+    scale = _finite_number(scale_text)
+    if not path or _finite_number(path) is not None or scale is None:
         raise UserError(f"--lora {text}: write PATH, or PATH:SCALE with a number, such as ink.safetensors:0.8")
-    if _number(scale) == 0:
-        raise UserError(f"--lora {text}: at a scale of 0 it does nothing; leave it out")
-    return path, _number(scale)
+    if scale == 0:
+        raise UserError(f"--lora {text}: a scale of 0 has no effect; leave it out")
+    return path, scale
 
 
-def _number(text) -> float | None:
+def _finite_number(text: str) -> float | None:
     with contextlib.suppress(ValueError):
-        return float(text) if math.isfinite(float(text)) else None
+        if math.isfinite(number := float(text)):
+            return number
+    return None
 
 
 def absolute_lora(text: str) -> str:
-    """The same with an absolute path, if it is one."""
+    """Make the path of PATH:SCALE absolute if it exists; return a Hub id as it is."""
     path, scale = split_lora(text)
     return f"{Path(path).resolve()}:{scale:g}" if Path(path).exists() else text
 
 
-def lora_names(loras) -> str:
-    """What they are called, with their scales, wherever they lie: "ink.safetensors:0.8, lineart.safetensors:1"."""
+def lora_names(loras: Sequence[str]) -> str:
+    """Return file names and scales without folders: "ink.safetensors:0.8, lineart.safetensors:1"."""
     return ", ".join(f"{Path(path).name}:{scale:g}" for path, scale in map(split_lora, loras))
 
 
-def record_loras(hypernetwork, loras):
-    """Write what lies underneath into the hypernetwork's note of how it was trained; a note of others stays."""
+def write_lora_tag(path: str, scale: float) -> str:
+    """Return the tag that loads this LoRA in the WebUI."""
+    return f"<lora:{Path(path).stem}:{scale:g}>"
+
+
+def record_loras(hypernetwork: "Hypernetwork", loras: Sequence[str]) -> None:
+    """Record the fused LoRAs in the hypernetwork's `optional_info`; text that others wrote there stays."""
     note = hypernetwork.config.optional_info
-    if loras or (note or "").startswith(UNDERNEATH):
-        hypernetwork.register_to_config(optional_info=f"{UNDERNEATH} {lora_names(loras)}" if loras else None)
+    if loras or (note or "").startswith(FUSED_LORAS_PREFIX):
+        hypernetwork.register_to_config(optional_info=f"{FUSED_LORAS_PREFIX} {lora_names(loras)}" if loras else None)
 
 
-def check_loras(loras, text_width: int):
-    """See that each exists and is a LoRA, of a model whose text is so wide; one of the Hub must at least be there.
+def check_loras(loras: Sequence[str], text_width: int) -> None:
+    """Check that each LoRA exists and fits; of one on the Hub, only that it exists.
+
+    Args:
+        text_width: width of the base model's text embeddings.
 
     Raises:
         UserError: if one does not, or is named twice.
@@ -64,14 +82,18 @@ def check_loras(loras, text_width: int):
     paths = [split_lora(text)[0] for text in loras]
     for path, text in zip(paths, loras):
         if paths.count(path) > 1:
-            raise UserError(f"--lora {text}: it is named twice; name it once, with the scale of both")
+            raise UserError(f"--lora {text}: it is named twice; name it once, with the sum of the scales")
         file = find_lora(text)
         if file is not None:
             _check_file(text, file, text_width)
 
 
 def find_lora(text: str) -> Path | None:
-    """Its file, of a folder the one in it; None for a LoRA of the Hub. Raises: UserError if there is none."""
+    """Return the file of PATH:SCALE, or the one in a folder; None for a LoRA on the Hub.
+
+    Raises:
+        UserError: if there is none.
+    """
     name, _ = split_lora(text)
     path = Path(name)
     if path.is_dir():
@@ -93,7 +115,8 @@ def find_lora(text: str) -> Path | None:
     return None
 
 
-def _check_file(text, file, text_width):
+def _check_file(text: str, file: Path, text_width: int) -> None:
+    """Check that a file is a LoRA for models with this text width. Raises: UserError if not."""
     try:
         with safe_open(file, framework="pt") as opened:
             names = list(opened.keys())
@@ -101,50 +124,36 @@ def _check_file(text, file, text_width):
             keys = [name for name in names if "attn2" in name and "to_k" in name and any(down in name for down in DOWN)]
             widths = {opened.get_slice(name).get_shape()[1] for name in keys}
     except (OSError, SafetensorError):
-        raise UserError(f"--lora {text}: it is no .safetensors file, or a damaged one") from None
+        raise UserError(f"--lora {text}: it is not a .safetensors file, or it is damaged") from None
     if kind != "a LoRA":
-        raise UserError(f"--lora {text}: it is {kind or 'something else'}, and no LoRA")
+        raise UserError(f"--lora {text}: it is {kind or 'something else'}, not a LoRA")
     if widths and text_width not in widths:
         problem = f"it was made for another kind of model: its text is {min(widths)} wide, this model's {text_width}"
         raise UserError(f"--lora {text}: {problem}")
 
 
-def fuse_loras(pipeline, loras):
-    """Load LoRAs through diffusers and PEFT, and add them to the weights of UNet and text encoders for good.
+def fuse_loras(pipeline: "DiffusionPipeline", loras: Sequence[str]) -> None:
+    """Load LoRAs and add them permanently to the weights of UNet and text encoders.
 
-    Folded in they cost nothing at each step, and whatever is keyed by a text encoder's weights knows of them.
+    Fused, they cost nothing per step, and caches keyed by a text encoder's weights notice them.
 
     Raises:
-        UserError: for one that cannot be loaded, or has nothing for this model.
+        UserError: if one cannot be loaded, or has no layer of this model.
     """
     scales = {}
     for number, text in enumerate(loras):
         file, (path, scale), name = find_lora(text), split_lora(text), f"lora_{number}"
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # PEFT's on a second one
+                warnings.simplefilter("ignore", UserWarning)  # PEFT warns of a second adapter
                 pipeline.load_lora_weights(str(file or path), adapter_name=name)
-        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, RuntimeError, LookupError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:120]
             raise UserError(f"--lora {text}: it does not fit this model, or cannot be read ({reason} ...)") from None
-        if name not in _adapters(pipeline):
-            raise UserError(f"--lora {text}: it has nothing for this model; was it made for another kind?")
+        if not any(name in adapters for adapters in pipeline.get_list_adapters().values()):
+            raise UserError(f"--lora {text}: it changes no layer of this model; was it made for another kind?")
         scales[name] = scale
     if scales:
         pipeline.set_adapters(list(scales), list(scales.values()))
         pipeline.fuse_lora(adapter_names=list(scales))
         pipeline.unload_lora_weights()
-
-
-def _adapters(pipeline) -> set[str]:
-    """The names of the LoRAs that have a layer anywhere."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    parts = [getattr(pipeline, name, None) for name in ("unet", "text_encoder", "text_encoder_2")]
-    layers = [module for part in parts if part for module in part.modules() if isinstance(module, BaseTunerLayer)]
-    return {name for layer in layers for name in layer.scaling}
-
-
-def write_lora_tag(path, scale: float) -> str:
-    """The tag that puts this LoRA under a picture in the WebUI."""
-    return f"<lora:{Path(path).stem}:{scale:g}>"

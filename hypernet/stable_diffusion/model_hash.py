@@ -1,8 +1,10 @@
-"""Hashes by which base models are told apart: of the files, the weights, and the configs that shape what comes out."""
+"""Hashes that tell base models and their parts apart: of files, weights, and the configs that shape the output."""
 
 import hashlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -14,19 +16,21 @@ from hypernet.utils.hub import hub_file
 
 
 def model_hash(source: ModelSource, unet: torch.nn.Module) -> str:
-    """Ten hex digits by which a hypernetwork remembers a model: of a file as the WebUI has them, the beginning of its
-    sha256; of a folder, a hash of the UNet's weights in float16."""
+    """Return the ten hex digits by which a hypernetwork records its base model.
+
+    For a file they are the start of its SHA-256, as in the WebUI; for a folder, a hash of the UNet's weights in float16.
+    """
     if source.is_file:
         return file_sha256(source.path)[:10]
     try:
         of_files = _files_hash(_unet_files(source))
-    except (OSError, SafetensorError):  # the Hub is not asked twice: what was loaded is what counts
+    except (OSError, SafetensorError):  # do not ask the Hub again: hash the loaded weights
         of_files = None
     return of_files or weights_hash(unet, torch.float16)
 
 
 def weights_hash(module: torch.nn.Module, dtype: torch.dtype | None = None) -> str:
-    """Ten hex digits that change with any weight; with `dtype`, rounded to it."""
+    """Return ten hex digits that change with any weight, rounded to `dtype` first if it is given."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         _add(digest, name, tensor.detach().to("cpu", dtype))
@@ -34,24 +38,24 @@ def weights_hash(module: torch.nn.Module, dtype: torch.dtype | None = None) -> s
 
 
 def _files_hash(files: list[Path]) -> str | None:
-    """The `weights_hash` in float16 of what lies in .safetensors files, whatever was made of it; None without files."""
-    where = {}
+    """Return the `weights_hash` in float16 of .safetensors files, whatever precision was loaded; None without files."""
+    file_of: dict[str, Path] = {}
     for path in files:
         with safe_open(path, framework="pt") as file:
-            where |= dict.fromkeys(file.keys(), path)
+            file_of |= dict.fromkeys(file.keys(), path)
     digest, opened = hashlib.sha256(), {path: safe_open(path, framework="pt") for path in files}
-    for name in sorted(where):
-        _add(digest, name, opened[where[name]].get_tensor(name).to(torch.float16))
+    for name in sorted(file_of):
+        _add(digest, name, opened[file_of[name]].get_tensor(name).to(torch.float16))
     return digest.hexdigest()[:10] if files else None
 
 
-def _add(digest, name, tensor):
+def _add(digest: "hashlib._Hash", name: str, tensor: torch.Tensor) -> None:
     digest.update(name.encode())
     digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def _unet_files(source: ModelSource) -> list[Path]:
-    """The .safetensors files that the UNet of a folder or a Hub id is loaded from; none where it has other files."""
+    """Return the .safetensors files of a folder's or Hub repository's UNet; none if its weights are in other files."""
     folder = Path(source.path) / "unet"
     if not folder.parent.exists():
         folder = hub_file(source.path, "unet/config.json", source.revision).parent
@@ -61,15 +65,15 @@ def _unet_files(source: ModelSource) -> list[Path]:
 
 
 def vae_hash(vae: AutoencoderKL) -> str:
-    """Ten hex digits that change with whatever shapes its unscaled moments: config and weights."""
-    return hash_of(shaping(vae.config, "scaling_factor"), weights_hash(vae))
+    """Return ten hex digits that change with whatever shapes the unscaled moments: config and weights."""
+    return short_hash(config_items(vae.config, "scaling_factor"), weights_hash(vae))
 
 
-def shaping(config, *others):
-    """The entries of a config but for its origin, and others that shape no output."""
-    return {key: value for key, value in sorted(config.items()) if key[0] != "_" and key not in others}
+def config_items(config: Mapping[str, Any], *ignored: str) -> dict[str, Any]:
+    """Return a config's sorted entries, without private ones and those to ignore: the ones that shape no output."""
+    return {key: value for key, value in sorted(config.items()) if key[0] != "_" and key not in ignored}
 
 
-def hash_of(*parts) -> str:
-    """Ten hex digits of what `repr` shows."""
+def short_hash(*parts: object) -> str:
+    """Return ten hex digits of the parts' `repr`."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:10]

@@ -1,27 +1,32 @@
-"""Which Stable Diffusion is used, and how it is read: the options that training and drawing share, by their names."""
+"""The options that choose the base model and how it reads prompts, shared by training and generation. Needs no torch."""
 
 import dataclasses
 import hashlib
 import re
+import typing
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from hypernet.config import TrainingConfig
+from hypernet.config import PredictionType, TrainingConfig
 from hypernet.stable_diffusion.loras import split_lora
 from hypernet.utils.errors import UserError
 from hypernet.utils.hub import hub_file, is_hub_id
 
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+PREDICTION_TYPES = typing.get_args(PredictionType)
 UNREACHED = "the Hub has no such model, or cannot be reached"
-UNSAFE = "holds more than weights, which could be harmful code, and is not opened; get it as .safetensors"
+UNSAFE = "holds more than weights, possibly harmful code, and is not opened; get it as .safetensors"
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth")  # of a whole model in one file
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelSource:
-    """A diffusers folder, a Hub id or a single file, with what goes on it and how prompts are read.
+    """A base model (diffusers folder, Hub id or single file), what is added to it, and how it reads prompts.
+
+    The fields are options of `TrainingConfig` of the same names.
 
     Raises:
-        UserError: for a value that cannot work; whether paths exist is seen by `check`.
+        UserError: for a value that cannot work. `check` tests whether paths exist.
     """
 
     pretrained_model_name_or_path: str
@@ -37,9 +42,9 @@ class ModelSource:
     clip_skip: int | None = None
     max_token_chunks: int | None = None
     prompt_emphasis: bool = False
-    option: str = dataclasses.field(default="--pretrained_model_name_or_path", compare=False)  # in messages
+    option: str = dataclasses.field(default="--pretrained_model_name_or_path", compare=False)  # for error messages
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.prediction_type not in (None, *PREDICTION_TYPES):
             choices = ", ".join(PREDICTION_TYPES)
             raise UserError(f"--prediction_type {self.prediction_type}: choose one of {choices}")
@@ -51,92 +56,111 @@ class ModelSource:
             split_lora(lora)
 
     @classmethod
-    def of(cls, options: dict, **changes) -> "ModelSource":
-        """From options by their names, those of a run, say; what they leave out has its default."""
-        given = {key: value for key, value in options.items() if key in NAMES and value is not None} | changes
+    def from_options(cls, options: Mapping[str, Any], **changes: Any) -> "ModelSource":
+        """Build from options by name, such as those of a run; missing ones get their defaults."""
+        given = {key: value for key, value in options.items() if key in MODEL_OPTIONS and value is not None} | changes
         given["lora"] = tuple(given.get("lora") or ())
         return cls(**given)
 
     @classmethod
     def from_config(cls, config: TrainingConfig) -> "ModelSource":
-        """The base model that the training options name."""
-        return cls.of({name: getattr(config, name) for name in NAMES})
+        """Build from the training options."""
+        return cls.from_options({name: getattr(config, name) for name in MODEL_OPTIONS})
 
     @property
     def path(self) -> str:
+        """The folder, Hub id or file."""
         return self.pretrained_model_name_or_path
 
     @property
     def is_file(self) -> bool:
+        """Whether the model is a single file."""
         return Path(self.path).is_file()
 
     @property
     def name(self) -> str:
-        """The model as the hypernetwork remembers it: a file's stem, as in the WebUI, a folder's name, or a Hub id."""
+        """The name that a hypernetwork records: a file's stem, as in the WebUI, a folder's name, or the Hub id."""
         path = Path(self.path)
         return path.stem if path.is_file() else path.resolve().name if path.exists() else self.path
 
     def error(self, problem: str) -> UserError:
+        """Return an error that names the option and the model."""
         return UserError(f"{self.option} {self.path}: {problem}")
 
-    def check(self):
-        """Raises: UserError if there can be no model there, or one of the files beside it does not exist."""
+    def check(self) -> None:
+        """Check that the path can be a model, and that the options on files go with it.
+
+        Raises:
+            UserError: if not.
+        """
         path, hub_id = Path(self.path), is_hub_id(self.path)
         if path.is_file() and path.suffix.lower() not in SUFFIXES:
-            raise self.error("it is a file, but no model; one ends in .safetensors or .ckpt")
+            raise self.error("it is not a model file; those end in .safetensors or .ckpt")
         if not path.exists() and not hub_id:
             raise self.error("there is no such file or folder")
         if path.is_dir() and not (path / "model_index.json").is_file():
-            raise self.error(f"there is no model_index.json in it, so it is no diffusers folder{self._hint(path)}")
+            raise self.error(f"it is not a diffusers folder: it has no model_index.json{_describe_folder(path)}")
         for option in ("revision", "variant") if self.is_file else ("original_config", "model_config"):
             if getattr(self, option):
                 where = "on the Hub or in a folder" if self.is_file else "in a single file"
                 raise UserError(f"--{option} {getattr(self, option)}: it belongs to a model {where}")
         if self.revision and path.exists():
-            raise UserError(f"--revision {self.revision}: it belongs to a model on the Hub, and {self.path} is here")
+            raise UserError(f"--revision {self.revision}: it belongs to a model on the Hub; {self.path} is local")
         if self.original_config and not Path(self.original_config).is_file():
             problem = "it is a folder" if Path(self.original_config).exists() else "there is no such file"
             raise UserError(f"--original_config {self.original_config}: {problem}; name a YAML file")
 
-    def _hint(self, folder: Path) -> str:
-        """What may have been meant by a folder that is no model."""
-        config = folder / "config.json"
-        if config.is_file():
-            found = re.search(r'"_class_name": "(\w+)"', config.read_text(encoding="utf-8", errors="replace"))
-            return f"; it holds a {found[1]}" if found else ""
-        files = sorted(file.name for file in folder.iterdir() if file.suffix.lower() in SUFFIXES[:2])
-        more = f" (or another of its {len(files)})" if len(files) > 1 else ""
-        return f"; if you mean the model {files[0]}{more}, name the file" if files else ""
-
     def identity(self) -> str:
-        """Changes with the model and with whatever shapes its pictures: commits, configs, files' sizes and times."""
-        parts = [f"{self.path} {_stamp(self.path, self.revision, self.option)}"]
-        parts += [f"{name}={getattr(self, name)}" for name in NAMES[1:] if getattr(self, name) != DEFAULTS[name]]
-        beside = [self.original_config, self.model_config, self.pretrained_vae_model_name_or_path]
-        parts += [_stamp(path) for path in [*beside, *(split_lora(lora)[0] for lora in self.lora)] if path]
+        """Return a text that changes with everything that shapes the model's images.
+
+        It covers commits on the Hub, the content of configs, and the sizes and times of other files.
+
+        Raises:
+            UserError: if the model is neither local nor on the Hub.
+        """
+        parts = [f"{self.path} {_fingerprint(self.path, self.revision, self.option)}"]
+        changed = [name for name in MODEL_OPTIONS[1:] if getattr(self, name) != MODEL_DEFAULTS[name]]
+        parts += [f"{name}={getattr(self, name)}" for name in changed]
+        others = [self.original_config, self.model_config, self.pretrained_vae_model_name_or_path]
+        parts += [_fingerprint(path) for path in [*others, *(split_lora(lora)[0] for lora in self.lora)] if path]
         return f"{self.name} {hashlib.sha256(repr(parts).encode()).hexdigest()}"
 
 
-NAMES = tuple(field.name for field in dataclasses.fields(ModelSource) if field.compare)
-DEFAULTS = {field.name: field.default for field in dataclasses.fields(ModelSource)}
+MODEL_OPTIONS = tuple(field.name for field in dataclasses.fields(ModelSource) if field.compare)
+MODEL_DEFAULTS = {field.name: field.default for field in dataclasses.fields(ModelSource)}
 
 
-def _stamp(path: str, revision=None, option=None) -> str:
-    """What tells whether it is the same: a commit of the Hub; or configs, sizes and times."""
-    place = Path(path)
-    if not place.exists():
+def _describe_folder(folder: Path) -> str:
+    """Return a hint at what a folder without a model_index.json holds, to append to a message."""
+    config = folder / "config.json"
+    if config.is_file():
+        found = re.search(r'"_class_name": "(\w+)"', config.read_text(encoding="utf-8", errors="replace"))
+        return f"; it holds a {found[1]}" if found else ""
+    files = sorted(file.name for file in folder.iterdir() if file.suffix.lower() in SUFFIXES[:2])
+    more = f" (or another of its {len(files)})" if len(files) > 1 else ""
+    return f"; to use the model {files[0]}{more}, name the file" if files else ""
+
+
+def _fingerprint(path: str, revision: str | None = None, option: str | None = None) -> str:
+    """Return what changes with a file, folder or Hub repository.
+
+    Args:
+        option: that of the base model, which must exist; anything else that is not found is "unknown".
+    """
+    local = Path(path)
+    if not local.exists():
         try:
             found = hub_file(path, "model_index.json", revision) if option else hub_file(path)
-            return found.parent.name
+            return found.parent.name  # the commit
         except OSError as error:
             if option is None:
                 return "unknown"
             raise UserError(f"{option} {path}: it cannot be found ({' '.join(str(error).split())})") from None
     digest = hashlib.sha256()
-    for file in [place] if place.is_file() else sorted(place.rglob("*.*")):
+    for file in [local] if local.is_file() else sorted(local.rglob("*.*")):
         if file.is_file():
             status = file.stat()
             content = file.read_bytes() if file.suffix == ".json" else f"{status.st_size} {status.st_mtime_ns}"
-            name = file.name if file == place else file.relative_to(place).as_posix()
+            name = file.name if file == local else file.relative_to(local).as_posix()
             digest.update(repr((name, content)).encode())
     return digest.hexdigest()

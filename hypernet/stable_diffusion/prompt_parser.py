@@ -1,12 +1,13 @@
-"""The WebUI's prompt syntax: `(word)`, `(word:1.3)`, `[word]`, `BREAK`, and brackets that are meant as they stand.
+"""The WebUI's prompt syntax: `(word)`, `(word:1.3)`, `[word]`, `BREAK`, and escaped brackets.
 
-The rules are those of the WebUI's wiki, "Features, Attention/emphasis", and of what it does where that is silent.
+It follows the WebUI's wiki, "Features, Attention/emphasis", and the WebUI's behavior where that is silent.
 """
 
 import re
 
-ROUND, SQUARE = 1.1, 1 / 1.1  # what one pair of brackets multiplies by
-BREAK = None  # in place of a text: what follows starts a new chunk
+ROUND, SQUARE = 1.1, 1 / 1.1  # factors of a pair of brackets
+BREAK = None  # in place of a text: a new chunk starts here
+WeightedText = tuple[str | None, float]
 
 _ESCAPED = re.compile(r"\\([()\[\]])")
 _MARK = re.compile(
@@ -16,34 +17,36 @@ _MARK = re.compile(
 
 
 def unescape(prompt: str) -> str:
-    """`\\(` and the like as the brackets that they mean; everything else as it stands."""
+    """Replace escaped brackets such as `\\(` by plain ones."""
     return _ESCAPED.sub(r"\1", prompt)
 
 
 def escape(prompt: str) -> str:
-    """A prompt that is read without emphasis, as `parse_emphasis` has to get it to read the same."""
+    """Escape a prompt written without emphasis, so that `parse_emphasis` reads it the same."""
     return re.sub(r"([\\()\[\]])", r"\\\1", unescape(prompt))
 
 
-def parse_emphasis(prompt: str) -> list[tuple[str | None, float]]:
-    """(text, weight) of each stretch of a prompt; the text is `BREAK` where a new chunk begins.
+def parse_emphasis(prompt: str) -> list[WeightedText]:
+    """Split a prompt into texts with one weight each; the text is `BREAK` where a new chunk starts.
 
-    A pair of round brackets multiplies by 1.1, or by the number that it ends with, square ones divide by 1.1; pairs within
-    pairs multiply, a pair that is never closed goes to the end, and a bracket that closes nothing is text. A backslash
-    takes a bracket's meaning away.
+    A pair of round brackets multiplies by 1.1, or by the number before its end; square brackets divide by 1.1; nested
+    pairs multiply. An unclosed pair extends to the end, a closing bracket without an opening one is text, and a
+    backslash makes the next bracket text.
     """
-    stretches, opened, position = [], {"(": [], "[": []}, 0  # opened: where in `stretches` each open pair began
+    texts: list[WeightedText] = []
+    opened: dict[str, list[int]] = {"(": [], "[": []}  # indices into `texts` where the open pairs start
+    position = 0
 
-    def close(kind, factor):
-        for index in range(opened[kind].pop(), len(stretches)):
-            text, weight = stretches[index]
-            stretches[index] = text, weight * factor
+    def close(bracket: str, factor: float) -> None:
+        for index in range(opened[bracket].pop(), len(texts)):
+            text, weight = texts[index]
+            texts[index] = text, weight * factor
 
     for mark in _MARK.finditer(prompt):
-        stretches.append((prompt[position : mark.start()], 1.0))
-        position, bracket, factor = mark.end(), mark["bracket"], _number(mark["weight"])
+        texts.append((prompt[position : mark.start()], 1.0))
+        position, bracket, factor = mark.end(), mark["bracket"], _parse_weight(mark["weight"])
         if bracket in ("(", "["):
-            opened[bracket].append(len(stretches))
+            opened[bracket].append(len(texts))
         elif factor is not None and opened["("]:
             close("(", factor)
         elif bracket == ")" and opened["("]:
@@ -51,27 +54,27 @@ def parse_emphasis(prompt: str) -> list[tuple[str | None, float]]:
         elif bracket == "]" and opened["["]:
             close("[", SQUARE)
         elif mark["new"]:
-            stretches.append((BREAK, 1.0))
+            texts.append((BREAK, 1.0))
         else:
-            stretches.append((mark["escaped"] or ("" if mark["lone"] else mark[0]), 1.0))
-    stretches.append((prompt[position:], 1.0))
-    for kind, factor in (("(", ROUND), ("[", SQUARE)):
-        while opened[kind]:
-            close(kind, factor)
-    return _joined(stretches)
+            texts.append((mark["escaped"] or ("" if mark["lone"] else mark[0]), 1.0))
+    texts.append((prompt[position:], 1.0))
+    for bracket, factor in (("(", ROUND), ("[", SQUARE)):
+        while opened[bracket]:
+            close(bracket, factor)
+    return _join(texts)
 
 
-def _number(text) -> float | None:
+def _parse_weight(text: str | None) -> float | None:
     try:
-        return float(text)
-    except (TypeError, ValueError):
+        return None if text is None else float(text)
+    except ValueError:
         return None
 
 
-def _joined(stretches):
-    """Neighbours of one weight together, without empty ones."""
-    joined = []
-    for text, weight in stretches:
+def _join(texts: list[WeightedText]) -> list[WeightedText]:
+    """Join neighbors of the same weight, and drop empty texts."""
+    joined: list[WeightedText] = []
+    for text, weight in texts:
         if text is BREAK:
             joined.append((BREAK, 1.0))
         elif text and joined and joined[-1][0] is not BREAK and joined[-1][1] == weight:

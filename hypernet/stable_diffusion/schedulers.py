@@ -1,12 +1,15 @@
-"""Samplers by the WebUI's names or diffusers' own."""
+"""Samplers by their names in the WebUI or in diffusers."""
 
 import contextlib
 import difflib
 import importlib.util
 import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import diffusers
 import torch
+from diffusers import SchedulerMixin
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils import logging as diffusers_logging
 
@@ -15,10 +18,10 @@ from hypernet.utils.errors import UserError
 _MULTISTEP = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}
 _SDE = {**_MULTISTEP, "algorithm_type": "sde-dpmsolver++"}
 
-# The table of diffusers' documentation, api/schedulers/overview, with its "N/A" left out. Three rows are not in it:
-# "DPM++ SDE" is the class that api/schedulers/dpm_sde calls a port of k-diffusion's (the table names a class that adds no
-# noise), and "Heun" and "3M" are options of the 2M SDE's class.
-SAMPLERS = {
+# Name in the WebUI -> class and options. Source: diffusers' documentation, api/schedulers/overview, without its "N/A".
+# Three rows are not in that table: "DPM++ SDE" is the class that api/schedulers/dpm_sde calls a port of k-diffusion's (the
+# table names a class that adds no noise), and "Heun" and "3M" are options of the 2M SDE's class.
+SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "DPM++ 2M": ("DPMSolverMultistepScheduler", _MULTISTEP),
     "DPM++ SDE": ("DPMSolverSDEScheduler", {}),
     "DPM++ 2M SDE": ("DPMSolverMultistepScheduler", _SDE),
@@ -30,14 +33,14 @@ SAMPLERS = {
     "Heun": ("HeunDiscreteScheduler", {}),
     "DPM2": ("KDPM2DiscreteScheduler", {}),
     "DPM2 a": ("KDPM2AncestralDiscreteScheduler", {}),
-    "DDIM": ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False}),  # as Stable Diffusion was sampled
+    "DDIM": ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False}),  # as in Stable Diffusion's own code
     "PLMS": ("PNDMScheduler", {"skip_prk_steps": True}),
     "UniPC": ("UniPCMultistepScheduler", {}),
     "LCM": ("LCMScheduler", {}),
 }
-# The WebUI's schedule types; before its 1.9 they were part of the name. The second table of the same page, and "Uniform",
-# the WebUI's word for even steps from the first to the last.
-SCHEDULE_TYPES = {
+# The WebUI's schedule types, which were part of the name before its version 1.9. Source: the second table of the same
+# page; "Uniform" is the WebUI's word for even steps from the first to the last.
+SCHEDULE_TYPES: dict[str, dict[str, Any]] = {
     "Karras": {"use_karras_sigmas": True},
     "Exponential": {"use_exponential_sigmas": True, "timestep_spacing": "linspace"},
     "Beta": {"use_beta_sigmas": True, "timestep_spacing": "linspace"},
@@ -46,25 +49,27 @@ SCHEDULE_TYPES = {
     "Uniform": {"timestep_spacing": "linspace"},
 }
 _SIGMAS = dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"), False)
-ZERO_SNR = "rescale_betas_zero_snr"
-ENDS_IN_NOISE = {ZERO_SNR: True, "timestep_spacing": "trailing"}
 _WITHOUT_TYPES = ("DDIM", "PLMS", "UniPC", "LCM")
-_WITHOUT_SIGMAS = ("Euler a", *_WITHOUT_TYPES)  # their class has no such option
+_WITHOUT_SIGMAS = ("Euler a", *_WITHOUT_TYPES)  # their classes have no such options
 _CLASSES = sorted({*KarrasDiffusionSchedulers.__members__, "LCMScheduler", "TCDScheduler"} - {"EDMEulerScheduler"})
+ZERO_SNR = "rescale_betas_zero_snr"
+# Sampling with zero terminal SNR must start at the last timestep (Lin et al. 2023, "Common Diffusion Noise Schedules and
+# Sample Steps are Flawed")
+_ZERO_TERMINAL_SNR = {ZERO_SNR: True, "timestep_spacing": "trailing"}
 
 
-def _options(sampler, schedule_type) -> dict | None:
-    """What the scheduler is built with; None if this sampler has no such schedule type."""
+def _options(sampler: str, schedule_type: str | None) -> dict[str, Any] | None:
+    """Return the scheduler's arguments; None if the sampler does not support the schedule type."""
     sigmas = {} if sampler in _WITHOUT_SIGMAS else _SIGMAS
-    chosen = SCHEDULE_TYPES.get(schedule_type, {})
+    chosen = SCHEDULE_TYPES[schedule_type] if schedule_type else {}
     if schedule_type and (sampler in _WITHOUT_TYPES or any(key in _SIGMAS and key not in sigmas for key in chosen)):
         return None
     return {**SAMPLERS[sampler][1], **sigmas, **chosen}
 
 
-def _all_names() -> dict[str, tuple[str, dict]]:
-    """{name that a user may write: (class name, options)}, all of the WebUI's first."""
-    names = {}
+def _all_names() -> dict[str, tuple[str, dict[str, Any]]]:
+    """Map every name that users may write to class name and options, the WebUI's names first."""
+    names: dict[str, tuple[str, dict[str, Any]]] = {}
     for sampler, (class_name, _) in SAMPLERS.items():
         for schedule_type in (None, *SCHEDULE_TYPES):
             options = _options(sampler, schedule_type)
@@ -72,35 +77,29 @@ def _all_names() -> dict[str, tuple[str, dict]]:
                 names[f"{sampler} {schedule_type}" if schedule_type else sampler] = class_name, options
     for class_name in _CLASSES:
         names[class_name] = class_name, {}
-        names.setdefault(class_name.removesuffix("Scheduler"), (class_name, {}))  # DDIM is the WebUI's
+        names.setdefault(class_name.removesuffix("Scheduler"), (class_name, {}))  # "DDIM" stays the WebUI's
     return names
 
 
-NAMES = _all_names()
+SAMPLER_NAMES = _all_names()
 
 
-def find_sampler(name: str):
-    """(class, options) of a sampler: a name of the WebUI's, or of a class with or without its "Scheduler", in any case.
+def find_sampler(name: str) -> tuple[type[SchedulerMixin], dict[str, Any]]:
+    """Return class and options of a sampler.
+
+    Args:
+        name: the WebUI's, or that of diffusers' class with or without "Scheduler"; case does not matter.
 
     Raises:
         UserError: if diffusers has no such sampler, or it needs a package that is not installed.
     """
-    known = {key.lower(): value for key, value in NAMES.items()}
+    known = {key.lower(): value for key, value in SAMPLER_NAMES.items()}
     wanted = " ".join(name.lower().split())
     if wanted not in known:
-        shown = {key.lower(): key for key in NAMES}
-        near = [shown[key] for key in difflib.get_close_matches(wanted, shown, cutoff=0.5)]
-        for sampler in SAMPLERS:
-            if wanted in (f"{sampler} {other}".lower() for other in SCHEDULE_TYPES):
-                types = [other for other in SCHEDULE_TYPES if f"{sampler} {other}" in NAMES]
-                raise UserError(
-                    f"--sampler {name}: {sampler} takes {', '.join(types) or 'no schedule type'} in diffusers"
-                )
-        hint = f"did you mean {' or '.join(near)}?" if near else f"some are {', '.join(list(SAMPLERS)[:6])}"
-        raise UserError(f"--sampler {name!r}: there is no such sampler here; {hint}")
+        raise _unknown_sampler(name, wanted)
     class_name, options = known[wanted]
     scheduler_class = getattr(diffusers, class_name)
-    needed = [*getattr(scheduler_class, "_backends", [])]  # that of a placeholder for a class that lacks something
+    needed = [*getattr(scheduler_class, "_backends", [])]  # of diffusers' placeholder where a package is missing
     needed += ["scipy"] if options.get("use_beta_sigmas") else []
     missing = [package for package in needed if importlib.util.find_spec(package) is None]
     if missing:
@@ -108,43 +107,56 @@ def find_sampler(name: str):
     return scheduler_class, options
 
 
-def build_scheduler(name: str, config):
-    """The scheduler of this name for the model that `config`, another scheduler's, belongs to.
+def _unknown_sampler(name: str, wanted: str) -> UserError:
+    """Return an error that suggests the nearest names, or the schedule types that the sampler supports."""
+    for sampler in SAMPLERS:
+        if wanted in (f"{sampler} {schedule_type}".lower() for schedule_type in SCHEDULE_TYPES):
+            types = [schedule_type for schedule_type in SCHEDULE_TYPES if f"{sampler} {schedule_type}" in SAMPLER_NAMES]
+            return UserError(
+                f"--sampler {name}: in diffusers, {sampler} takes {', '.join(types) or 'no schedule type'}"
+            )
+    shown = {key.lower(): key for key in SAMPLER_NAMES}
+    near = [shown[key] for key in difflib.get_close_matches(wanted, shown, cutoff=0.5)]
+    hint = f"did you mean {' or '.join(near)}?" if near else f"some are {', '.join(list(SAMPLERS)[:6])}"
+    return UserError(f"--sampler {name!r}: there is no such sampler; {hint}")
+
+
+def build_scheduler(name: str, config: Mapping[str, Any]) -> SchedulerMixin:
+    """Build the scheduler of this name for a model.
+
+    Args:
+        config: that of another scheduler of the model.
 
     Raises:
-        UserError: if there is none, or it cannot draw with this model.
+        UserError: if there is none, or it does not support the model.
     """
     scheduler_class, options = find_sampler(name)
-    if config.get(ZERO_SNR):
-        options = {**options, **ENDS_IN_NOISE}
-    with _unsaid():
+    prediction_type, zero_snr = config.get("prediction_type"), bool(config.get(ZERO_SNR))
+    if zero_snr:
+        options = {**options, **_ZERO_TERMINAL_SNR}
+    with _quiet():
         scheduler = scheduler_class.from_config(config, **options)
-        can_draw = _can_draw(scheduler, config.get("prediction_type"), config.get(ZERO_SNR))
-    if not can_draw:
-        needs = "ends in noise alone" if config.get(ZERO_SNR) else f"predicts {config.get('prediction_type')}"
-        raise UserError(f"--sampler {name}: it cannot draw with this model, which {needs}; DDIM can")
+        supported = _supports(scheduler, prediction_type, zero_snr)
+    if not supported:
+        reason = "has zero terminal SNR" if zero_snr else f"predicts {prediction_type}"
+        raise UserError(f"--sampler {name}: it does not support this model, which {reason}; DDIM does")
     return scheduler
 
 
-def choose_sampler(scheduler, prediction_type: str, zero_snr: bool):
-    """The model's own sampler, set to what the model predicts; DDIM where that one cannot draw so.
-
-    Args:
-        zero_snr: whether the last timestep is noise alone; the steps then begin there, as Lin et al. 2023 ("Common Diffusion
-            Noise Schedules and Sample Steps are Flawed") have it.
-    """
-    changes = {"prediction_type": prediction_type, **(ENDS_IN_NOISE if zero_snr else {})}
+def choose_sampler(scheduler: SchedulerMixin, prediction_type: str, zero_snr: bool) -> SchedulerMixin:
+    """Return the model's own sampler, set to what the model predicts; DDIM if that one does not support it."""
+    changes = {"prediction_type": prediction_type, **(_ZERO_TERMINAL_SNR if zero_snr else {})}
     if all(scheduler.config.get(key) == value for key, value in changes.items()):
         return scheduler
-    with _unsaid():
+    with _quiet():
         changed = type(scheduler).from_config(scheduler.config, **changes)
-        if _can_draw(changed, prediction_type, zero_snr):
+        if _supports(changed, prediction_type, zero_snr):
             return changed
         return diffusers.DDIMScheduler.from_config(scheduler.config, clip_sample=False, **changes)
 
 
-def _can_draw(scheduler, prediction_type, zero_snr) -> bool:
-    """Whether it knows such a schedule, and takes a step with what is predicted."""
+def _supports(scheduler: SchedulerMixin, prediction_type: str | None, zero_snr: bool) -> bool:
+    """Return whether a scheduler supports zero terminal SNR, if needed, and what the model predicts."""
     if zero_snr and ZERO_SNR not in inspect.signature(type(scheduler).__init__).parameters:
         return False
     if prediction_type != "sample":
@@ -159,8 +171,8 @@ def _can_draw(scheduler, prediction_type, zero_snr) -> bool:
 
 
 @contextlib.contextmanager
-def _unsaid():
-    """Without diffusers' remarks on which of another scheduler's options mean nothing to this one."""
+def _quiet() -> Iterator[None]:
+    """Silence diffusers' warnings on options of one scheduler that another ignores."""
     verbosity = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity_error()
     try:
@@ -169,8 +181,8 @@ def _unsaid():
         diffusers_logging.set_verbosity(verbosity)
 
 
-def webui_name(scheduler) -> tuple[str, str | None]:
-    """(sampler, schedule type) by which the WebUI calls a scheduler; a class that it has not keeps its own name."""
+def webui_name(scheduler: SchedulerMixin) -> tuple[str, str | None]:
+    """Return a scheduler's sampler and schedule type in the WebUI; its class name if the WebUI does not have it."""
     config, class_name = scheduler.config, type(scheduler).__name__
     compared = ("algorithm_type", "solver_order", "solver_type", "skip_prk_steps")
     for sampler, (other, options) in SAMPLERS.items():
@@ -179,8 +191,8 @@ def webui_name(scheduler) -> tuple[str, str | None]:
     return class_name, None
 
 
-def _schedule_type(config) -> str:
-    """Always one by name: left open, the WebUI would take Karras for some samplers."""
+def _schedule_type(config: Mapping[str, Any]) -> str:
+    """Return a schedule type, never none: without one, the WebUI uses Karras for some samplers."""
     for name in ("Karras", "Exponential", "Beta"):
         if config.get(f"use_{name.lower()}_sigmas"):
             return name

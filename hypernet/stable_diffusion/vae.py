@@ -1,7 +1,8 @@
-"""Another VAE than the model's own: whether it goes with it, its loading, and whether its latents look right."""
+"""Another VAE than the model's own: check that it goes with the model, and load it."""
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -14,48 +15,47 @@ from hypernet.utils.hub import is_hub_id
 
 
 def vae_error(source: ModelSource, problem: str) -> UserError:
-    """Of the VAE that is used, by the option that names it."""
+    """Return an error that names the VAE in use by its option."""
     path = source.pretrained_vae_model_name_or_path
-    return (
-        UserError(f"--pretrained_vae_model_name_or_path {path}: {problem}") if path else source.error(f"VAE: {problem}")
-    )
+    option = f"--pretrained_vae_model_name_or_path {path}"
+    return UserError(f"{option}: {problem}") if path else source.error(f"VAE: {problem}")
 
 
-def read_vae_config(source: ModelSource, own: dict) -> dict:
-    """The config of the VAE that is used: that of the option, or the model's own, which a single file goes by, too.
+def read_vae_config(source: ModelSource, own: dict[str, Any]) -> dict[str, Any]:
+    """Return the config of the VAE in use: that of the option, else the model's own, which a single file needs too.
+
+    Args:
+        own: config of the model's own VAE.
 
     Raises:
-        UserError: if there is no such VAE, or its latents have other channels, or another size, than the model's.
+        UserError: if there is no such VAE, or its latents have another number of channels or size than the model's.
     """
     path = source.pretrained_vae_model_name_or_path
     if path is None:
         return own
     if Path(path).is_file():
-        names = read_shapes(path, lambda problem: vae_error(source, problem))
-        channels = [names[name].shape[1] for name in names if name.endswith("decoder.conv_in.weight")]
+        tensors = read_shapes(path, lambda problem: vae_error(source, problem))
+        channels = [tensors[name].shape[1] for name in tensors if name.endswith("decoder.conv_in.weight")]
         if not channels:
             raise vae_error(source, "it is a file without a VAE")
-        if not any(name.endswith("encoder.conv_in.weight") for name in names):
-            raise vae_error(source, "there is no encoder in it, which the training needs")
+        if not any(name.endswith("encoder.conv_in.weight") for name in tensors):
+            raise vae_error(source, "it has no encoder, which training needs")
         config = {**own, "latent_channels": channels[0]}
     else:
         config = _read_folder(source, path)
-    here, there = (vae.get("latent_channels", 4) for vae in (config, own))
-    if here != there:
-        raise vae_error(
-            source, f"its latents have {here} channels, the model's {there}; it is a VAE of another kind of model"
-        )
+    used, needed = (vae.get("latent_channels", 4) for vae in (config, own))
+    if used != needed:
+        problem = f"its latents have {used} channels, the model's {needed}; it is a VAE for another kind of model"
+        raise vae_error(source, problem)
     if "block_out_channels" not in own:
-        raise source.error("its own VAE is no AutoencoderKL, so no other can be measured against it")
-    here, there = (len(vae["block_out_channels"]) for vae in (config, own))
-    if here != there:
-        raise vae_error(
-            source, f"it makes images {2 ** (here - 1)} times smaller, the model needs {2 ** (there - 1)} times"
-        )
+        raise source.error("its own VAE is not an AutoencoderKL, so no other can be compared with it")
+    used, needed = (2 ** (len(vae["block_out_channels"]) - 1) for vae in (config, own))
+    if used != needed:
+        raise vae_error(source, f"it shrinks images by a factor of {used}, the model needs {needed}")
     return config
 
 
-def _read_folder(source, path):
+def _read_folder(source: ModelSource, path: str) -> dict[str, Any]:
     if not Path(path).exists() and not is_hub_id(path):
         raise vae_error(source, "there is no such file or folder")
     try:
@@ -68,26 +68,34 @@ def _read_folder(source, path):
     return config
 
 
-def _subfolder(path) -> str | None:
-    """Where the VAE lies in a folder: a whole model's own, or the folder itself."""
+def _subfolder(path: str) -> str | None:
+    """Return where the VAE is in a folder: "vae" in that of a whole model, None in its own."""
     return "vae" if (Path(path) / "model_index.json").is_file() else None
 
 
-def load_vae(source: ModelSource, configs: str | None, original: dict | None, dtype: torch.dtype) -> AutoencoderKL:
-    """The VAE of --pretrained_vae_model_name_or_path. Raises: UserError if its weights cannot be loaded."""
-    path = source.pretrained_vae_model_name_or_path
+def load_vae(
+    source: ModelSource, path: str, configs: str | None, original: dict[str, Any] | None, dtype: torch.dtype
+) -> AutoencoderKL:
+    """Load a VAE from a folder, the Hub or a file.
+
+    Args:
+        path: --pretrained_vae_model_name_or_path.
+        configs: for a file: diffusers folder or Hub id of a model with the same VAE config.
+        original: for a file: the original config, if there is one.
+
+    Raises:
+        UserError: if its weights cannot be loaded.
+    """
     try:
         if not Path(path).is_file():
             vae = AutoencoderKL.from_pretrained(path, subfolder=_subfolder(path), dtype=dtype)
         else:
-            where = {"original_config": original} if original else {"config": configs, "subfolder": "vae"}
-            vae = AutoencoderKL.from_single_file(path, dtype=dtype, **where)
+            kwargs = {"original_config": original} if original else {"config": configs, "subfolder": "vae"}
+            vae = AutoencoderKL.from_single_file(path, dtype=dtype, **kwargs)
         if any(parameter.is_meta for parameter in vae.parameters()):
-            raise ValueError("tensors are missing in it")
+            raise ValueError("tensors are missing")
         return vae
     except pickle.UnpicklingError:
         raise vae_error(source, f"it {UNSAFE}") from None
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise vae_error(source, f"it cannot be loaded ({' '.join(str(error).split())[:200]})") from None
-
-

@@ -26,9 +26,10 @@ def choose_mixed_precision(config: TrainingConfig) -> None:
     Raises:
         UserError: if it is none that can be trained in here.
     """
-    config.mixed_precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if config.mixed_precision not in PRECISIONS:
-        raise UserError(f"--mixed_precision {config.mixed_precision}: choose one of {', '.join(PRECISIONS)}")
+    precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision not in PRECISIONS:
+        raise UserError(f"--mixed_precision {precision}: choose one of {', '.join(PRECISIONS)}")
+    config.mixed_precision = typing.cast(MixedPrecision, precision)
     if config.mixed_precision == "fp16" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
         raise UserError("--mixed_precision fp16: it needs a GPU; on a CPU use no")
 

@@ -1,6 +1,7 @@
 """The diffusion training objective: from a batch of latents and noise to one number."""
 
 import torch
+from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 
 
@@ -8,7 +9,7 @@ def training_loss(
     model: torch.nn.Module,
     batch: dict,
     conditions: dict,
-    scheduler,
+    scheduler: DDPMScheduler,
     dtype: torch.dtype,
     snr_table: torch.Tensor | None = None,
 ) -> torch.Tensor:
@@ -31,14 +32,16 @@ def training_loss(
     return diffusion_loss(prediction, target, weights)
 
 
-def prediction_target(scheduler, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+def prediction_target(
+    scheduler: DDPMScheduler, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+) -> torch.Tensor:
     """Return what the model should predict: the noise, the velocity (Salimans & Ho 2022), or the clean latents."""
     if scheduler.config.prediction_type == "v_prediction":
         return scheduler.get_velocity(latents, noise, timesteps)
     return latents if scheduler.config.prediction_type == "sample" else noise
 
 
-def snr_weights(scheduler, gamma: float) -> torch.Tensor:
+def snr_weights(scheduler: DDPMScheduler, gamma: float) -> torch.Tensor:
     """Return the Min-SNR loss weight of each timestep, (timesteps,) (Hang et al. 2023, arXiv 2303.09556).
 
     min(SNR, gamma) where the model predicts clean latents; divided by SNR where it predicts noise, and by SNR + 1 where

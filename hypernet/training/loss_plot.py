@@ -1,83 +1,101 @@
-"""The loss curve as a picture."""
+"""Plot the losses of a run."""
 
 import io
 import logging
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-logging.getLogger("matplotlib").setLevel(logging.ERROR)  # the first time it would say that it looks for fonts
-
-from matplotlib import style
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-REACH = 5  # neighbours on each side that the line is the mean of
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Rows = Sequence[Mapping[str, Any]]  # of a CSV file
+
+NEIGHBORS = 5  # on each side, for the smoothed line
+OUTLIER = 10  # times the median validation loss: larger ones do not stretch the axis
 
 
-def plot_losses(rows: list[dict], name: str, held_out: list[dict] = (), returns: list[int] = ()) -> Image.Image:
-    """`draw_losses` as a picture of 800x450 pixels."""
-    return render(lambda: draw_losses(rows, name, held_out, returns))
+def plot_losses(rows: Rows, name: str, validation_rows: Rows = (), rollbacks: Sequence[int] = ()) -> Image.Image:
+    """Return the plot of `draw_losses` as an image of 800 x 450 pixels."""
+    return render(lambda: draw_losses(rows, name, validation_rows, rollbacks))
 
 
-def render(draw: Callable[[], Figure]) -> Image.Image:
-    """The figure that `draw` makes as a picture, whatever matplotlib is set to; letters without a font are boxes."""
+def render(draw: Callable[[], "Figure"]) -> Image.Image:
+    """Return the figure that `draw` makes as an image, whatever the user's matplotlib settings are."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # hides its note on building the font cache
+    from matplotlib import style
+
     buffer = io.BytesIO()
     with warnings.catch_warnings(), style.context("default"):
-        warnings.filterwarnings("ignore", message="Glyph .* missing|Matplotlib currently")
+        warnings.filterwarnings("ignore", message="Glyph .* missing|Matplotlib currently")  # these become boxes
         draw().savefig(buffer, format="png")
     return Image.open(buffer).convert("RGB")
 
 
-def draw_losses(rows: list[dict], name: str, held_out: list[dict] = (), returns: list[int] = ()) -> Figure:
-    """Each logged loss as a dot over its step, and as a line the mean with up to five neighbours on each side.
+def draw_losses(rows: Rows, name: str, validation_rows: Rows = (), rollbacks: Sequence[int] = ()) -> "Figure":
+    """Plot each logged loss as a dot, and the running mean as a line. Values that are not finite are left out.
 
-    With `held_out`, rows of step, val_loss and val_loss_base, these two beside it; `returns` are the steps at which the
-    guard went back. What is not finite is left out, and a held-out loss that has run away does not flatten all others.
+    Args:
+        rows: with the columns step and loss.
+        name: of the hypernetwork, for the title.
+        validation_rows: with the columns step, val_loss and val_loss_base.
+        rollbacks: steps at which the divergence guard rolled back.
     """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
     steps, losses = _columns(rows, "loss")
-    measured, base = _columns(held_out, "val_loss"), _columns(held_out, "val_loss_base")
+    validation, base = _columns(validation_rows, "val_loss"), _columns(validation_rows, "val_loss_base")
     figure = Figure(figsize=(8, 4.5), dpi=100, layout="constrained")
     panel = figure.subplots()
     panel.plot(steps, losses, ".", color="C0", alpha=0.4, markersize=5)
-    panel.plot(steps, smooth(losses, REACH), color="C0", label="training")
-    if measured[0]:
-        panel.plot(*measured, color="C1", label="held out")
-        panel.plot(*base, color="0.55", label="held out, without it")
+    panel.plot(steps, smooth(losses, NEIGHBORS), color="C0", label="training")
+    if validation[0]:
+        panel.plot(*validation, color="C1", label="validation")
+        panel.plot(*base, color="0.55", label="validation, base model")
         figure.legend(loc="outside upper right", ncols=3, frameon=False)
-    for step in returns:
+    for step in rollbacks:
         panel.axvline(step, color="C3", linewidth=1)
-        where = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "va": "top"}
-        white = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-        panel.annotate("guard", (step, 1), (4, 0), color="C3", bbox=white, **where)
+        panel.annotate(
+            "guard",
+            (step, 1),
+            (4, 0),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            va="top",
+            color="C3",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+        )
     panel.set_title(f"{name[:60]}: loss", loc="left", parse_math=False)
-    right, top = max([*steps, *measured[0], *returns], default=1), _top(losses, measured[1], base[1])
-    panel.set(xlabel="step", xlim=(0, right or 1), ylim=(0, top))
+    right = max([*steps, *validation[0], *rollbacks], default=1)
+    panel.set(xlabel="step", xlim=(0, right or 1), ylim=(0, _top(losses, validation[1], base[1])))
     panel.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     panel.grid(axis="y", color="0.9")
     panel.spines[["top", "right"]].set_visible(False)
     return figure
 
 
-def _top(losses, measured, base) -> float:
-    """The end of the axis: above all but a held-out loss that is ten times the usual one."""
-    usual = sorted(measured)[(len(measured) - 1) // 2] if measured else 0.0
-    shown = [*losses, *base, *(loss for loss in measured if loss <= 10 * usual)]
+def _top(losses: list[float], validation: list[float], base: list[float]) -> float:
+    """Return the upper end of the loss axis, above all but outliers of the validation loss."""
+    median = sorted(validation)[(len(validation) - 1) // 2] if validation else 0.0
+    shown = [*losses, *base, *(loss for loss in validation if loss <= OUTLIER * median)]
     return 1.05 * max(shown, default=1.0) or 1.0
 
 
-def _columns(rows, name):
-    """The steps and the values of a column that are finite."""
+def _columns(rows: Rows, name: str) -> tuple[list[int], list[float]]:
+    """Return the steps and the values of a column, where they are finite."""
     pairs = [(int(row["step"]), float(row[name])) for row in rows]
     pairs = [(step, value) for step, value in pairs if math.isfinite(value)]
     return [step for step, _ in pairs], [value for _, value in pairs]
 
 
-def smooth(losses: list[float], reach: int) -> list[float]:
-    """Of each the mean with so many neighbours on both sides, fewer near the ends."""
+def smooth(values: list[float], neighbors: int) -> list[float]:
+    """Return the running mean over each value and its neighbors on both sides, fewer near the ends."""
     means = []
-    for i in range(len(losses)):
-        near = min(reach, i, len(losses) - 1 - i)
-        means.append(sum(losses[i - near : i + near + 1]) / (2 * near + 1))
+    for i in range(len(values)):
+        near = min(neighbors, i, len(values) - 1 - i)
+        means.append(sum(values[i - near : i + near + 1]) / (2 * near + 1))
     return means

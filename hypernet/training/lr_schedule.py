@@ -1,4 +1,7 @@
-"""Step schedules in the WebUI's notation: "5e-6:12000, 5e-7:30000" is 5e-6 up to step 12000, then 5e-7 up to 30000."""
+"""Learning rate and clipping schedules.
+
+In the WebUI's notation "5e-6:12000, 5e-7:30000" is 5e-6 up to step 12000, then 5e-7 up to step 30000.
+"""
 
 import dataclasses
 import math
@@ -9,22 +12,22 @@ from hypernet.utils.errors import UserError
 
 
 class ScheduleError(UserError):
-    """A schedule that does not parse. The message is one line and marks the place with >>> <<<."""
+    """A schedule that cannot be parsed. The message is one line and marks the place with >>> <<<."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """A piecewise constant value. `pieces` holds (value, end): the value holds for the steps before `end`."""
+    """A piecewise constant function of the step."""
 
-    pieces: tuple[tuple[float, int], ...]
+    pieces: tuple[tuple[float, int], ...]  # (value, end): the value applies to the steps before `end`
 
     @property
     def last_step(self) -> int:
-        """Training ends here: the end of the last piece."""
+        """The end of the last piece, where training ends."""
         return self.pieces[-1][1]
 
     def at(self, step: int) -> float:
-        """The value for `step` (0-based: the number of updates made before it)."""
+        """Return the value for `step`, counted from 0."""
         for value, end in self.pieces:
             if step < end:
                 return value
@@ -34,15 +37,17 @@ class Schedule:
 def parse_schedule(text: str, max_steps: int) -> Schedule:
     """Parse "value", or comma-separated "value:step" pairs.
 
-    Rules of the WebUI's LearnScheduleIterator: a pair without a step, or with step -1, runs to `max_steps` and ends
-    the list; a last boundary before `max_steps` ends the training there; a trailing comma is fine. Unlike it,
-    boundaries that do not increase are refused.
+    The rules are those of the WebUI's LearnScheduleIterator: a pair without a step, or with step -1, runs to `max_steps`
+    and ends the list; a last boundary before `max_steps` ends the training there; a trailing comma is allowed. Unlike
+    there, boundaries must increase.
 
     Raises:
         ScheduleError: for anything else, with the place marked.
     """
-    pieces, previous, start, ended = [], 0, 0, False
-    parts = str(text).split(",")
+    pieces: list[tuple[float, int]] = []
+    previous, start, ended = 0, 0, False
+    text = str(text)
+    parts = text.split(",")
     for number, part in enumerate(parts):
         place = slice(start, start + len(part))
         start += len(part) + 1
@@ -54,14 +59,14 @@ def parse_schedule(text: str, max_steps: int) -> Schedule:
         if not ended:
             if end is not None and end <= previous:
                 raise _error(text, place, f"its step must be larger than {previous}")
-            previous = end
             ended = end is None or end >= max_steps
-            pieces.append((value, max_steps if ended else end))
+            previous = max_steps if end is None else min(end, max_steps)
+            pieces.append((value, previous))
     return Schedule(tuple(pieces))
 
 
-def _parse_pair(text, part, place):
-    """One "value" or "value:step" -> (value, step or None for "to the end")."""
+def _parse_pair(text: str, part: str, place: slice) -> tuple[float, int | None]:
+    """Parse one "value" or "value:step"; the step is None for the end of the training."""
     value_text, *rest = part.split(":")
     try:
         value = float(value_text)
@@ -82,16 +87,15 @@ def _parse_pair(text, part, place):
     return value, end
 
 
-def _error(text, place, problem):
-    text = str(text)
+def _error(text: str, place: slice, problem: str) -> ScheduleError:
     marked = f"{text[: place.start]}>>>{text[place]}<<<{text[place.stop :]}"
-    return ScheduleError(f'"{marked}": {problem}; write for example "1e-5" or "5e-6:12000, 5e-7:30000"')
+    return ScheduleError(f'"{marked}": {problem}; write "1e-5" or "5e-6:12000, 5e-7:30000"')
 
 
 def learning_rate_function(config: TrainingConfig) -> Callable[[int], float]:
-    """Return a function from the step (0-based) to its learning rate.
+    """Return a function from the step, counted from 0, to its learning rate.
 
-    It depends on nothing but the options and the step, so a checkpoint need not save it, and changed options apply at once.
+    It depends only on the options and the step, so checkpoints need not save it, and changed options apply at once.
     """
     schedule = parse_schedule(config.learning_rate, config.max_train_steps)
     if config.lr_scheduler == "constant":
@@ -112,6 +116,6 @@ def learning_rate_function(config: TrainingConfig) -> Callable[[int], float]:
 
 
 def clipping_schedule(config: TrainingConfig) -> Schedule:
-    """Return the schedule of the clipping threshold, of the norm or of values as --clip_grad_mode says."""
+    """Return the schedule of the clipping threshold: of values with --clip_grad_mode value, else of the norm."""
     text = config.max_grad_value if config.clip_grad_mode == "value" else config.max_grad_norm
     return parse_schedule(text, config.max_train_steps)

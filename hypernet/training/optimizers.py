@@ -1,55 +1,58 @@
-"""The optimizer by its name: any of torch.optim's, of bitsandbytes', or Prodigy."""
+"""Build the optimizer by its name, and clip gradients."""
 
 import ast
-import difflib
+import contextlib
 import importlib
 import inspect
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 
+from hypernet.config import TrainingConfig
 from hypernet.training.lr_schedule import parse_schedule
 from hypernet.utils.errors import UserError
 
-PACKAGES = {"bitsandbytes": "bitsandbytes.optim", "prodigyopt": "prodigyopt"}  # package -> where its optimizers are
-# Option -> what optimizers call it, and where in it
-OPTIONS = {"adam_beta1": "betas", "adam_beta2": "betas", "adam_weight_decay": "weight_decay", "adam_epsilon": "eps"}
+MODULES = ("torch.optim", "bitsandbytes.optim", "prodigyopt")  # searched in this order
+# Option -> the optimizer's argument that it belongs to
+ARGUMENTS = {"adam_beta1": "betas", "adam_beta2": "betas", "adam_weight_decay": "weight_decay", "adam_epsilon": "eps"}
+Parameters = Iterable[torch.nn.Parameter]
 
 
-def build_optimizer(config, parameters, device: torch.device) -> torch.optim.Optimizer:
-    """The optimizer that the options name, with those of the `adam_…` options that are given.
+def build_optimizer(config: TrainingConfig, parameters: Parameters, device: torch.device) -> torch.optim.Optimizer:
+    """Return the optimizer of `--optimizer`, with the `--adam_...` options and `--optimizer_args` that were given.
 
     Raises:
-        UserError: for a name that no installed package has, or an option that it does not take.
+        UserError: if no installed package has it, or it lacks one of these arguments.
     """
     optimizer_class = find_class(config.optimizer)
-    takes = inspect.signature(optimizer_class).parameters
-    given = config.changed(OPTIONS)
+    accepted = inspect.signature(optimizer_class).parameters
+    given = config.changed(ARGUMENTS)
     for option, value in given.items():
-        if OPTIONS[option] not in takes:
-            raise UserError(f"--{option} {value}: {optimizer_class.__name__} has no {OPTIONS[option]}")
-    arguments = {OPTIONS[option]: value for option, value in given.items()}
+        if ARGUMENTS[option] not in accepted:
+            raise UserError(f"--{option} {value}: {config.optimizer} has no argument {ARGUMENTS[option]}")
+    arguments = {ARGUMENTS[option]: value for option, value in given.items()}
     if "betas" in arguments:
-        own = takes["betas"].default
-        arguments["betas"] = (given.get("adam_beta1", own[0]), given.get("adam_beta2", own[1]), *own[2:])
-    if "fused" in takes and device.type in ("cpu", "cuda"):  # one kernel for all weights
+        default = accepted["betas"].default
+        arguments["betas"] = (given.get("adam_beta1", default[0]), given.get("adam_beta2", default[1]), *default[2:])
+    if "fused" in accepted and device.type in ("cpu", "cuda"):  # one kernel for all weights
         arguments["fused"] = True
-    arguments |= parse_arguments(config.optimizer_args or [])
-    unknown = sorted(set(arguments) - set(takes))
+    arguments |= parse_optimizer_args(config.optimizer_args or [])
+    unknown = sorted(set(arguments) - set(accepted))
     if unknown:
-        usual = ", ".join(name for name in takes if name not in ("params", "lr"))
-        raise UserError(
-            f"--optimizer_args {unknown[0]}: {optimizer_class.__name__} has no such argument; it has {usual}"
-        )
-    return optimizer_class(parameters, lr=parse_schedule(config.learning_rate, config.max_train_steps).at(0), **arguments)
+        names = ", ".join(name for name in accepted if name not in ("params", "lr"))
+        raise UserError(f"--optimizer_args {unknown[0]}: {config.optimizer} has no such argument; it has {names}")
+    learning_rate = parse_schedule(config.learning_rate, config.max_train_steps).at(0)
+    return optimizer_class(parameters, lr=learning_rate, **arguments)
 
 
-def check_optimizer(config, device: torch.device):
-    """Let the optimizer make a step on a few numbers.
+def check_optimizer(config: TrainingConfig, device: torch.device) -> None:
+    """Take a step with the optimizer on a few weights.
 
     Raises:
-        UserError: if it is unknown, or cannot do it (LBFGS wants a closure, an 8-bit one a GPU, ...).
+        UserError: if that fails: LBFGS needs a closure, some 8-bit optimizers need a GPU.
     """
     weights = [torch.nn.Parameter(torch.ones(80, 80, device=device)), torch.nn.Parameter(torch.ones(80, device=device))]
     for weight in weights:
@@ -58,14 +61,18 @@ def check_optimizer(config, device: torch.device):
         build_optimizer(config, weights, device).step()
     except UserError:
         raise
-    except Exception as error:  # each has its own kinds
+    except Exception as error:  # every optimizer raises its own kinds
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"--optimizer {config.optimizer}: it cannot train a hypernetwork here ({reason})") from None
 
 
-def parse_arguments(items: list[str]) -> dict:
-    """["momentum=0.9", "nesterov=true"] -> {"momentum": 0.9, "nesterov": True}. Raises: UserError."""
-    arguments = {}
+def parse_optimizer_args(items: list[str]) -> dict[str, Any]:
+    """Parse ["momentum=0.9", "nesterov=true"] into {"momentum": 0.9, "nesterov": True}.
+
+    Raises:
+        UserError: if an item is not of the form name=value.
+    """
+    arguments: dict[str, Any] = {}
     for item in items:
         name, equals, text = item.partition("=")
         if not equals or not name.isidentifier():
@@ -78,45 +85,29 @@ def parse_arguments(items: list[str]) -> dict:
 
 
 def find_class(name: str) -> type[torch.optim.Optimizer]:
-    """The class of that name, in any case; a package is imported only if torch has none. Raises: UserError."""
-    classes = _classes(torch.optim)
-    if name.lower() in classes:
-        return classes[name.lower()]
-    missing = []
-    for package, module in PACKAGES.items():
-        try:
-            classes |= {
-                key: value for key, value in _classes(importlib.import_module(module)).items() if key not in classes
-            }
-        except ImportError:
-            missing.append(package)
-    if name.lower() in classes:
-        return classes[name.lower()]
-    if name.lower() == "prodigy":
-        raise UserError("--optimizer Prodigy: it is not installed; pip install prodigyopt")
-    nearest = difflib.get_close_matches(name.lower(), classes, 1)
-    hint = f"did you mean {classes[nearest[0]].__name__}?" if nearest else "torch.optim has it not, nor bitsandbytes"
-    absent = f" (not installed: {', '.join(missing)})" if missing and not nearest else ""
-    raise UserError(f"--optimizer {name}: there is no such optimizer; {hint}{absent}")
+    """Return the optimizer class of this exact name; a package is imported only if those before it lack the class.
+
+    Raises:
+        UserError: if no installed package has it.
+    """
+    for module in MODULES:
+        with contextlib.suppress(ImportError):
+            found = getattr(importlib.import_module(module), name, None)
+            if inspect.isclass(found):  # torch.optim.adamw is a module
+                return found
+    raise UserError(f"--optimizer {name}: no installed package has it")
 
 
-def _classes(module):
-    found = {key.lower(): value for key, value in vars(module).items() if inspect.isclass(value)}
-    return {
-        key: value for key, value in found.items() if issubclass(value, torch.optim.Optimizer) and key != "optimizer"
-    }
-
-
-def clip_gradients(accelerator: Accelerator, parameters, mode: str, threshold: float) -> torch.Tensor:
-    """Clip what has been accumulated, free of the loss scale; the norm before.
+def clip_gradients(accelerator: Accelerator, parameters: Parameters, mode: str, threshold: float) -> torch.Tensor:
+    """Unscale the gradients and clip them in place. Return their norm before clipping.
 
     Args:
         mode: norm, value or none.
-        threshold: of the norm or of each value; 0 clips nothing.
+        threshold: of the norm or of each value; 0 disables clipping.
     """
     parameters, clips = list(parameters), threshold > 0
-    by_norm = threshold if mode == "norm" and clips else math.inf
-    norm = accelerator.clip_grad_norm_(parameters, by_norm)  # takes the loss scale out first
+    max_norm = threshold if mode == "norm" and clips else math.inf
+    norm = accelerator.clip_grad_norm_(parameters, max_norm)  # removes the loss scale first
     if mode == "value" and clips:
         torch.nn.utils.clip_grad_value_(parameters, threshold)
     return norm

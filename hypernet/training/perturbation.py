@@ -1,66 +1,74 @@
-"""How far a hypernetwork moves what it is given: a number per width that grows before a run dies."""
+"""Measure how strongly a hypernetwork changes the contexts: one number per width, which grows before a run diverges."""
 
 import torch
+from diffusers import UNet2DConditionModel
 
 from hypernet.data.batch_sampler import Batch
+from hypernet.data.dataset import TrainingDataset
 from hypernet.modeling.attachment import attention_layers, set_strength
 from hypernet.modeling.hypernetwork import Hypernetwork
 from hypernet.stable_diffusion.conditioning import cast_conditions
+from hypernet.stable_diffusion.model import StableDiffusion
 
-PER_LAYER = 16  # contexts, evenly spread over the tokens
+CONTEXTS_PER_LAYER = 16  # spread evenly over the tokens
 
 
 class Perturbation:
-    """The contexts of one forward of the UNet without the hypernetwork, and what it changes in them.
+    """Contexts recorded from one forward pass of the UNet without the hypernetwork, to measure changes on.
 
     Args:
         unet: with a hypernetwork attached.
-        latents, timesteps, given: of one image, as the UNet takes them.
+        latents: of one image, noisy, (1, channels, height, width).
+        timesteps: (1,).
+        conditions: the UNet's further arguments.
     """
 
     @torch.no_grad()
-    def __init__(self, unet, latents, timesteps, given: dict):
-        found, hooks = {}, []
+    def __init__(
+        self, unet: UNet2DConditionModel, latents: torch.Tensor, timesteps: torch.Tensor, conditions: dict
+    ) -> None:
+        recorded: dict[int, list[torch.Tensor]] = {}
 
-        def keep(module, args):
+        def record(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
             contexts = args[0].flatten(0, -2)  # (B * tokens, width)
-            spread = torch.linspace(0, len(contexts) - 1, min(PER_LAYER, len(contexts))).long()
-            found.setdefault(contexts.shape[-1], []).append(contexts[spread.to(contexts.device)].float())
+            spread = torch.linspace(0, len(contexts) - 1, min(CONTEXTS_PER_LAYER, len(contexts))).long()
+            recorded.setdefault(contexts.shape[-1], []).append(contexts[spread.to(contexts.device)].float())
 
-        for layer in attention_layers(unet).values():
-            hooks.append(layer.to_k.register_forward_pre_hook(keep))
+        hooks = [layer.to_k.register_forward_pre_hook(record) for layer in attention_layers(unet).values()]
         set_strength(unet, 0.0)
         try:
-            unet(latents, timesteps, **given)
+            unet(latents, timesteps, **conditions)
         finally:
             set_strength(unet, 1.0)
             for hook in hooks:
                 hook.remove()
-        contexts = {width: torch.cat(parts)[None] for width, parts in sorted(found.items())}
-        # (an SDXL's empty prompt is zeros, of which no part can be told)
-        self.contexts = {width: context for width, context in contexts.items() if context.any()}
+        contexts = {width: torch.cat(parts)[None] for width, parts in sorted(recorded.items())}
+        # SDXL embeds an empty prompt as zeros, relative to which nothing can be measured
+        self.contexts = {width: context for width, context in contexts.items() if context.any()}  # (1, n, width) each
 
     @torch.no_grad()
     def measure(self, hypernetwork: Hypernetwork) -> dict[str, float]:
-        """ "effect/WIDTH" -> the norm of what is added to K's and V's contexts, over the norm of the contexts."""
-        sizes, training = {}, hypernetwork.training
+        """Return "effect/WIDTH" -> the norm of what is added to the contexts of K and V, relative to the contexts' norm."""
+        ratios, training = {}, hypernetwork.training
         hypernetwork.eval()
         for width, contexts in self.contexts.items():
             if hypernetwork.parameters_of_width(width):
-                added = [part - contexts for part in hypernetwork(contexts)]
-                sizes[f"effect/{width}"] = torch.stack(added).norm() / (2**0.5 * contexts.norm())
+                added = [transformed - contexts for transformed in hypernetwork(contexts)]
+                ratios[f"effect/{width}"] = torch.stack(added).norm() / (2**0.5 * contexts.norm())
         hypernetwork.train(training)
-        return dict(zip(sizes, torch.stack(list(sizes.values())).tolist())) if sizes else {}
+        return dict(zip(ratios, torch.stack(list(ratios.values())).tolist())) if ratios else {}
 
 
-def perturbation_of_first_image(models, dataset, dtype: torch.dtype, device: torch.device) -> Perturbation:
-    """The `Effect` on the first image's contexts, in the first epoch that has not dropped its prompt.
+def perturbation_of_first_image(
+    models: StableDiffusion, dataset: TrainingDataset, dtype: torch.dtype, device: torch.device
+) -> Perturbation:
+    """Return the `Perturbation` for the first image, in the first epoch that does not drop its prompt.
 
-    They are the same whenever a run goes on, and on every process.
+    It is the same on every process and after every resume.
     """
     epochs = (epoch for epoch in range(100) if dataset.prompts.sample(epoch, 0))
-    drawn = dataset.__getitems__(Batch(next(epochs, 0), 0, [0], [1.0]))
-    timesteps = drawn["timesteps"].to(device)
-    noisy = models.scheduler.add_noise(drawn["latents"].to(device), drawn["noise"].to(device), timesteps)
-    given = cast_conditions(dataset.conditions(drawn), device, dtype)
-    return Perturbation(models.unet, noisy.to(dtype), timesteps, given)
+    batch = dataset.__getitems__(Batch(next(epochs, 0), 0, [0], [1.0]))
+    timesteps = batch["timesteps"].to(device)
+    noisy = models.scheduler.add_noise(batch["latents"].to(device), batch["noise"].to(device), timesteps)
+    conditions = cast_conditions(dataset.conditions(batch), device, dtype)
+    return Perturbation(models.unet, noisy.to(dtype), timesteps, conditions)

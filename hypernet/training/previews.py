@@ -1,71 +1,77 @@
-"""Draw samples with fixed seeds while training, and lay them out in labelled grids."""
-
+"""Generate previews with fixed seeds during training, in labeled grids."""
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from diffusers import AutoencoderKL
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
+from hypernet.config import TrainingConfig
 from hypernet.stable_diffusion.conditioning import pipeline_arguments, text_mask
 from hypernet.stable_diffusion.model import StableDiffusion, latents_pipeline
-from hypernet.stable_diffusion.text_encoding import encode_prompts, truncation_note
+from hypernet.stable_diffusion.text_encoding import Embeds, encode_prompts, truncation_note
 from hypernet.utils.image_grid import preview_grid
 
-TILE = 512  # pixels a side, as SD 1.x's VAE was trained on
+TILE = 512  # pixels per side, the size SD 1.x's VAE was trained at
 
 
 class Previewer:
-    """Samples of a few prompts from the model as it is at the moment, always from the same noise.
+    """Generates previews of the validation prompts with the current weights, always from the same noise.
 
-    Prompts are encoded when it is built. Its pipeline shares the models, and the VAE is on the device only while pictures
-    are decoded; torch's generators are left untouched. Several processes share the prompts out.
+    It encodes the prompts when it is built. The VAE is on the device only while it decodes, and torch's global random
+    state stays untouched. Several processes split the prompts among them.
+
+    Attributes:
+        without: the previews without the hypernetwork, a row per prompt; None until they are generated.
     """
 
-    def __init__(self, models: StableDiffusion, config, accelerator: Accelerator):
+    def __init__(self, models: StableDiffusion, config: TrainingConfig, accelerator: Accelerator):
         self.config, self.accelerator, self.vae = config, accelerator, models.vae
-        self.prompts = list(config.validation_prompt)
+        self.prompts = list(config.validation_prompt or [])
         self.vae.enable_slicing()  # one image at a time, for small cards
         if config.enable_tiling:
             enable_tiling(self.vae)
-        self.embeds = encode_prompts(models, [*config.validation_prompt, ""])
-        if note := truncation_note(models, config.validation_prompt):
+        self.embeds = encode_prompts(models, [*self.prompts, ""])
+        if note := truncation_note(models, self.prompts):
             accelerator.print(note)
-        self.without = None  # the pictures without a hypernetwork
-        self.pipeline = latents_pipeline(models)  # of the UNet alone: the others may be on another device
+        self.without: list[list[Image.Image]] | None = None
+        self.pipeline = latents_pipeline(models)  # only the UNet: the other parts may be on another device
         self.pipeline.set_progress_bar_config(disable=True)
 
     @torch.no_grad()
     def generate(self) -> list[list[Image.Image]] | None:
-        """One row of pictures per prompt, on the main process; None on the others."""
+        """Return a row of previews per prompt on the main process, None on the others."""
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
-        mine = range(process, len(self.config.validation_prompt), processes)
-        latents = {number: self._sample(self.embeds[number]) for number in mine}
+        share = range(process, len(self.prompts), processes)
+        latents = {number: self._sample(self.embeds[number]) for number in share}
         self.vae.to(self.accelerator.device)
-        pictures = [(number, self._decode(latents[number])) for number in mine]
+        decoded = [(number, self._decode(latents[number])) for number in share]
         self.vae.to("cpu")
-        drawn = dict(gather_object(pictures))
-        return [drawn[number] for number in sorted(drawn)] if self.accelerator.is_main_process else None
+        rows = dict(gather_object(decoded))
+        return [rows[number] for number in sorted(rows)] if self.accelerator.is_main_process else None
 
-    def compare(self, label: str):
-        """The pictures as the hypernetwork is now, and the grid of them beside those without it, called `label`.
+    def compare(self, label: str) -> tuple[list[list[Image.Image]] | None, Image.Image | None]:
+        """Return the current previews, and a grid of them (labeled `label`) beside those without the hypernetwork.
 
-        None and None but on the main process.
+        Returns None twice except on the main process.
         """
-        pictures = self.generate()
-        if pictures is None:
+        previews = self.generate()
+        if previews is None:
             return None, None
-        rows = [[*without, *with_it] for without, with_it in zip(self.without, pictures)]
+        assert self.without is not None
+        rows = [[*without, *current] for without, current in zip(self.without, previews)]
         count = self.config.num_validation_images
-        return pictures, preview_grid(rows, self.config.validation_prompt, ["without"] * count + [label] * count)
+        return previews, preview_grid(rows, self.prompts, ["without"] * count + [label] * count)
 
-    def _sample(self, embeds):
+    def _sample(self, embeds: Embeds) -> torch.Tensor:
+        """Return the latents of all previews of a prompt, (images, channels, height, width)."""
         config, unet = self.config, self.pipeline.unet
         count, (width, height) = config.num_validation_images, config.size
-        given, mask = pipeline_arguments([embeds] * count, [self.embeds[-1]] * count, unet.dtype)
+        arguments, mask = pipeline_arguments([embeds] * count, [self.embeds[-1]] * count, unet.dtype)
         with text_mask(unet, mask):
             return self.pipeline(
-                **given,
+                **arguments,
                 num_inference_steps=config.validation_inference_steps,
                 guidance_scale=config.validation_guidance_scale,
                 height=height,
@@ -74,15 +80,13 @@ class Previewer:
                 output_type="latent",
             ).images
 
-    def _decode(self, latents):
+    def _decode(self, latents: torch.Tensor) -> list[Image.Image]:
         pixels = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
         return VaeImageProcessor().postprocess(pixels.float().cpu(), output_type="pil")
 
 
-def enable_tiling(vae):
-    """Decode what is larger than `TILE` in tiles that overlap by a quarter, one after the other."""
+def enable_tiling(vae: AutoencoderKL) -> None:
+    """Decode images larger than `TILE` in tiles that overlap by a quarter, one after another."""
     vae.enable_tiling()
     vae.tile_sample_min_size = TILE
     vae.tile_latent_min_size = TILE // 2 ** (len(vae.config.block_out_channels) - 1)
-
-

@@ -86,7 +86,9 @@ class RunFolder:
         defaults = {field.name: field.default for field in dataclasses.fields(TrainingConfig)}
         other = {**defaults, **other}  # options that an older version did not have were at their defaults
         self.changed = [key for key, value in self.options.items() if other[key] != value]
-        differing = [f"{key} (was {other[key]}, now {self.options[key]})" for key in self.changed if key not in CHANGEABLE]
+        differing = [
+            f"{key} (was {other[key]}, now {self.options[key]})" for key in self.changed if key not in CHANGEABLE
+        ]
         if differing:
             problem = f"it holds another run; differing: {', '.join(differing[:4])}"
             raise UserError(f"--output_dir {self.root}: {problem}; name a new folder, or add --overwrite")

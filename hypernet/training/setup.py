@@ -167,7 +167,8 @@ def find_images(run: Run) -> RunImages:
         UserError: if no usable images are left.
     """
     config, accelerator, multiple = run.config, run.accelerator, run.base.image_multiple
-    validation_source, validation_records = None, []
+    validation_source: ImageSource | None = None
+    validation_records: list[ImageRecord] = []
     with accelerator.local_main_process_first():
         records, problems = index_images(run.source, config, multiple)
         if config.has_validation:
@@ -191,15 +192,13 @@ def find_images(run: Run) -> RunImages:
 def load_base_model(run: Run) -> StableDiffusion:
     """Load the frozen Stable Diffusion; its parts stay on the CPU until they are needed."""
     run.accelerator.print(f"Loading {run.base.describe()}")
-    models = load_stable_diffusion(run.base, run.dtype, run.accelerator.device, waits=True)
+    models = load_stable_diffusion(run.base, run.dtype, run.accelerator.device, keep_on_cpu=True)
     if run.config.gradient_checkpointing:
         models.unet.enable_gradient_checkpointing()
     return models
 
 
-def encode_data(
-    run: Run, images: RunImages, models: StableDiffusion
-) -> tuple[TrainingDataset, ValidationLoss | None]:
+def encode_data(run: Run, images: RunImages, models: StableDiffusion) -> tuple[TrainingDataset, ValidationLoss | None]:
     """Encode images and prompts that are not in the cache yet."""
     config, accelerator, validation = run.config, run.accelerator, None
     precision = vae_dtype(run.dtype, accelerator.device)
@@ -255,10 +254,8 @@ def build_trainee(run: Run, models: StableDiffusion) -> Trainee:
         hypernetwork = run.initial.hypernetwork.train()
     else:
         hypernetwork = Hypernetwork(run.widths, **config.structure())
-    hypernetwork.register_to_config(
-        name=config.name, base_model_name=run.base.source.name, base_model_hash=models.hash
-    )
-    record_loras(hypernetwork, config.lora)
+    hypernetwork.register_to_config(name=config.name, base_model_name=run.base.source.name, base_model_hash=models.hash)
+    record_loras(hypernetwork, config.lora or [])
     unet = HypernetworkUNet(models.unet, hypernetwork)
     model, optimizer = run.accelerator.prepare(unet, build_optimizer(config, hypernetwork.parameters(), device))
     if config.compile:

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import types
 
 import torch
 from accelerate import Accelerator
@@ -32,12 +33,12 @@ class ShutdownSignals:
                 self._previous_handlers[number] = signal.signal(number, self._record)
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self._group = None
         for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 
-    def _record(self, number: int, frame) -> None:
+    def _record(self, number: int, frame: types.FrameType | None) -> None:
         if self._received and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._received = int(number)

@@ -1,30 +1,34 @@
-"""Images that are never trained on: which they are, and the loss on them, with noise and timesteps that never change.
+"""The validation loss: the loss on images never trained on, with fixed noise and timesteps.
 
-So two measurements of a run differ by the weights alone, and those of two runs by the runs alone: neither the images chosen, nor
-noise or timesteps, follow from a run's seed.
+Neither the images nor noise and timesteps depend on the seed of the run. So two measurements differ only by the weights, in one
+run and between runs.
 """
-
 
 import torch
 from accelerate import Accelerator
+from diffusers import UNet2DConditionModel
 
 from hypernet.data.dataset import TrainingDataset
-from hypernet.modeling.attachment import set_strength
+from hypernet.modeling.attachment import HypernetworkUNet, set_strength
 from hypernet.stable_diffusion.conditioning import cast_conditions, take_first
 from hypernet.stable_diffusion.model import StableDiffusion
 from hypernet.training.loss import diffusion_loss, prediction_target
 from hypernet.utils.hashing import derive_seed
 
-TIMESTEPS = 8  # for each image, in the middles of as many equal parts of the schedule
-BANDS = 4  # of timesteps, whose losses are told apart
+TIMESTEPS = 8  # per image, at the midpoints of equal parts of the noise schedule
+BANDS = 4  # of timesteps, each with a loss of its own
 
 
 class ValidationLoss:
-    """The mean loss over the images and timesteps; each process measures its share."""
+    """The mean loss over the validation images and timesteps. Each process measures its share of the images.
+
+    Attributes:
+        fingerprint: changes with the images and their prompts.
+    """
 
     def __init__(self, dataset: TrainingDataset, models: StableDiffusion, accelerator: Accelerator, batch_size: int):
         self.dataset, self.models, self.accelerator = dataset, models, accelerator
-        self.batch_size = max(2, batch_size)  # without gradients two fit where one trains
+        self.batch_size = max(2, batch_size)  # without gradients, two fit where one is trained
         total = models.scheduler.config.num_train_timesteps
         self.timesteps = torch.tensor([int((i + 0.5) * total / TIMESTEPS) for i in range(TIMESTEPS)])
         edges = [round(band * total / BANDS) for band in range(BANDS + 1)]
@@ -33,8 +37,8 @@ class ValidationLoss:
         self.fingerprint = f"{derive_seed(*dataset.latents.ids, *dataset.latents.grids, *prompts):x}"
 
     @torch.no_grad()
-    def measure(self, model) -> dict[str, float]:
-        """ "val_loss", and the same of each band of timesteps, of the `HypernetworkUNet` as it is."""
+    def measure(self, model: HypernetworkUNet) -> dict[str, float]:
+        """Return "val_loss", and "val_loss/LOW-HIGH" for each band of timesteps."""
         sums = torch.zeros(TIMESTEPS, device=self.accelerator.device)
         model.hypernetwork.eval()
         with self.accelerator.autocast():
@@ -45,28 +49,29 @@ class ValidationLoss:
         values = [losses.mean(), *losses.view(BANDS, -1).mean(1)]
         return dict(zip(["val_loss", *self.bands], torch.stack(values).tolist()))
 
-    def measure_base(self, model) -> float:
-        """The loss of the model without the hypernetwork."""
+    def measure_base(self, model: HypernetworkUNet) -> float:
+        """Return the loss without the hypernetwork."""
         set_strength(model.unet, 0.0)
         try:
             return self.measure(model)["val_loss"]
         finally:
             set_strength(model.unet, 1.0)
 
-    def _losses(self, unet, index):
-        """The losses of an image at all timesteps, (TIMESTEPS,)."""
+    def _losses(self, unet: UNet2DConditionModel, index: int) -> torch.Tensor:
+        """Return the losses of an image at all timesteps, (TIMESTEPS,)."""
         device, dataset, scheduler = self.accelerator.device, self.dataset, self.models.scheduler
         image = dataset.latents.ids[index]
         generators = [torch.Generator().manual_seed(derive_seed("held out", image, i)) for i in range(TIMESTEPS)]
         latents = dataset.latents.sample(index, 0, 0, generators[0])  # (channels, height, width)
         noise = torch.stack([torch.randn(latents.shape, generator=generator) for generator in generators])
-        given = cast_conditions(dataset.plain_conditions(index, TIMESTEPS), device, unet.dtype)
-        weights, losses = dataset.weights(index)[None].to(device), []
-        for part, timesteps in zip(noise.split(self.batch_size), self.timesteps.split(self.batch_size)):
-            part, timesteps = part.to(device), timesteps.to(device)
-            clean = latents.to(device).expand_as(part)
-            noisy = scheduler.add_noise(clean, part, timesteps).to(unet.dtype)
-            predictions = unet(noisy, timesteps, **take_first(given, len(part))).sample
-            targets = prediction_target(scheduler, clean, part, timesteps)
+        conditions = cast_conditions(dataset.plain_conditions(index, TIMESTEPS), device, unet.dtype)
+        weights = dataset.weights(index)[None].to(device)  # (1, 1, H or 1, W or 1)
+        losses = []
+        for chunk, timesteps in zip(noise.split(self.batch_size), self.timesteps.split(self.batch_size)):
+            chunk, timesteps = chunk.to(device), timesteps.to(device)
+            clean = latents.to(device).expand_as(chunk)
+            noisy = scheduler.add_noise(clean, chunk, timesteps).to(unet.dtype)
+            predictions = unet(noisy, timesteps, **take_first(conditions, len(chunk))).sample
+            targets = prediction_target(scheduler, clean, chunk, timesteps)
             losses += [diffusion_loss(p[None], t[None], weights) for p, t in zip(predictions, targets)]
         return torch.stack(losses)

@@ -1,17 +1,23 @@
-"""Write files and folders so that a crash leaves either the old one or the new one, whole."""
+"""Write files and folders so that a crash leaves either the complete old one or the complete new one."""
 
 import contextlib
+import functools
 import os
 import shutil
 import tempfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
-os.umask(UMASK := os.umask(0))  # there is no way to read it but to set it
+_UMASK_LOCK = threading.Lock()
 
 
 @contextlib.contextmanager
-def atomic_write(path):
-    """Yield a temporary path beside `path`; what is written there replaces `path` once it is complete and on disk."""
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path next to `path`, and move what is written there to `path` once it is flushed to disk.
+
+    It may be a file or a folder. If the block raises, `path` stays as it was.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -20,7 +26,7 @@ def atomic_write(path):
         yield temporary
         for file in [temporary, *temporary.rglob("*")]:
             if file.is_file():
-                os.chmod(file, 0o666 & ~UMASK)  # safetensors lets nobody else read its files
+                os.chmod(file, 0o666 & ~_umask())  # safetensors makes its files unreadable for other users
                 with open(file, "rb+") as opened:
                     os.fsync(opened.fileno())
         if path.is_dir():
@@ -30,26 +36,39 @@ def atomic_write(path):
         remove(temporary)
 
 
-def is_unfinished(path) -> bool:
-    """Whether this is what a killed run has left half-written."""
+@functools.cache
+def _umask() -> int:
+    """Return the process's umask, which can only be read by setting it."""
+    with _UMASK_LOCK:  # a second thread would read the one set here
+        os.umask(umask := os.umask(0o077))
+    return umask
+
+
+def is_unfinished(path: Path) -> bool:
+    """Return whether this is a temporary path of `atomic_write`, left behind by a killed run."""
     return path.name.startswith(".") and path.name.endswith(".tmp")
 
 
-def remove_unfinished(folder):
-    """Delete what a killed run has left half-written in this folder."""
+def remove_unfinished(folder: str | os.PathLike[str]) -> None:
+    """Delete the temporary files and folders that a killed run has left in this folder."""
     for path in Path(folder).iterdir():
         if is_unfinished(path):
             remove(path)
 
 
-def check_writable(folder):
-    """Make the folder if need be. Raises: OSError if no file can be written in it."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
+def check_writable(folder: str | os.PathLike[str]) -> None:
+    """Create the folder if it does not exist.
+
+    Raises:
+        OSError: if no file can be written in it.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
         pass
 
 
-def remove(path):
+def remove(path: Path) -> None:
     """Delete a file or a folder, if there is one."""
     if path.is_dir():
         shutil.rmtree(path)

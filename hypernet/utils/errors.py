@@ -1,16 +1,16 @@
-"""The one kind of exception that is the user's to mend, and who of several processes tells it."""
+"""Errors the user can fix, and which of several processes reports them."""
 
 import os
 
 
 class UserError(ValueError):
-    """Its message is one line that names the option or file, what is wrong with it and what would be right."""
+    """An error the user can fix. The message is one line: the option or file, what is wrong, what would be right."""
 
 
 class OtherProcessError(UserError):
-    """Another process has died; whoever notices it tells, since it may be the first one that is dead."""
+    """Another process of the run has died. Any process reports it, since the one that usually does may be dead."""
 
 
 def is_local_main_process() -> bool:
-    """Whether this is the first process of its machine, which speaks for all."""
+    """Return whether this is the first process on its machine, the one that reports for all of them."""
     return os.environ.get("LOCAL_RANK", "0") == "0"

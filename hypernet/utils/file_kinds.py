@@ -1,26 +1,33 @@
-"""What a file is that is no hypernetwork, told by the names in it."""
+"""Recognize files that are not hypernetworks by the names in them."""
 
-_KINDS = [  # the first whose names occur wins; a name may be any part of one in the file
+from collections.abc import Iterable
+
+# (kind, markers): the first kind with a marker in any of the names wins
+_KINDS = [
     ("a WebUI optimizer file (.pt.optim); name the .pt beside it", ("optimizer_state_dict",)),
     (
-        "a LoRA",  # some carry the embeddings that they were trained with
+        "a LoRA",  # before embeddings: some LoRAs include the embeddings they were trained with
         ("lora_down", "lora_up", "lora_A", "lora_B", "lora.up", "lora.down", "hada_w1", "lokr_w1", "dora_scale"),
     ),
     ("a textual inversion embedding", ("string_to_param", "emb_params", "clip_l", "clip_g")),
     ("a ControlNet", ("control_model.", "controlnet_cond_embedding", "zero_convs.")),
-    ("a whole Stable Diffusion checkpoint", ("model.diffusion_model.", "cond_stage_model.", "first_stage_model.")),
-    ("the UNet of a Stable Diffusion", ("time_embedding.linear_1", "time_embed.0.")),
+    ("a full Stable Diffusion model", ("model.diffusion_model.", "cond_stage_model.", "first_stage_model.")),
+    ("a Stable Diffusion UNet", ("time_embedding.linear_1", "time_embed.0.")),
     ("a VAE", ("encoder.conv_in", "decoder.conv_in", "quant_conv")),
     ("a text encoder", ("text_model.", "token_embedding")),
-    ("a training state of an optimizer; name the folder that it lies in", ("param_groups",)),
-    ("a picture", ("\x89PNG", "\xff\xd8\xff", "RIFF")),
+    ("the optimizer state of a checkpoint; name the checkpoint's folder", ("param_groups",)),
+    ("an image", ("\x89PNG", "\xff\xd8\xff", "RIFF")),
     ("an archive", ("7z\xbc\xaf", "Rar!", "\x1f\x8b")),
     ("a web page", ("<!doctype html", "<!DOCTYPE html", "<html")),
-    ("a pointer of Git LFS, so the file itself has not been downloaded", ("version https://git-",)),
+    ("a Git LFS pointer: the file itself has not been downloaded", ("version https://git-",)),
 ]
 
 
-def kind_of(names) -> str | None:
-    """What has such names in it (tensors, fields, classes, or a file's first characters), with its article."""
-    together = "\n".join(names)
-    return next((kind for kind, marks in _KINDS if any(mark in together for mark in marks)), None)
+def kind_of(names: Iterable[str]) -> str | None:
+    """Return what kind of file has these names in it, with its article, such as "a LoRA"; None if it is unknown.
+
+    Args:
+        names: names of tensors, fields and classes, or a file's first bytes decoded as Latin-1.
+    """
+    joined = "\n".join(names)
+    return next((kind for kind, markers in _KINDS if any(marker in joined for marker in markers)), None)

@@ -1,13 +1,15 @@
-"""The sha256 of files, by which they are told apart."""
+"""SHA-256 of files, manifests of folders, and seeds derived from names."""
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 MANIFEST = "manifest.json"
 
-def file_sha256(path) -> str:
-    """Its hex digits."""
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file as hex."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         for block in iter(lambda: file.read(2**20), b""):
@@ -15,14 +17,14 @@ def file_sha256(path) -> str:
     return digest.hexdigest()
 
 
-def write_manifest(folder: Path):
-    """Note every file below the folder."""
+def write_manifest(folder: Path) -> None:
+    """Write the SHA-256 of every file in the folder and below to its manifest."""
     files = {str(path.relative_to(folder)): file_sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
     (folder / MANIFEST).write_text(json.dumps(files, indent=1), encoding="utf-8")
 
 
 def find_damage(folder: Path) -> str | None:
-    """What is wrong with the folder; None if it is as it was written."""
+    """Return what is wrong with the folder, or None if its files match its manifest."""
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -36,7 +38,10 @@ def find_damage(folder: Path) -> str | None:
     return None
 
 
-def derive_seed(*parts) -> int:
-    """A seed for whatever `parts` name: the first 63 bits of sha256("part/part/...")."""
+def derive_seed(*parts: object) -> int:
+    """Return the seed that `parts` name: the first 63 bits of SHA-256("part/part/...").
+
+    Equal parts give the same seed in any run and on any machine, so nothing drawn at random needs to be saved.
+    """
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

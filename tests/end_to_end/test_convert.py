@@ -1,9 +1,11 @@
-"""convert_to_webui.py, each thing that it does."""
+"""convert_to_webui.py: convert, inspect, repair, average, export as a LoRA, and what it refuses."""
 
 import contextlib
 import hashlib
 import io
 import json
+import re
+import shlex
 
 import numpy as np
 import pytest
@@ -15,57 +17,58 @@ import hypernet
 from hypernet import Hypernetwork, UserError, save_webui
 from hypernet.cli.training_options import parse_config
 from hypernet.training.init_from import load_init_from
-from tests.helpers.scripts import REPO, run, train_here, unexpected
-from tests.modeling.test_fusing import style
+from tests.helpers.scripts import REPO, run, same_weights, train_here, unexpected
+from tests.helpers.tiny_models import tiny_hypernetwork
 
 
 def convert(*arguments):
-    """The console, after it has worked."""
+    """Run the script in this process and return what it prints."""
     with contextlib.redirect_stdout(io.StringIO()) as console:
         convert_to_webui.main(list(map(str, arguments)))
     return console.getvalue()
 
 
 def refused(*arguments):
-    """The one line that it ends with."""
+    """Run the script in this process and return the line of the error it ends with."""
     with pytest.raises(UserError) as error:
         convert_to_webui.main(list(map(str, arguments)))
     assert "\n" not in str(error.value)
     return str(error.value)
 
 
-def equal(one, other):
-    states = hypernet.load(one).state_dict(), hypernet.load(other).state_dict()
-    return all(torch.equal(a, b) for a, b in zip(*(state.values() for state in states), strict=True))
-
-
 @pytest.fixture(scope="module")
 def trained(models_dir, images_dir, tmp_path_factory):
-    """A run of two steps with dropout, a training state at each."""
+    """A run of two steps with dropout and a checkpoint at each."""
     output = tmp_path_factory.mktemp("trained") / "style"
     flags = ["--max_train_steps=2", "--checkpointing_steps=1", "--learning_rate=1e-2", "--layer_structure=1,2,2,1"]
     train_here(models_dir, images_dir, output, *flags, "--activation=relu", "--dropout_structure=0,0.3,0.3,0")
     return output
 
 
-def test_round_trip_through_every_form(trained, tmp_path):
-    early = tmp_path / "early.pt"
-    done = run(REPO / "convert_to_webui.py", trained / "checkpoints" / "step-000001", early)
-    assert done.returncode == 0 and "early.pt: early, step 1" in done.stdout and not unexpected(done.stderr)
-    done = run(REPO / "convert_to_webui.py", early, early)
-    assert done.returncode == 2 and done.stderr == f"error: {early}: it is the source itself; name another one\n"
-    assert equal(early, trained / "checkpoints" / "step-000001")
-    assert hypernet.load(early).config.name == "early" and hypernet.load(early).config.step == 1
+def test_converts_from_every_format_to_every_format(trained, tmp_path):
+    source = tmp_path / "early.pt"
+    done = run(REPO / "convert_to_webui.py", trained / "checkpoints" / "step-000001", source)
+    assert done.returncode == 0 and "early.pt" in done.stdout and not unexpected(done.stderr)
+    assert same_weights(source, trained / "checkpoints" / "step-000001")
+    assert hypernet.load(source).config.name == "early" and hypernet.load(source).config.step == 1
     for form in ("alone.safetensors", "folder", "back.pt"):
-        convert(early, tmp_path / form)
-        assert equal(early, tmp_path / form) and hypernet.load(tmp_path / form).config.activation == "relu"
-        early = tmp_path / form
+        convert(source, tmp_path / form)
+        assert same_weights(source, tmp_path / form) and hypernet.load(tmp_path / form).config.activation == "relu"
+        source = tmp_path / form
     (trained / "style.pt").unlink()
     convert(trained)
-    assert equal(trained / "style.pt", trained) and not equal(trained, early)
+    assert same_weights(trained / "style.pt", trained) and not same_weights(trained, source)
 
 
-def test_half_inference_and_name(trained, tmp_path):
+def test_an_error_is_one_line_and_exit_code_2(tmp_path):
+    path = tmp_path / "a.pt"
+    save_webui(tiny_hypernetwork(), path)
+    done = run(REPO / "convert_to_webui.py", path, path)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2 and line.startswith(f"error: {path}")
+
+
+def test_half_for_inference_rename_and_overwrite(trained, tmp_path):
     convert(trained, tmp_path / "a.pt")
     convert(tmp_path / "a.pt", tmp_path / "b.pt", "--half", "--for_inference")
     small, whole = hypernet.load(tmp_path / "b.pt"), hypernet.load(tmp_path / "a.pt")
@@ -76,18 +79,16 @@ def test_half_inference_and_name(trained, tmp_path):
     convert(tmp_path / "b.pt", "--rename", "better")
     assert hypernet.load(tmp_path / "better.pt").stored_dtype is torch.float16  # as it was
     assert torch.load(tmp_path / "better.pt", weights_only=True)["name"] == "better"
-    assert "better.pt: there is one already; name another one, or add --overwrite" in refused(
-        tmp_path / "a.pt", "--rename", "better.pt"
-    )
-    assert "better.pt: better" in convert(tmp_path / "a.pt", tmp_path / "better.pt", "--overwrite")
-    assert equal(tmp_path / "a.pt", tmp_path / "better.pt")
+    line = refused(tmp_path / "a.pt", "--rename", "better.pt")
+    assert "better.pt" in line and "--overwrite" in line
+    convert(tmp_path / "a.pt", tmp_path / "better.pt", "--overwrite")
+    assert same_weights(tmp_path / "a.pt", tmp_path / "better.pt")
 
 
-def test_the_optimizer_goes_to_the_webui_and_comes_back(trained, models_dir, images_dir, tmp_path):
-    """Every moment arrives; a run that goes on from the .pt ends in the very weights of one that goes on from the folder."""
+def test_optimizer_state_moves_to_the_webui_and_back(trained, models_dir, images_dir, tmp_path):
+    """A run that starts from the .pt ends with the same weights as one that starts from the folder."""
     for source in (trained, trained / "checkpoints" / "step-000002"):
-        told = convert(source, tmp_path / "moved.pt", "--with_optimizer", "--overwrite")
-        assert "moved.pt.optim: AdamW's state" in told
+        assert "moved.pt.optim" in convert(source, tmp_path / "moved.pt", "--with_optimizer", "--overwrite")
     file = torch.load(tmp_path / "moved.pt.optim", weights_only=True)
     assert file["hash"] == hashlib.sha256((tmp_path / "moved.pt").read_bytes()).hexdigest()[:10]
     ours = torch.load(trained / "checkpoints" / "step-000002" / "optimizer.bin", weights_only=True)["state"]
@@ -96,90 +97,103 @@ def test_the_optimizer_goes_to_the_webui_and_comes_back(trained, models_dir, ima
         assert all(torch.equal(torch.as_tensor(value), theirs[index][name]) for name, value in state.items())
 
     flags = ["--max_train_steps=3", "--learning_rate=1e-2", "--seed=1"]
-    ends = []
-    for source in (tmp_path / "moved.pt", trained):
-        output = tmp_path / f"on-{len(ends)}"
-        said = train_here(models_dir, images_dir, output, *flags, f"--init_from={source}")
-        assert f"Going on from {source}, step 2\n" in said and "\n  the optimizer goes on" in said
-        ends.append(hypernet.load(output))
-        assert ends[-1].config.step == 3 and ends[-1].config.layer_structure == [1, 2, 2, 1]
+    ends = [tmp_path / "from_file", tmp_path / "from_folder"]
+    for source, output in zip((tmp_path / "moved.pt", trained), ends):
+        assert str(source) in train_here(models_dir, images_dir, output, *flags, f"--init_from={source}")
+        config = hypernet.load(output).config
+        assert config.step == 3 and config.layer_structure == [1, 2, 2, 1]
         moments = torch.load(output / "checkpoints" / "step-000003" / "optimizer.bin", weights_only=True)
-        assert {float(state["step"]) for state in moments["state"].values()} == {3.0}
+        assert {float(state["step"]) for state in moments["state"].values()} == {3.0}  # 2 of them before
         assert moments["param_groups"][0]["lr"] == 1e-2
-    assert all(torch.equal(a, b) for a, b in zip(*(end.state_dict().values() for end in ends)))
-    (tmp_path / "moved.pt").unlink()  # a run that has begun needs it no more
-    again = train_here(models_dir, images_dir, tmp_path / "on-0", *flags, f"--init_from={tmp_path / 'moved.pt'}")
-    assert "step-000003, step 3" in again and "moved.pt.optim" not in again  # its own state comes first
+    assert same_weights(*ends)
+
+    (tmp_path / "moved.pt").unlink()  # a run that has started does not need it any more
+    again = train_here(models_dir, images_dir, ends[0], *flags, f"--init_from={tmp_path / 'moved.pt'}")
+    assert "step-000003" in again and "moved.pt.optim" not in again  # its own checkpoint comes first
+    assert hypernet.load(ends[0]).config.step == 3 and same_weights(*ends)
 
 
-def test_what_a_run_cannot_begin_with(trained, models_dir, images_dir, tmp_path):
+def test_init_from_takes_the_files_structure_and_refuses_another(trained, models_dir, images_dir, tmp_path):
     convert(trained, tmp_path / "moved.pt")
     flags = [
         f"--pretrained_model_name_or_path={models_dir}",
         f"--train_data_dir={images_dir}",
         f"--output_dir={tmp_path / 'o'}",
+        f"--init_from={tmp_path / 'moved.pt'}",
     ]
-    flags += ["--init_from", str(tmp_path / "moved.pt")]
     initial = load_init_from(parse_config(flags))
-    assert initial.lines[1] == "  structure 1,2,2,1, activation relu, widths 12,16,32"
-    assert initial.lines[2] == "  there is no moved.pt.optim beside it: the optimizer starts anew"
-    config = parse_config([*flags, "--activation=relu", "--layer_structure=1, 2,2,1"])  # what the file says, too
+    assert initial.moments is None and "moved.pt.optim" in initial.lines[2]
+    assert all(fact in initial.lines[1] for fact in ("1,2,2,1", "relu", "12,16,32"))
+    config = parse_config([*flags, "--activation=relu", "--layer_structure=1, 2,2,1"])  # as in the file
     load_init_from(config)
     assert config.dropout_structure == "0,0.3,0.3,0" and config.widths == "12,16,32"
-    for more, message in [
-        (["--activation=mish"], "--activation mish: .* has relu; leave it out .* with --init_from"),
-        (["--max_train_steps=2"], "--init_from .*: it has been trained for 2 steps already, and the run ends at 2"),
-        (["--init_from=none.pt"], "none.pt: there is no such file"),
+    for more, named in [
+        (["--activation=mish"], "--activation mish.* relu"),
+        (["--max_train_steps=2"], "--init_from .* 2 .*--max_train_steps"),
+        (["--init_from=none.pt"], "none.pt"),
     ]:
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(UserError, match=named):
             load_init_from(parse_config([*flags, *more]))
 
 
-def test_inspect(trained, tmp_path):
-    (tmp_path / "bad.pt").write_bytes(b"hello")
-    told = convert("--inspect", trained, trained / "style.pt")
-    assert "WebUI         yes, as style.pt beside it" in told
-    assert told.count("ComfyUI       no: leaves dropout active") == 2 and "alive" in told
-    reports = json.loads(convert("--inspect", trained / "style.pt", "--json"))
-    assert reports[0]["name"] == "style" and reports[0]["activation"] == "relu"
-    assert refused("--inspect", tmp_path / "bad.pt").startswith(f"{tmp_path / 'bad.pt'}: it is no hypernetwork file")
+def test_inspect_reports_files_and_folders(trained, tmp_path):
+    printed = convert("--inspect", trained, trained / "style.pt")
+    assert printed.count("alive") == 2 and str(trained / "style.pt") in printed
+    folder, file = json.loads(convert("--inspect", trained, trained / "style.pt", "--json"))
+    assert file["name"] == "style" and file["activation"] == "relu"
+    assert "style.pt" in folder["read_by"]["WebUI"] and file["read_by"]["WebUI"] == "yes"
+    for report in (folder, file):
+        assert report["read_by"]["ComfyUI"].startswith("no") and "dropout" in report["read_by"]["ComfyUI"]
     rows = convert("--inspect", *[trained / "style.pt"] * 4).splitlines()
     assert len(rows) == 5 and rows[1].split()[1:] == ["2", "1,2,2,1", "relu", "?", "alive", "WebUI"]
+
+
+def test_inspect_fails_in_the_end_for_files_that_are_not_hypernetworks(trained, tmp_path):
+    bad = tmp_path / "bad.pt"
+    bad.write_bytes(b"hello")
+    assert refused("--inspect", bad).startswith(f"{bad}: ")
     with contextlib.redirect_stdout(io.StringIO()) as console:
-        assert (
-            refused("--inspect", tmp_path / "bad.pt", trained / "style.pt") == "1 of 2 cannot be read as a hypernetwork"
-        )
-    assert "bad.pt: it is no hypernetwork file" in console.getvalue() and "alive" in console.getvalue()
+        assert "1 of 2" in refused("--inspect", bad, trained / "style.pt")
+    assert f"{bad}: " in console.getvalue() and "alive" in console.getvalue()
 
 
-def test_fix(tmp_path):
-    torch.save({16: [p.state_dict() for p in Hypernetwork((16,)).pairs["16"].values()], "name": "x"}, tmp_path / "a.pt")
-    assert "mended: " in convert(tmp_path / "a.pt", "--fix") and (tmp_path / "a.pt.bak").is_file()
-    assert "nothing to mend" in convert(tmp_path / "a.pt", "--fix")
-    assert torch.load(tmp_path / "a.pt", weights_only=True)["name"] == "a"
+def test_fix_repairs_a_file_once(tmp_path):
+    path = tmp_path / "a.pt"
+    torch.save({16: [module.state_dict() for module in Hypernetwork((16,)).pairs["16"].values()], "name": "x"}, path)
+    assert "a.pt.bak" in convert(path, "--fix") and (tmp_path / "a.pt.bak").is_file()
+    assert torch.load(path, weights_only=True)["name"] == "a"
+    content = path.read_bytes()
+    assert "a.pt.bak" not in convert(path, "--fix") and path.read_bytes() == content
 
 
-def test_merge(tmp_path):
+def test_average_weights_the_files(tmp_path):
     for name in "ab":
         save_webui(Hypernetwork((16,), weight_init="xavier_normal"), tmp_path / f"{name}.pt")
     save_webui(Hypernetwork((16,), (1, 3, 1)), tmp_path / "c.pt")
     a, b = hypernet.load(tmp_path / "a.pt"), hypernet.load(tmp_path / "b.pt")
-    convert(tmp_path / "m.pt", "--merge", f"{tmp_path / 'a.pt'}:0.6", f"{tmp_path / 'b.pt'}:0.4")
+    convert(tmp_path / "m.pt", "--average", f"{tmp_path / 'a.pt'}:0.6", f"{tmp_path / 'b.pt'}:0.4")
     for mean, one, other in zip(*(h.state_dict().values() for h in (hypernet.load(tmp_path / "m.pt"), a, b))):
         assert (mean - 0.6 * one - 0.4 * other).abs().max() < 1e-6
-    told = refused(tmp_path / "n.pt", "--merge", tmp_path / "a.pt", tmp_path / "c.pt")
-    assert "their layer_structure differs" in told and "stack them instead" in told
-    assert "it is the source itself" in refused(tmp_path / "a.pt", "--merge", tmp_path / "a.pt", tmp_path / "b.pt")
+    line = refused(tmp_path / "n.pt", "--average", tmp_path / "a.pt", tmp_path / "c.pt")
+    assert line.startswith("--average") and "layer_structure" in line
+    content = (tmp_path / "a.pt").read_bytes()
+    refused(tmp_path / "a.pt", "--average", tmp_path / "a.pt", tmp_path / "b.pt", "--overwrite")
+    assert (tmp_path / "a.pt").read_bytes() == content  # a target that is a source
 
 
-def test_to_lora(models_dir, tmp_path):
-    save_webui(style(), tmp_path / "linear.pt")
-    save_webui(style(activation="relu"), tmp_path / "relu.pt")
-    model, lora, new = models_dir / "epsilon", tmp_path / "lora.safetensors", tmp_path / "new.safetensors"
-    save_webui(Hypernetwork((320,), (1, 1)), tmp_path / "sd.pt")
-    told = convert(tmp_path / "linear.pt", lora, "--to_lora", "32", "--model", model)
-    assert told.count("PEFT 100.00%") == 3 and "misses" not in told and "12 is all of theirs" in told
-    pictures = []
+def percentages(printed):
+    """Return the figures of each width in a report on a LoRA: kept by kohya's and PEFT's format, and missed."""
+    return [re.findall(r"([\d.]+)%", line) for line in printed.splitlines() if line.startswith("  width")]
+
+
+def test_to_lora_of_a_linear_hypernetwork_is_exact(models_dir, tmp_path):
+    save_webui(tiny_hypernetwork(activation="linear", biases=True), tmp_path / "linear.pt")
+    model, lora = models_dir / "epsilon", tmp_path / "lora.safetensors"
+    printed = convert(tmp_path / "linear.pt", lora, "--to_lora", "32", "--model", model)
+    figures = percentages(printed)
+    assert len(figures) == 3 and all(len(row) == 2 and row[1] == "100.00" for row in figures)
+    assert re.search(r"\b12\b.*\b32\b", printed)  # the narrowest layers have a smaller rank
+    images = []
     for prepare in (
         lambda pipe: hypernet.attach(pipe.unet, hypernet.load(tmp_path / "linear.pt")),
         lambda pipe: pipe.load_lora_weights(tmp_path, weight_name="lora_peft.safetensors"),
@@ -187,85 +201,113 @@ def test_to_lora(models_dir, tmp_path):
         pipe = StableDiffusionPipeline.from_pretrained(model)
         prepare(pipe)
         generator = torch.Generator().manual_seed(0)
-        pictures.append(pipe("a cat", num_inference_steps=3, generator=generator, output_type="np").images)
-    assert np.abs(pictures[0] - pictures[1]).max() < 1e-4
-    flags = ["--to_lora", "4", "--model", model, "--prompts", "a cat", "a dog", "--steps", "3", "--overwrite"]
-    told = convert(tmp_path / "relu.pt", lora, *flags)
-    assert told.count("the nearest linear map misses") == 3
+        images.append(pipe("a cat", num_inference_steps=3, generator=generator, output_type="np").images)
+    assert np.abs(images[0] - images[1]).max() < 1e-4
+
+
+def test_to_lora_of_another_hypernetwork_says_what_is_missed(models_dir, tmp_path):
+    save_webui(tiny_hypernetwork(activation="relu", biases=True), tmp_path / "relu.pt")
+    model, lora = models_dir / "epsilon", tmp_path / "lora.safetensors"
+    flags = ["--to_lora", "4", "--model", model, "--prompts", "a cat", "a dog", "--steps", "3"]
+    figures = percentages(convert(tmp_path / "relu.pt", lora, *flags))
+    assert len(figures) == 3 and all(len(row) == 3 for row in figures)
     size = lora.stat().st_size
-    convert(tmp_path / "linear.pt", lora, "--to_lora", "4", "--model", model, "--half", "--overwrite")
+    convert(tmp_path / "relu.pt", lora, *flags, "--half", "--overwrite")
     assert lora.stat().st_size < 0.8 * size
-    for arguments, message in [
-        ([tmp_path / "relu.pt", lora, "--to_lora", "4"], "lora.safetensors: there is one already"),
-        ([tmp_path / "relu.pt", new, "--to_lora", "4", "--model", model], "--prompts is missing"),
-        ([tmp_path / "relu.pt", new, "--to_lora", "4", "--prompts", "x"], "--model is missing"),
-        ([tmp_path / "relu.pt", tmp_path / "a.pt", "--to_lora", "4"], "ends in .safetensors"),
-        ([tmp_path / "relu.pt", lora, "--to_lora", "0"], "must be 1 or more"),
-        ([tmp_path / "relu.pt", new, "--to_lora", "4", "--model", tmp_path, "--prompts", "x"], "no model_index.json"),
-        ([tmp_path / "sd.pt", new, "--to_lora", "4", "--model", model, "--prompts", "x"], "made for another kind"),
-    ]:
-        assert message in refused(*arguments)
 
 
-def test_what_is_refused(trained, models_dir, tmp_path):
-    save_webui(style(), tmp_path / "a.pt")
-    hypernet.save(style(), tmp_path / "style_peft.safetensors")
-    lora = tmp_path / "lora.safetensors"
-    a, b = tmp_path / "a.pt", tmp_path / "b.pt"
-    for arguments, message in [
-        ([tmp_path / "none", b], "there is no such file"),
-        ([trained, tmp_path / "none" / "a.pt"], "there is no folder"),
-        ([REPO / "README.md", b], "README.md: it is no hypernetwork"),
-        ([], "the SOURCE is missing"),
-        ([a], "name what to write, too"),
-        ([tmp_path / "b.pt"], "there is no such file or folder; did you mean"),
-        ([tmp_path], "there is no hypernetwork in this folder itself; name"),
-        ([models_dir / "epsilon"], "it is a whole Stable Diffusion, no hypernetwork"),
-        ([a, a], "it is the source itself"),
-        ([a, tmp_path / "b.ckpt"], "write NAME.pt"),
-        ([a, trained], "it holds other things"),
-        ([a, models_dir / "epsilon" / "unet"], "it holds other things"),
-        ([a, tmp_path], "it holds other things; name a new folder, or a file, such as"),
-        ([a, "--rename", ".."], "it becomes a file name"),
-        ([a, "--rename", ""], "it becomes a file name"),
-        ([a, b, "--rename", "x"], "leave"),
-        ([a, lora, "--to_lora", "4", "--strength", "nan", "--model", "m"], "--strength nan: it must be a number"),
-        ([a, tmp_path / "style.safetensors", "--to_lora", "4", "--model", "m"], "style_peft.safetensors: there is one"),
-        ([a, tmp_path / "style.safetensors", "--to_lora", "4", "--overwrite"], "style_peft.safetensors: it is there"),
-        ([a, tmp_path / "None.pt"], "the WebUI takes None for no hypernetwork"),
-        ([trained, "--halff"], "unrecognized arguments: --halff; did you mean --half?"),
-        ([b, "--merge", f"{a}:0,6", a], "0,6 is no number"),
-        ([a, b, "--json"], "--json: it has no effect without --inspect"),
-        ([a, b, "--prompts", "x"], "--prompts: it has no effect without --to_lora"),
-        (["--inspect", a, "--half"], "--half: it has no effect with --inspect"),
-        ([a, "--fix", "--merge", b], "one at a time"),
-        ([a, b, "--with_optimizer"], "a.pt has no optimizer; name a training state"),
-        ([trained, b, "--with_optimizer", "--half"], "leave out the other option"),
-        ([trained, tmp_path / "c", "--with_optimizer"], "lies beside a .pt"),
-        ([trained, "--rename", "x"], "it is for files"),
-        ([a, "--rename", "x/y"], "it becomes a file name"),
-        ([trained, "--fix"], "only the WebUI's .pt files can need it"),
-        ([REPO / "README.md", "--fix"], "README.md: it is no hypernetwork"),
-        ([a, b, "--fix"], "it mends the file in its place"),
-        (["--merge", a, a], "the file to write is missing"),
-        ([a, b, "--merge", a, a], "is one too many"),
-        ([a, "--inspect", a], "name all files behind --inspect"),
-    ]:
-        assert message in refused(*arguments), arguments
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pt", "style_peft.safetensors"]
+@pytest.fixture
+def places(trained, models_dir, tmp_path):
+    """Names of files and folders for `COMMAND.format(**places)`."""
+    save_webui(tiny_hypernetwork(activation="linear"), tmp_path / "a.pt")
+    save_webui(tiny_hypernetwork(activation="relu"), tmp_path / "relu.pt")
+    save_webui(Hypernetwork((320,), (1, 1)), tmp_path / "sd.pt")
+    hypernet.save(tiny_hypernetwork(activation="linear"), tmp_path / "style_peft.safetensors")
+    (tmp_path / "lora.safetensors").touch()
+    names = {"dir": tmp_path, "repo": REPO, "trained": trained, "models": models_dir, "model": models_dir / "epsilon"}
+    return {**names, "a": tmp_path / "a.pt", "b": tmp_path / "b.pt", "new": tmp_path / "new.safetensors"}
 
 
-def test_names_come_from_where_it_is_written(tmp_path):
-    save_webui(style(), tmp_path / "a.pt")
+@pytest.mark.parametrize(
+    "command, named",
+    [
+        # sources
+        ("", "SOURCE"),
+        ("{dir}/none {b}", "none"),
+        ("{repo}/README.md {b}", "README.md"),
+        ("{b}", "did you mean {a}"),
+        ("{dir}", "did you mean {dir}"),
+        ("{model}", "{model}"),
+        # targets
+        ("{a}", "TARGET"),
+        ("{trained} {dir}/none/a.pt", "none"),
+        ("{a} {a}", "source"),
+        ("{a} {dir}/b.ckpt", "b.ckpt.* NAME.pt"),
+        ("{a} {trained}", "{trained}"),
+        ("{a} {model}/unet", "{model}/unet"),
+        ("{a} {dir}", "NAME.pt"),
+        ("{a} {dir}/None.pt", "None"),
+        ("{a} --rename ..", "--rename"),
+        ("{a} --rename ''", "--rename"),
+        ("{a} --rename x/y", "--rename"),
+        ("{a} {b} --rename x", "--rename.* {b}"),
+        ("{trained} --rename x", "--rename.* TARGET"),
+        # options together
+        ("{trained} --halff", "--half[?]"),
+        ("{a} {b} --json", "--json.* --inspect"),
+        ("{a} {b} --prompts x", "--prompts.* --to_lora"),
+        ("--inspect {a} --half", "--half.* --inspect"),
+        ("{a} --inspect {a}", "--inspect.* {a}"),
+        ("{a} --fix --average {b}", "--average.* --fix"),
+        ("{trained} --fix", "--fix.* .pt"),
+        ("{repo}/README.md --fix", "README.md"),
+        ("{a} {b} --fix", "--fix.* {b}"),
+        ("--average {a} {a}", "--average"),
+        ("{a} {b} --average {a} {a}", "--average.* {b}"),
+        ("{b} --average {a}", "--average"),
+        ("{b} --average {a}:0,6 {a}", "--average.* 0,6"),
+        ("{a} {b} --with_optimizer", "--with_optimizer.* checkpoints/"),
+        ("{trained} {b} --with_optimizer --half", "--with_optimizer.* --half"),
+        ("{trained} {dir}/c --with_optimizer", "--with_optimizer.* .pt"),
+        # LoRAs
+        ("{dir}/relu.pt {dir}/c.pt --to_lora 4", "--to_lora.* .safetensors"),
+        ("{dir}/relu.pt {new} --to_lora 0", "--to_lora 0"),
+        ("{a} {new} --to_lora 4 --steps 0", "--steps 0"),
+        ("{a} {new} --to_lora 4 --strength nan --model m", "--strength nan"),
+        ("{dir}/relu.pt {dir}/lora.safetensors --to_lora 4", "lora.safetensors.* --overwrite"),
+        ("{dir}/relu.pt {dir}/lora.safetensors --to_lora 4 --overwrite", "lora.safetensors.* LoRA"),
+        ("{a} {dir}/style.safetensors --to_lora 4 --model m", "style_peft.safetensors.* --overwrite"),
+        ("{a} {dir}/style.safetensors --to_lora 4 --overwrite", "style_peft.safetensors.* LoRA"),
+        ("{dir}/relu.pt {new} --to_lora 4 --model {model}", "--prompts"),
+        ("{dir}/relu.pt {new} --to_lora 4 --prompts x", "--model"),
+        ("{dir}/relu.pt {new} --to_lora 4 --model {dir} --prompts x", "model_index.json"),
+        ("{dir}/sd.pt {new} --to_lora 4 --model {model} --prompts x", "sd.pt"),
+    ],
+)
+def test_refuses_in_one_line_and_writes_nothing(places, command, named):
+    before = sorted(places["dir"].iterdir())
+    line = refused(*shlex.split(command.format(**places)))
+    assert re.search(named.format(**places), line), line
+    assert sorted(places["dir"].iterdir()) == before
+
+
+def test_a_hypernetwork_is_named_after_its_file(tmp_path):
+    save_webui(tiny_hypernetwork(), tmp_path / "a.pt")
     convert(tmp_path / "a.pt", tmp_path / "style-v1.5")
     assert hypernet.load(tmp_path / "style-v1.5").config.name == "style-v1.5"
     convert(tmp_path / "a.pt", tmp_path / "B.PT")
     assert hypernet.load(tmp_path / "B.PT").config.name == "B" and (tmp_path / "B.PT").is_file()
-    (tmp_path / "evil").mkdir()
+    assert "x" * 40 in refused(tmp_path / "a.pt", tmp_path / ("x" * 300))
+
+
+def test_a_name_in_a_config_cannot_leave_the_folder(tmp_path):
+    folder = tmp_path / "evil"
+    folder.mkdir()
+    hypernet.save(tiny_hypernetwork(), tmp_path / "a.pt")
     hypernetwork = hypernet.load(tmp_path / "a.pt")
     hypernetwork.register_to_config(name="../../escaped")
-    hypernet.save(hypernetwork, tmp_path / "evil")
-    convert(tmp_path / "evil")
-    assert (tmp_path / "evil" / "evil.pt").is_file() and "other" not in convert(tmp_path / "evil", "--overwrite")
-    assert "evil.pt: there is one already" in refused(tmp_path / "evil")
-    assert "the name is too long" in refused(tmp_path / "a.pt", tmp_path / ("x" * 300))
+    hypernet.save(hypernetwork, folder)
+    convert(folder)
+    assert (folder / "evil.pt").is_file() and not (tmp_path.parent / "escaped.pt").exists()
+    convert(folder, "--overwrite")
+    assert "evil.pt" in refused(folder)

@@ -1,4 +1,4 @@
-"""examples/notebooks/colab.ipynb, executed from its first cell to its last on the quickstart's model; what its cells call."""
+"""examples/notebooks/colab.ipynb, executed from first to last cell on the quickstart's model; and colab.py."""
 
 import base64
 import io
@@ -29,27 +29,33 @@ from hypernet.cli.training_options import parse_config
 from tests.helpers.scripts import REPO
 
 NOTEBOOK = REPO / "examples" / "notebooks" / "colab.ipynb"
-SETTINGS = {"NAME": "drawn", "SIZE": 64, "STEPS": 12, "SAVE_EVERY": 6, "PREPARE": "--split --focus"}
-SETTINGS |= {"PROMPTS": "a red star on a blue background; a white cat on a purple background"}
-SETTINGS |= {
-    "MORE": {"validation_inference_steps": 3, "train_batch_size": 2, "validation_split": 0.2, "logging_steps": 2}
+SETTINGS = {
+    "NAME": "neon",
+    "PRESET": "quickstart.yaml",
+    "MODEL": "examples/quickstart/model",
+    "SIZE": 64,
+    "PREPARE": "--split --focus",
+    "PROMPTS": "a red star on a blue background; a white cat on a purple background",
+    "STEPS": 12,
+    "LEARNING_RATE": "3e-3",
+    "SAVE_EVERY": 6,
+    "MORE": {"validation_inference_steps": 3, "train_batch_size": 2, "validation_split": 0.2, "logging_steps": 2},
 }
-SETTINGS |= {"LEARNING_RATE": "3e-3", "PRESET": "examples/configs/quickstart.yaml", "MODEL": "examples/quickstart/model"}
 AFTERWARDS = """
 import signal
 import threading
 import time
 
 
-def press_twice():
-    while (OUTPUT / "hypernetwork_loss.csv").read_text().count("\\n") < 9:  # two more lines than there are
+def interrupt_twice():
+    while (OUTPUT / "hypernetwork_loss.csv").read_text().count("\\n") < 9:  # two more than after 12 steps
         time.sleep(0.05)
     for _ in range(2):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.05)
 
 
-threading.Thread(target=press_twice).start()
+threading.Thread(target=interrupt_twice).start()
 for changes in {"max_train_steps": 100000}, {"pretrained_model_name_or_path": "no/where"}:
     try:
         colab.train({**OPTIONS, **changes})
@@ -63,75 +69,76 @@ def cells(kind):
     return {cell.id: cell for cell in nbformat.read(NOTEBOOK, 4).cells if cell.cell_type == kind}
 
 
-def pictures(cell) -> list[Image.Image]:
-    """The pictures below an executed cell."""
+def images(cell) -> list[Image.Image]:
+    """Return the images below an executed cell."""
     found = [output["data"]["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
     return [Image.open(io.BytesIO(base64.b64decode(data))) for data in found]
 
 
 def text(cell) -> str:
-    """The texts below it."""
+    """Return the text below an executed cell."""
     shown = [output.get("text") or output.get("data", {}).get("text/plain", "") for output in cell.outputs]
     return "\n".join(shown)
 
 
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory):
-    """The executed cells by their ids, one of ours at the end, and the folder of the work."""
+    """Execute the notebook with AFTERWARDS as its last cell; return the cells by id, and the folder WORK."""
     folder, rng = tmp_path_factory.mktemp("notebook"), random.Random(0)
     (folder / "raw").mkdir()
     for i, sides in enumerate([(96, 96), (96, 96), (96, 80), (220, 96), (96, 96), (80, 96)]):
         scene = random_scene(rng)
         draw(scene, "neon", size=96).resize(sides).save(folder / "raw" / f"{i}.png")
         (folder / "raw" / f"{i}.txt").write_text(caption(scene))
-    settings = {**SETTINGS, "PICTURES": str(folder / "raw"), "WORK": str(folder / "work")}
+    settings = {**SETTINGS, "IMAGES": str(folder / "raw"), "WORK": str(folder / "work")}
     notebook = nbformat.read(NOTEBOOK, 4)
     notebook.cells.append(new_code_cell(AFTERWARDS, id="afterwards"))
     client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(NOTEBOOK.parent)}})
     client.allow_errors = True
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HYPERNET_NOTEBOOK", json.dumps(settings))
-        patch.setenv("TMPDIR", str(folder))  # where the scripts' output goes
+        patch.setenv("TMPDIR", str(folder))  # for the scripts' output
         client.execute()
     return {cell.id: cell for cell in notebook.cells}, folder / "work"
 
 
-def test_every_cell_runs_and_shows_its_pictures(executed):
+def test_every_cell_runs_and_shows_its_images(executed):
     ran, work = executed
     for cell in ran.values():
         if cell.cell_type == "code":
             assert cell.execution_count, cell.id
         if cell.cell_type == "code" and cell.id != "afterwards":
             assert not [output for output in cell.outputs if output.output_type == "error"], (cell.id, cell.outputs)
-    assert "8 pictures from 6 of 6 files, 1 split" in text(ran["prepare"])
-    assert "12 files" in text(ran["fetch"])
+    assert re.search(r"\b12\b", text(ran["fetch"]))  # files: six images with captions
+    assert len(list((work / "neon_pictures").glob("*.png"))) == 8  # the widest image was split
     for name in ("prepare", "data", "compare", "plot"):
-        assert len(pictures(ran[name])) == 1, name
-    previews, loss = sorted(pictures(ran["train"]), key=lambda picture: picture.size)
-    assert loss.size == (800, 450) and all(np.asarray(picture).std() > 5 for picture in (loss, previews))
-    hypernetwork = hypernet.load(work / "drawn" / "drawn.pt")
-    assert hypernetwork.config.step >= 12 and "drawn.pt" in text(ran["download"])
+        assert len(images(ran[name])) == 1, name
+    previews, loss = sorted(images(ran["train"]), key=lambda image: image.size)
+    assert loss.size == (800, 450) and all(np.asarray(image).std() > 5 for image in (loss, previews))
+    hypernetwork = hypernet.load(work / "neon" / "neon.pt")
+    assert hypernetwork.config.step >= 12 and "neon.pt" in text(ran["download"])
 
 
-def test_of_the_progress_the_last_bar_is_shown_and_all_that_is_said(executed):
-    shown = text(executed[0]["train"])
-    assert "12 steps in" in shown and "drawn.pt" in shown and "trained:" in shown
-    assert not re.search(r"\d+/\d+ \[", shown) and "\r" not in shown  # at the end no bar is at work
-
-
-def test_the_same_cell_goes_on_the_button_saves_and_a_mistake_is_one_line(executed):
+def test_shows_the_output_without_finished_progress_bars(executed):
     ran, work = executed
-    said = text(ran["afterwards"])
-    assert re.search(r"Going on from .*step-000012, step 12$", said, re.M)
-    stopped, mistake = re.findall("^NOTICE (.*)$", said, re.M)
-    step = int(re.fullmatch(r"stopped by SIGINT after step (\d+); saved; this cell goes on from there", stopped)[1])
-    assert step >= 16 and (work / "drawn" / "checkpoints" / f"step-{step:06d}").exists()
-    assert mistake.startswith("error: --pretrained_model_name_or_path no/where"), mistake
+    shown = text(ran["train"])
+    assert "12 steps" in shown and "neon.pt" in shown and shown.rstrip().endswith(str(work / "neon"))
+    assert not re.search(r"\d+/\d+ \[", shown) and "\r" not in shown
+
+
+def test_resumes_saves_when_interrupted_and_shows_a_mistake_as_one_line(executed):
+    ran, work = executed
+    shown = text(ran["afterwards"])
+    assert re.search(r"step-000012, step 12$", shown, re.M)  # the checkpoint it resumes from
+    stopped, mistake = re.findall("^NOTICE (.*)$", shown, re.M)
+    step = int(re.match(r"stopped by SIGINT after step (\d+);", stopped)[1])
+    assert step >= 16 and (work / "neon" / "checkpoints" / f"step-{step:06d}").exists()
+    assert "this cell" in stopped and mistake.startswith("error: --pretrained_model_name_or_path no/where")
     (error,) = [output for output in ran["afterwards"].outputs if output.output_type == "error"]
     assert error.traceback == ["one line"]
 
 
-def test_the_committed_notebook_is_clean_and_no_cell_is_long():
+def test_notebook_has_no_outputs_and_no_long_cells():
     notebook = nbformat.read(NOTEBOOK, 4)
     nbformat.validate(notebook)
     assert notebook.metadata.accelerator == "GPU" and notebook.metadata.colab.gpuType == "T4"
@@ -148,14 +155,14 @@ def test_the_committed_notebook_is_clean_and_no_cell_is_long():
         assert (NOTEBOOK.parent / link).exists(), link
 
 
-def test_the_cells_for_colab_alone(tmp_path, monkeypatch):
-    """With Colab's modules played: the upload is unpacked, the .pt is handed over, and all is kept on the Drive."""
+def test_cells_for_colab(tmp_path, monkeypatch):
+    """With Colab's modules replaced: uploads are unpacked, the .pt is downloaded, and results are kept on Drive."""
     calls, code = [], cells("code")
 
     def upload():
         with zipfile.ZipFile("some.ZIP", "w") as archive:
-            archive.writestr("cat.png", b"picture")
-        Path("dog.png").write_bytes(b"picture")
+            archive.writestr("cat.png", b"image")
+        Path("dog.png").write_bytes(b"image")
         return {"some.ZIP": b"", "dog.png": b""}
 
     module = types.ModuleType("google.colab")
@@ -164,6 +171,7 @@ def test_the_cells_for_colab_alone(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "google", types.ModuleType("google"))
     monkeypatch.setitem(sys.modules, "google.colab", module)
     monkeypatch.delenv("HYPERNET_NOTEBOOK", raising=False)
+    monkeypatch.syspath_prepend(NOTEBOOK.parent)  # as the first cell does
     monkeypatch.chdir(REPO)
     names = {"IN_COLAB": True, "os": os, "Path": Path}
     for name in ("settings", "options"):
@@ -175,7 +183,7 @@ def test_the_cells_for_colab_alone(tmp_path, monkeypatch):
     assert config.mixed_precision == "fp16" and config.validation_split == 0.1 and config.report_to == "none"
     assert len(config.validation_prompt) == 3 and config.checkpointing_steps == 500
 
-    names |= {"PICTURES": str(tmp_path / "raw"), "OUTPUT": tmp_path}
+    names |= {"IMAGES": str(tmp_path / "raw"), "OUTPUT": tmp_path}
     (tmp_path / "my_style.pt").write_bytes(b"hypernetwork")
     monkeypatch.chdir(tmp_path)
     for name in ("fetch", "download"):
@@ -186,8 +194,9 @@ def test_the_cells_for_colab_alone(tmp_path, monkeypatch):
     compile(TransformerManager().transform_cell(code["get"].source), "get", "exec")
 
 
-def test_untouched_settings_are_the_quickstarts_elsewhere(monkeypatch):
+def test_default_settings_outside_colab_are_the_quickstarts(monkeypatch):
     monkeypatch.delenv("HYPERNET_NOTEBOOK", raising=False)
+    monkeypatch.syspath_prepend(NOTEBOOK.parent)  # as the first cell does
     monkeypatch.chdir(REPO)
     names = {"IN_COLAB": False, "os": os, "Path": Path}
     for name in ("settings", "options"):
@@ -197,38 +206,38 @@ def test_untouched_settings_are_the_quickstarts_elsewhere(monkeypatch):
 
 
 SCRIPT = """
-import signal, sys, time
-pressed = []
-signal.signal(signal.SIGINT, lambda *_: pressed.append(1))
+import signal, time
+received = []
+signal.signal(signal.SIGINT, lambda *_: received.append(1))
 print("ready")
-while not pressed:
+while not received:
     time.sleep(0.02)
 time.sleep(0.5)
-print(f"stopped after {len(pressed)} presses; the same command goes on")
+print(f"stopped after {len(received)} interrupts; the same command resumes")
 """
 
 
-def test_the_interrupt_button_reaches_the_script_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(colab, "SECONDS", 0.1)
+def test_forwards_the_interrupt_button_to_the_script_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(colab, "POLL_SECONDS", 0.1)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     shown = []
-    monkeypatch.setattr(colab._Place, "put", lambda self, bundle: shown.append(bundle["text/plain"]))
+    monkeypatch.setattr(colab._Display, "show", lambda self, bundle: shown.append(bundle["text/plain"]))
     (tmp_path / "script.py").write_text(SCRIPT)
 
-    def press_thrice():
-        if shown and "ready" in shown[-1] and not press_thrice.done:
-            press_thrice.done = True
+    def interrupt_thrice():
+        if shown and "ready" in shown[-1] and not interrupt_thrice.done:
+            interrupt_thrice.done = True
             for delay in (0, 0.1, 0.2):
                 threading.Timer(delay, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
 
-    press_thrice.done, before = False, signal.getsignal(signal.SIGINT)
-    with pytest.raises(colab.Notice, match=r"^stopped after 1 presses; this cell goes on$"):
-        colab._follow([sys.executable, tmp_path / "script.py"], press_thrice)
+    interrupt_thrice.done, before = False, signal.getsignal(signal.SIGINT)
+    with pytest.raises(colab.Notice, match=r"^stopped after 1 interrupts; this cell resumes$"):
+        colab._run_and_show([sys.executable, tmp_path / "script.py"], interrupt_thrice)
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_run_that_is_still_at_work_is_watched_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(colab._Place, "put", lambda self, bundle: None)
+def test_shows_a_run_again_that_is_still_going(tmp_path, monkeypatch):
+    monkeypatch.setattr(colab._Display, "show", lambda self, bundle: None)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     script = tmp_path / "script.py"
     script.write_text("import os, time; print('process', os.getpid()); time.sleep(1); print('ended')")
@@ -240,24 +249,24 @@ def test_a_run_that_is_still_at_work_is_watched_again(tmp_path, monkeypatch):
         colab.run(script)
 
 
-def test_large_pictures_are_made_smaller_and_broken_ones_wait(tmp_path, monkeypatch):
-    shown, place = [], colab._Place()
-    monkeypatch.setattr(colab._Place, "put", lambda self, bundle: shown.append(bundle))
-    place.put_newest(tmp_path.glob("*.png"))
-    (tmp_path / "step-1.png").write_bytes(b"not yet")
-    place.put_newest(tmp_path.glob("*.png"))
+def test_scales_large_images_and_skips_unfinished_ones(tmp_path, monkeypatch):
+    shown, display = [], colab._Display()
+    monkeypatch.setattr(colab._Display, "show", lambda self, bundle: shown.append(bundle))
+    display.show_newest(tmp_path.glob("*.png"))
+    (tmp_path / "step-1.png").write_bytes(b"unfinished")
+    display.show_newest(tmp_path.glob("*.png"))
     assert not shown
     for i, sides in enumerate([(2200, 400), (1100, 1400)]):
         Image.linear_gradient("L").resize(sides).save(tmp_path / f"step-{i}.png")
         os.utime(tmp_path / f"step-{i}.png", (2e9 + i, 2e9 + i))
-        place.put_newest(tmp_path.glob("*.png"))
+        display.show_newest(tmp_path.glob("*.png"))
     small, large = shown
     assert Image.open(io.BytesIO(base64.b64decode(small["image/png"]))).size == (1100, 200)
     assert Image.open(io.BytesIO(base64.b64decode(large["image/jpeg"]))).size == (1100, 1400)
 
 
-def test_the_console_as_a_terminal_shows_it():
-    said = "begun\r\n\rEncoding:   0%|  | 0/8 [00:00<?]\rEncoding: 100%|##| 8/8 [00:01<00:00]\n\r          \rstep 3: saved\n"
+def test_shows_lines_as_a_terminal_does():
+    printed = "begun\r\n\rEncoding:   0%|  | 0/8 [00:00<?]\rEncoding: 100%|##| 8/8 [00:01<00:00]\n\r          \rstep 3: saved\n"
     bar = "\rTraining:  10%|# | 1/10 [00:00<00:02]\rTraining:  30%|###| 3/10 [00:00<00:02]"
-    assert colab._console(said + bar) == ["begun", "step 3: saved", "Training:  30%|###| 3/10 [00:00<00:02]"]
-    assert colab._console("") == []
+    assert colab._visible_lines(printed + bar) == ["begun", "step 3: saved", "Training:  30%|###| 3/10 [00:00<00:02]"]
+    assert colab._visible_lines("") == []

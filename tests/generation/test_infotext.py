@@ -1,18 +1,18 @@
-"""The WebUI's text about a picture, written and read back."""
+"""Write and read the WebUI's infotext."""
 
 import pytest
 from PIL import Image
 
 from hypernet.generation.infotext import free_path, parse_infotext, read_png_infotext, save_png, write_infotext
 
-# The example in the WebUI's own documentation of its format (modules/infotext_utils.py), shortened.
+# The example in the WebUI's documentation of the format (modules/infotext_utils.py), shortened
 DOCUMENTED = """girl with an artist's beret, determined, blue eyes, ((eyeshadow)), (coquettish)
 Negative prompt: ugly, fat, obese, (((deformed))), [blurry], (extra_limb)
 Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 965400086, Size: 512x512, Model hash: 45dee52b"""
 FIELDS = {"Steps": "20", "Sampler": "DPM++ 2M SDE", "Seed": "1", "Size": "512x768", "Model": "a model"}
 
 
-def test_documented_example():
+def test_reads_and_writes_the_documented_example():
     prompt, negative, fields = parse_infotext(DOCUMENTED)
     assert prompt.startswith("girl") and prompt.endswith("(coquettish)") and negative.endswith("(extra_limb)")
     assert fields["Sampler"] == "Euler a" and fields["Size"] == "512x512" and fields["Model hash"] == "45dee52b"
@@ -26,17 +26,17 @@ def test_documented_example():
 @pytest.mark.parametrize(
     "more", [{}, {"Hypernet hashes": "a: 12, b: 34"}, {"Note": 'say "hi",\nC:\\x', "User": "日本: 1"}]
 )
-def test_round_trip(prompt, negative, more):
+def test_reads_what_it_writes(prompt, negative, more):
     assert parse_infotext(write_infotext(prompt, negative, FIELDS | more)) == (prompt, negative, FIELDS | more)
 
 
-def test_form():
+def test_quotes_separators_and_leaves_out_none():
     text = write_infotext("a cat", "", {"Steps": 20, "Model": "x: y", "VAE": None, "CFG scale": 7.0})
     assert text == 'a cat\nSteps: 20, Model: "x: y", CFG scale: 7.0'
     assert parse_infotext("no fields: here, only: two") == ("no fields: here, only: two", "", {})
 
 
-def test_png(tmp_path):
+def test_stores_the_infotext_in_a_png(tmp_path):
     image = Image.linear_gradient("L").convert("RGB")
     text = write_infotext("日本, a cat", "bad", FIELDS)
     for wanted in (text, write_infotext("a cat", "", FIELDS)):
@@ -48,7 +48,7 @@ def test_png(tmp_path):
     assert read_png_infotext(tmp_path / "none.png") is None
 
 
-def test_free_path(tmp_path):
+def test_finds_a_free_path(tmp_path):
     path, image = tmp_path / "a.png", Image.new("RGB", (8, 8))
     assert free_path(path, "one") == path
     save_png(path, image, "one")

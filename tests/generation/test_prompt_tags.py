@@ -1,4 +1,6 @@
-"""Tags in prompts, and the files that their names mean."""
+"""Tags in prompts, and the hypernetworks their names refer to."""
+
+import re
 
 import pytest
 
@@ -17,14 +19,14 @@ from hypernet.utils.errors import UserError
         ("two\nlines <hypernet:my style:0>", "two\nlines ", [("my style", 0.0)]),
     ],
 )
-def test_tags(prompt, text, tags):
+def test_splits_prompts(prompt, text, tags):
     assert split_prompt(prompt) == (text, tags)
 
 
 @pytest.mark.parametrize(
     "prompt", ["<hypernet:a:x>", "<hypernet:a:>", "<hypernet::1>", "<hypernet:a:1:2>", "<hypernet:a:nan>", "<lora:a:1>"]
 )
-def test_bad_tags(prompt):
+def test_refuses_malformed_tags(prompt):
     with pytest.raises(UserError) as caught:
         split_prompt(f"a cat {prompt}")
     assert prompt in str(caught.value) and "\n" not in str(caught.value)
@@ -32,20 +34,20 @@ def test_bad_tags(prompt):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two runs with a checkpoint each, one run called like its own file, WebUI files, and things that are none."""
-    folder = tmp_path_factory.mktemp("networks")
+    """Two runs with a checkpoint each, one with its folder's name; WebUI files; files that are not hypernetworks."""
+    folder = tmp_path_factory.mktemp("hypernetworks")
     for run, name in (("first", "neon"), ("ink", "ink")):
-        network = hypernet.Hypernetwork(widths=(12,), name=name, step=20)
-        network.save_pretrained(folder / run)
-        hypernet.save_webui(network, folder / run / f"{name}.pt")
-        network.save_pretrained(folder / run / "checkpoints" / "step-000020")
+        hypernetwork = hypernet.Hypernetwork(widths=(12,), name=name, step=20)
+        hypernetwork.save_pretrained(folder / run)
+        hypernet.save_webui(hypernetwork, folder / run / f"{name}.pt")
+        hypernetwork.save_pretrained(folder / run / "checkpoints" / "step-000020")
         (folder / run / "run.json").write_text("{}")
     best = hypernet.Hypernetwork(widths=(12,), name="neon", step=10)
     hypernet.save(best, folder / "first" / "best")
     hypernet.save_webui(best, folder / "first" / "best" / "neon.pt")
-    hypernet.save(network, folder / "alone" / "sole.safetensors")
-    hypernet.save(network, folder / "alone" / "both.safetensors")
-    hypernet.save(network, folder / "alone" / "both.pt")
+    hypernet.save(hypernetwork, folder / "alone" / "sole.safetensors")
+    hypernet.save(hypernetwork, folder / "alone" / "both.safetensors")
+    hypernet.save(hypernetwork, folder / "alone" / "both.pt")
     (folder / "alone" / "lora.safetensors").write_bytes(b"\x02" + bytes(7) + b"{}")
     for place in ("webui/style.pt", "webui/old/style.pt", ".hidden/secret.pt"):
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +67,7 @@ def folder(tmp_path_factory):
         ("neon-best", "first/best"),
         ("first/best", "first/best"),
         ("first", "first"),
-        ("neon", "first"),  # the trained folder, by its own name; its neon.pt is the same hypernetwork
+        ("neon", "first"),  # the trained folder, by the name in its config; its neon.pt holds the same
         ("ink", "ink"),
         ("neon-20", "first/checkpoints/step-000020"),
         ("ink/checkpoints/step-000020", "ink/checkpoints/step-000020"),
@@ -75,31 +77,47 @@ def folder(tmp_path_factory):
         ("both", "alone/both.pt"),
     ],
 )
-def test_find(folder, name, place):
+def test_finds_hypernetworks_by_name(folder, name, place):
     assert find_hypernetwork(name, folder) == folder / place
 
 
 @pytest.mark.parametrize(
-    "name, message",
+    "name, named",
     [
-        ("neom", "did you mean neon?"),
-        ("neon-2", "did you mean neon-20 or neon or neon-best?"),
-        ("style", "webui/style.pt or"),
-        ("step-000020", "write more of the path"),
-        ("lora", "there is no such hypernetwork"),
-        ("secret", "there is no such hypernetwork"),
-        ("unet", "there is no such hypernetwork"),
+        ("neom", ["neon"]),
+        ("neon-2", ["neon-20", "neon", "neon-best"]),
+        ("lora", []),
+        ("secret", []),
+        ("unet", []),
     ],
 )
-def test_not_found(folder, name, message):
+def test_names_the_nearest_if_there_is_none(folder, name, named):
     with pytest.raises(UserError) as caught:
         find_hypernetwork(name, folder)
-    assert message in str(caught.value) and str(folder) in str(caught.value) and "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="no such folder"):
+    start, _, hint = str(caught.value).partition(";")
+    assert start.startswith(f"<hypernet:{name}>") and str(folder) in start and "\n" not in hint
+    assert re.findall(r"neon[-\w]*", hint) == named
+    with pytest.raises(UserError, match="--hypernetwork_dir"):
         find_hypernetwork(name, folder / "none")
 
 
-def test_names_are_found_again(folder):
+@pytest.mark.parametrize(
+    "name, places",
+    [
+        ("style", ["webui/style.pt", "webui/old/style.pt"]),
+        ("step-000020", ["first/checkpoints/step-000020", "ink/checkpoints/step-000020"]),
+    ],
+)
+def test_suggests_a_longer_tag_if_there_are_several(folder, name, places):
+    with pytest.raises(UserError) as caught:
+        find_hypernetwork(name, folder)
+    message = str(caught.value)
+    assert all(str(folder / place) in message for place in places) and "\n" not in message
+    _, longer = re.findall(r"<hypernet:([^>]+)>", message)
+    assert find_hypernetwork(longer, folder) == folder / places[0]
+
+
+def test_finds_what_tag_name_returns(folder):
     for place in ("first", "first/checkpoints/step-000020", "ink/checkpoints/step-000020", "webui/old/style.pt"):
         name = tag_name(folder / place)
         found = find_hypernetwork(name if place[:5] != "webui" else f"old/{name}", folder)

@@ -19,13 +19,13 @@ from hypernet.utils.errors import UserError
         (["prompt", "a, b", "1-5", "a, b"], ("a, b", "1-5")),
     ],
 )
-def test_values(words, values):
+def test_parses_values(words, values):
     axis = parse_axis("--x", words)
     assert axis.kind == words[0] and axis.values == values and len(axis.labels) == len(values)
     assert all(type(value) is type(other) or isinstance(value, float) for value, other in zip(axis.values, values))
 
 
-def test_labels():
+def test_labels_values():
     assert parse_axis("--x", ["strength", "0-1 [3]", "0.123"]).labels == (
         "strength 0",
         "strength 0.5",
@@ -36,7 +36,7 @@ def test_labels():
     assert parse_axis("--x", ["prompt", "a cat"]).labels == ("a cat",)
 
 
-def test_checkpoints(tmp_path):
+def test_orders_and_labels_checkpoints(tmp_path):
     for run in ("ink", "neon"):
         for step in (500, 2000, 10000):
             (tmp_path / run / "checkpoints" / f"step-{step}").mkdir(parents=True)
@@ -44,7 +44,7 @@ def test_checkpoints(tmp_path):
     steps = tmp_path / "neon" / "checkpoints"
     ordered = [str(steps / f"step-{step}") for step in (500, 2000, 10000)]
     last = str(tmp_path / "neon" / "neon.pt")
-    for words in ([str(steps / "*")], sorted(ordered)):  # by a pattern, and as a shell expands it
+    for words in ([str(steps / "*")], sorted(ordered)):  # a pattern, and its expansion by a shell
         axis = parse_axis("--x", ["checkpoint", "none", *words, last])
         assert axis.values == (None, *ordered, last)
         assert axis.labels == ("none", "step 500", "step 2000", "step 10000", "neon")
@@ -53,21 +53,21 @@ def test_checkpoints(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words, message",
+    "words, named",
     [
-        (["hue", "1"], "an axis is one of"),
-        (["seed"], "its values are missing"),
-        (["seed", "1.5"], "neither a whole number nor a range"),
-        (["strength", "high"], "neither a number nor a range"),
-        (["strength", "0-1", "[5]"], "in quotes"),
-        (["seed", "5-1"], "nor a range"),
-        (["seed", "1-5 (+0)"], "nor a range"),
-        (["seed", "1-1000000"], "nor a range"),
-        (["guidance", "inf"], "nor a range"),
-        (["checkpoint", "nothing/here/*"], "nothing fits"),
+        (["hue", "1"], "--x hue"),
+        (["seed"], "--x seed"),
+        (["seed", "1.5"], "--x seed 1.5"),
+        (["strength", "high"], "--x strength high"),
+        (["strength", "0-1", "[5]"], "--x strength [5]"),
+        (["seed", "5-1"], "--x seed 5-1"),
+        (["seed", "1-5 (+0)"], "--x seed 1-5 (+0)"),
+        (["seed", "1-1000000"], "--x seed 1-1000000"),
+        (["guidance", "inf"], "--x guidance inf"),
+        (["checkpoint", "nothing/here/*"], "--x checkpoint nothing/here/*"),
     ],
 )
-def test_bad_axes(words, message):
+def test_refuses_malformed_axes(words, named):
     with pytest.raises(UserError) as caught:
         parse_axis("--x", words)
-    assert message in str(caught.value) and str(caught.value).startswith("--x") and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"{named}: ") and "\n" not in str(caught.value)

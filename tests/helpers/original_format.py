@@ -1,10 +1,10 @@
-"""A diffusers pipeline's weights by the names of the original (CompVis, Stability) single-file format."""
+"""Rename a diffusers pipeline's weights to the original (CompVis, Stability) single-file format."""
 
 import re
 
 import torch
 
-UNET = {  # patterns of diffusers' names and what the original has instead
+UNET = {  # patterns in diffusers' names -> replacements
     r"(resnets\.\d+)\.norm1": r"\1.in_layers.0",
     r"(resnets\.\d+)\.conv1": r"\1.in_layers.2",
     r"(resnets\.\d+)\.time_emb_proj": r"\1.emb_layers.1",
@@ -47,7 +47,7 @@ OPEN_CLIP = {
 
 
 def renamed(states, rules, prefix):
-    """`states` with every rule's pattern replaced in their names, and `prefix` before them."""
+    """Return `states` with every rule applied to their names, and `prefix` before them."""
     result = {}
     for name, value in states.items():
         for pattern, replacement in rules.items():
@@ -57,7 +57,10 @@ def renamed(states, rules, prefix):
 
 
 def unet_states(unet):
-    """The original counts input and output blocks through all levels, one per ResNet block or downsampler."""
+    """Rename a UNet's weights.
+
+    The original numbers input and output blocks across all levels, one per ResNet block or downsampler.
+    """
     count = unet.config.layers_per_block + 1
 
     def block(kind, offset, part):
@@ -79,7 +82,10 @@ def unet_states(unet):
 
 
 def vae_states(vae):
-    """The original counts the decoder's levels from the pixels, and its attention has convolutions of one pixel."""
+    """Rename a VAE's weights.
+
+    The original counts the decoder's levels from the pixels, and its attention consists of 1x1 convolutions.
+    """
     last = len(vae.decoder.up_blocks) - 1
     rules = VAE | {
         r"up_blocks\.(\d+)\.resnets": lambda match: f"up.{last - int(match[1])}.block",
@@ -90,12 +96,15 @@ def vae_states(vae):
 
 
 def text_states(text_encoder):
-    """The same names whether or not this version of transformers wraps the model in `text_model`."""
+    """Return the weights without the prefix `text_model`, which transformers before 5.6 adds."""
     return {name.removeprefix("text_model."): value for name, value in text_encoder.state_dict().items()}
 
 
 def open_clip_states(text_encoder, prefix):
-    """Queries, keys and values come from one matrix, and the projection is the transpose of a linear layer's."""
+    """Rename the weights of an OpenCLIP text encoder.
+
+    Queries, keys and values share one matrix, and the projection is the transpose of a linear layer's.
+    """
     states = text_states(text_encoder)
     for name in [name for name in states if ".q_proj." in name]:
         parts = [states.pop(name.replace(".q_proj.", f".{part}_proj.")) for part in "qkv"]
@@ -106,7 +115,7 @@ def open_clip_states(text_encoder, prefix):
 
 
 def original_state_dict(pipeline, *, open_clip=False) -> dict[str, torch.Tensor]:
-    """The weights as SDXL has them if there are two text encoders, as SD 2.x with `open_clip`, else as SD 1.x."""
+    """Return the weights in SDXL's format if there are two text encoders, SD 2.x's with `open_clip`, else SD 1.x's."""
     states = unet_states(pipeline.unet) | vae_states(pipeline.vae)
     if hasattr(pipeline, "text_encoder_2"):
         first = renamed(text_states(pipeline.text_encoder), {}, "conditioner.embedders.0.transformer.text_model.")

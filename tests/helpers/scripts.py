@@ -1,27 +1,36 @@
-"""Run the scripts as a user would: as a subprocess, or within this process to save the seconds that imports take."""
+"""Run the scripts as a user would, in a subprocess, or within this process, which saves seconds of imports."""
 
 import contextlib
+import csv
 import io
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import torch
 from accelerate.state import AcceleratorState
 
+import hypernet
 from hypernet.cli.training_options import parse_config
 
 REPO = Path(__file__).resolve().parents[2]
+# `--cpu --num_processes=2` starts one process, as of Accelerate 1.15; this starts two, on CPUs too
+LAUNCH_TWO = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
+LAUNCH_TWO += ["--mixed_precision=no", "--dynamo_backend=no"]
+
+STARTED: list[subprocess.Popen] = []  # what `start_training` has started; a fixture ends it with the test
 
 
 def run(*command, cwd=REPO, **kwargs):
-    """Run a script of the repository as a user would; the finished process with its output."""
+    """Run a script of the repository as a user would; return the finished process with its output."""
     command = [sys.executable, *map(str, command)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=400, **kwargs)
 
 
 def train_here(models_dir, images_dir, output_dir, *flags, model="epsilon") -> str:
-    """The same within this process, without the seconds that imports take; what it said."""
+    """Train on a tiny model within this process, which saves seconds of imports; return what it printed."""
     import train_hypernetwork
 
     AcceleratorState._reset_state(True)
@@ -29,17 +38,19 @@ def train_here(models_dir, images_dir, output_dir, *flags, model="epsilon") -> s
     needed |= {"output_dir": output_dir, "cache_dir": models_dir / "cache", "resolution": 64, "report_to": "none"}
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
-        train_hypernetwork.main(parse_config([*(f"--{key}={value}" for key, value in needed.items()), *map(str, flags)]))
+        train_hypernetwork.main(
+            parse_config([*(f"--{key}={value}" for key, value in needed.items()), *map(str, flags)])
+        )
     return said.getvalue()
 
 
 def unexpected(stderr):
-    """The lines on the console that are no progress bars."""
+    """Return the lines on the console that are not progress bars."""
     return [line for line in stderr.splitlines() if line.strip() and not re.search(r"\d+/\d+ \[\d\d:\d\d<", line)]
 
 
 def train(models_dir, images_dir, output_dir, *flags, model="epsilon", launch=()):
-    """`train_hypernetwork.py` on a tiny model, in a process of its own."""
+    """Train on a tiny model in a process of its own; return the finished process."""
     done = run(
         *launch,
         REPO / "train_hypernetwork.py",
@@ -57,3 +68,52 @@ def train(models_dir, images_dir, output_dir, *flags, model="epsilon", launch=()
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done
+
+
+def command(models_dir, images_dir, output_dir, *flags):
+    """Return the arguments of a training on the tiny model `epsilon`."""
+    needed = {"--pretrained_model_name_or_path": models_dir / "epsilon", "--train_data_dir": images_dir}
+    needed |= {"--output_dir": output_dir, "--resolution": 64, "--report_to": "none"}
+    return [str(item) for pair in needed.items() for item in pair] + list(map(str, flags))
+
+
+def start_training(models_dir, images_dir, output_dir, *flags, launch=(), until=None):
+    """Start the script in a process of its own; return it once its log contains `until`, or its first losses are logged."""
+    script = [sys.executable, *launch, str(REPO / "train_hypernetwork.py")]
+    arguments = command(models_dir, images_dir, output_dir, "--cache_dir", models_dir / "cache", *flags)
+    with open(f"{output_dir}.log", "w") as log:
+        process = subprocess.Popen([*script, *arguments], stdout=log, stderr=subprocess.STDOUT, cwd=REPO)
+    STARTED.append(process)
+    deadline = time.monotonic() + 120
+    while not (until in read_log(output_dir) if until else (output_dir / "hypernetwork_loss.csv").exists()):
+        assert process.poll() is None and time.monotonic() < deadline, read_log(output_dir)[-3000:]
+        time.sleep(0.01)
+    return process
+
+
+def read_log(output_dir):
+    """Return what a process of `start_training` has printed."""
+    return Path(f"{output_dir}.log").read_text()
+
+
+def read_csv(path, column=None):
+    """Return the rows of a table as dicts, or one column as floats."""
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    return rows if column is None else [float(row[column]) for row in rows]
+
+
+def weights(path):
+    """Return the state dict of the hypernetwork at `path`."""
+    return hypernet.load(path).state_dict()
+
+
+def same_weights(path_a, path_b):
+    """Whether two hypernetworks are equal bit for bit."""
+    a, b = weights(path_a), weights(path_b)
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def step_of(path):
+    """Return the number of steps the hypernetwork at `path` was trained for."""
+    return hypernet.load(path).config.step

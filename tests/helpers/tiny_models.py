@@ -1,4 +1,4 @@
-"""Stable Diffusion pipelines of the real classes, small enough for a test and with random weights."""
+"""Tiny Stable Diffusion pipelines of the real classes, with random weights."""
 
 import torch
 from diffusers import (
@@ -11,11 +11,16 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from examples.quickstart.tools.build_model import build_tokenizer
+from hypernet.modeling.hypernetwork import Hypernetwork
 from hypernet.stable_diffusion.base_model import identify_base_model
 from hypernet.stable_diffusion.model import load_stable_diffusion
 from hypernet.stable_diffusion.model_source import ModelSource
 
-TINY_WIDTHS = [12, 16, 32]  # context widths: the text's, and the two of self-attention
+# Over 200 tokens
+LONG_PROMPT = ", ".join(
+    f"a {size} {color} cat on a roof" for color in ("red", "blue", "pink") for size in ("big", "small") * 6
+)
+TINY_WIDTHS = [12, 16, 32]  # context widths: of the text, and of two levels of self-attention
 
 
 def tiny_unet(seed=0, **changes):
@@ -33,8 +38,30 @@ def tiny_unet(seed=0, **changes):
     return UNet2DConditionModel(**{**config, **changes}).eval().requires_grad_(False)
 
 
+def unet_inputs(seed=1):
+    """Return latents, timesteps and text for `tiny_unet`."""
+    generator = torch.Generator().manual_seed(seed)
+    latents = torch.randn(2, 4, 8, 8, generator=generator)
+    return latents, torch.tensor([3, 900]), torch.randn(2, 7, 12, generator=generator)
+
+
+def tiny_hypernetwork(seed=0, activation="relu", widths=tuple(TINY_WIDTHS), biases=False, **options):
+    """Return a hypernetwork that clearly changes what `tiny_unet` computes; with `biases`, as after some training."""
+    torch.manual_seed(seed)
+    hypernetwork = Hypernetwork(widths, activation=activation, weight_init="kaiming_normal", **options)
+    for parameter in hypernetwork.parameters() if biases else ():
+        if parameter.ndim == 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return hypernetwork
+
+
+def trained_hypernetwork(seed=0, activation="linear", **options):
+    """Return a hypernetwork as after training: with biases, frozen, in evaluation mode."""
+    return tiny_hypernetwork(seed, activation, **{"biases": True, **options}).eval().requires_grad_(False)
+
+
 def tiny_pipeline(prediction_type="epsilon", **unet_changes):
-    unet, tokenizer = tiny_unet(**unet_changes), build_tokenizer()  # the UNet first: it seeds the others, too
+    unet, tokenizer = tiny_unet(**unet_changes), build_tokenizer()  # the UNet first: its seed determines the others too
     return StableDiffusionPipeline(
         vae=tiny_vae(),
         text_encoder=CLIPTextModel(tiny_text_config(tokenizer)).eval(),
@@ -48,7 +75,7 @@ def tiny_pipeline(prediction_type="epsilon", **unet_changes):
 
 
 def tiny_xl_pipeline(prediction_type="epsilon", **changes):
-    """Two text encoders, whose tokenizers pad differently, and a UNet of SDXL's kind: widths 16, 32, 36."""
+    """Return an SDXL pipeline: two text encoders whose tokenizers pad differently, context widths 16, 32, 36."""
     tokenizers = build_tokenizer(), build_tokenizer()
     tokenizers[1].pad_token = "!"
     first = tiny_text_config(tokenizers[0])
@@ -117,5 +144,12 @@ def tiny_text_config(tokenizer, **changes):
 
 
 def open_models(path, unet_dtype=torch.float32, **options):
-    """A model as the training loads it."""
+    """Load a model as a training run does."""
     return load_stable_diffusion(identify_base_model(ModelSource(str(path), **options)), unet_dtype)
+
+
+def generate(pipe, prompt="a red star", steps=3, **arguments):
+    """Return the images of a pipeline's call with a fixed seed, as a float array (B, height, width, 3)."""
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    return pipe(prompt, generator=generator, num_inference_steps=steps, output_type="np", **arguments).images

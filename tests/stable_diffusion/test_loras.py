@@ -1,13 +1,14 @@
-"""LoRAs underneath: folded in as diffusers applies them; with hypernetworks in any order; trained over and drawn with."""
+"""LoRAs fused into the base model: as diffusers applies them, with hypernetworks, and through a whole run."""
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
-from peft import LoraConfig
+from peft import LoraConfig, inject_adapter_in_model
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 
@@ -21,19 +22,14 @@ from tests.helpers.scripts import train_here
 from tests.helpers.tiny_models import open_models, tiny_pipeline, tiny_xl_pipeline
 
 
-def save_lora(pipe, path, seed):
-    """A random LoRA of UNet and first text encoder, as a training script of diffusers saves one."""
+def save_lora(pipe: DiffusionPipeline, path: Path, seed: int) -> None:
+    """Save a random LoRA of UNet and first text encoder, as diffusers' training scripts do."""
     torch.manual_seed(seed)
-    config = LoraConfig(r=2, lora_alpha=2, init_lora_weights=False, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
-    pipe.unet.add_adapter(config)
-    text = LoraConfig(r=2, lora_alpha=2, init_lora_weights=False, target_modules=["q_proj", "v_proj"])
-    pipe.text_encoder.add_adapter(text)
-    layers = [
-        convert_state_dict_to_diffusers(get_peft_model_state_dict(part)) for part in (pipe.unet, pipe.text_encoder)
-    ]
-    type(pipe).save_lora_weights(
-        path.parent, unet_lora_layers=layers[0], text_encoder_lora_layers=layers[1], weight_name=path.name
-    )
+    layers = []
+    for part, targets in ((pipe.unet, ["to_q", "to_k", "to_v", "to_out.0"]), (pipe.text_encoder, ["q_proj", "v_proj"])):
+        inject_adapter_in_model(LoraConfig(r=2, lora_alpha=2, init_lora_weights=False, target_modules=targets), part)
+        layers.append(convert_state_dict_to_diffusers(get_peft_model_state_dict(part)))
+    type(pipe).save_lora_weights(path.parent, *layers, weight_name=path.name)
 
 
 @pytest.fixture(scope="module")
@@ -46,22 +42,19 @@ def loras(tmp_path_factory):
 
 
 def outputs(pipe, added=None):
-    """What the UNet and the first text encoder say of the same inputs."""
+    """Return the outputs of the UNet and the first text encoder for fixed inputs."""
     generator = torch.Generator().manual_seed(0)
     width = pipe.unet.config.cross_attention_dim
     latents, text = torch.randn(1, 4, 8, 8, generator=generator), torch.randn(1, 7, width, generator=generator)
     with torch.no_grad():
-        said = pipe.unet(latents, torch.tensor([9]), text, added_cond_kwargs=added).sample
-        return said, pipe.text_encoder(torch.tensor([[1, 2, 3]]))[0]
+        prediction = pipe.unet(latents, torch.tensor([9]), text, added_cond_kwargs=added).sample
+        return prediction, pipe.text_encoder(torch.tensor([[1, 2, 3]]))[0]
 
 
 @pytest.mark.parametrize("model, pipeline", [("epsilon", StableDiffusionPipeline), ("xl", StableDiffusionXLPipeline)])
-def test_folded_in_as_peft_applies_them(models_dir, loras, model, pipeline):
-    files = (
-        [(loras / "xl.safetensors", 0.5)]
-        if model == "xl"
-        else [(loras / "ink.safetensors", 0.5), (loras / "pen.safetensors", -1.0)]
-    )
+def test_fused_loras_equal_those_that_peft_applies(models_dir, loras, model, pipeline):
+    files = [("xl", 0.5)] if model == "xl" else [("ink", 0.5), ("pen", -1.0)]
+    files = [(loras / f"{name}.safetensors", scale) for name, scale in files]
     added = {"text_embeds": torch.ones(1, 24), "time_ids": torch.ones(1, 6)} if model == "xl" else None
     pipe = pipeline.from_pretrained(models_dir / model, dtype=torch.float32)
     plain = outputs(pipe, added)
@@ -77,8 +70,8 @@ def test_folded_in_as_peft_applies_them(models_dir, loras, model, pipeline):
     assert models.unet.state_dict().keys() == without.unet.state_dict().keys()
 
 
-def test_a_kohya_file_reaches_unet_and_both_text_encoders(models_dir, tmp_path):
-    """The trainer most LoRAs come from: its names, and its alpha, by which the change is scaled."""
+def test_fuses_a_kohya_file_into_unet_and_both_text_encoders(models_dir, tmp_path):
+    """Most LoRAs come from this trainer: they have its names, and an alpha that scales the change."""
     plain, rank, alpha = open_models(models_dir / "xl"), 2, 1.0
     layers = {
         "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k": ("unet", "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"),
@@ -94,14 +87,14 @@ def test_a_kohya_file_reaches_unet_and_both_text_encoders(models_dir, tmp_path):
         states |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(alpha)}
         changes[part, layer] = weight + 0.5 * alpha / rank * up @ down
     save_file(states, tmp_path / "kohya.safetensors")
-    folded = open_models(models_dir / "xl", lora=(f"{tmp_path / 'kohya.safetensors'}:0.5",))
+    fused = open_models(models_dir / "xl", lora=(f"{tmp_path / 'kohya.safetensors'}:0.5",))
     for (part, layer), expected in changes.items():
-        weight = getattr(folded.pipeline, part).get_submodule(layer).weight
+        weight = getattr(fused.pipeline, part).get_submodule(layer).weight
         torch.testing.assert_close(weight, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("lora_first", [True, False])
-def test_with_a_hypernetwork_in_any_order(models_dir, loras, lora_first):
+def test_loras_and_hypernetworks_stack_in_any_order(models_dir, loras, lora_first):
     pipe = StableDiffusionPipeline.from_pretrained(models_dir / "epsilon", dtype=torch.float32)
     plain = outputs(pipe)
     hypernetwork = hypernet.Hypernetwork([12, 16, 32], weight_init="xavier_normal")
@@ -121,65 +114,76 @@ def test_with_a_hypernetwork_in_any_order(models_dir, loras, lora_first):
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(outputs(pipe), plain))
 
 
-def test_a_training_over_a_lora(models_dir, images_dir, loras, tmp_path, capsys):
-    """The run records it, its previews have it, and so has what is drawn with the result."""
-    lora = f"{loras / 'ink.safetensors'}:0.5"
-    flags = ["--max_train_steps=1", "--name=x", "--clip_skip=2", f"--lora={lora}"]
-    train_here(models_dir, images_dir, tmp_path / "run", *flags)
-    options = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert options["lora"] == [lora]
-    assert hypernet.load(tmp_path / "run" / "x.pt").config.optional_info == "LoRAs underneath: ink.safetensors:0.5"
-    card = (tmp_path / "run" / "README.md").read_text()
-    assert "It was trained over LoRAs, which belong to it; in the WebUI write `<lora:ink:0.5>` beside it." in card
-    assert "clip skip 2, which the WebUI has to be set to" in card
+@pytest.fixture(scope="module")
+def trained(models_dir, images_dir, loras, tmp_path_factory):
+    """A run folder of a training on top of `ink.safetensors` at 0.5, with a clip skip of 2."""
+    folder = tmp_path_factory.mktemp("run")
+    flags = ["--max_train_steps=1", "--name=x", "--clip_skip=2", f"--lora={loras / 'ink.safetensors'}:0.5"]
+    train_here(models_dir, images_dir, folder, *flags)
+    return folder
 
-    code = card.split("```python\n")[1].split("```")[0]  # the recipe on the card draws with all of it
-    given = {}
-    exec(code.strip().rpartition("\n")[0], given)
+
+def test_a_run_records_its_loras(models_dir, loras, trained):
+    lora = f"{loras / 'ink.safetensors'}:0.5"
+    assert json.loads((trained / "run.json").read_text())["lora"] == [lora]
+    assert hypernet.load(trained / "x.pt").config.optional_info == "LoRAs underneath: ink.safetensors:0.5"
+    card = (trained / "README.md").read_text()
+    assert "`<lora:ink:0.5>`" in card and "clip skip 2" in card
+    recipe = card.split("```python\n")[1].split("```")[0]
+    names = {}
+    exec(recipe.strip().rpartition("\n")[0], names)  # all but the line that generates
     ours = open_models(models_dir / "epsilon", lora=(lora,)).pipeline
-    hypernet.attach(ours.unet, hypernet.load(tmp_path / "run"))
-    for one, other in zip(outputs(given["pipe"]), outputs(ours)):
+    hypernet.attach(ours.unet, hypernet.load(trained))
+    for one, other in zip(outputs(names["pipe"]), outputs(ours)):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
-    class Args:
-        model = None
 
-    older = {key: options[key] for key in ("pretrained_model_name_or_path", "lora", "clip_skip")}
-    source = find_model(Args, [options, older], "")  # a run that did not know the other options yet
+def test_generation_uses_the_loras_of_the_run(models_dir, loras, trained, capsys):
+    lora = f"{loras / 'ink.safetensors'}:0.5"
+    options = json.loads((trained / "run.json").read_text())
+    older = {
+        key: options[key] for key in ("pretrained_model_name_or_path", "lora", "clip_skip")
+    }  # before other options
+    source = find_model([options, older], "")
     assert source.lora == (lora,) and source.clip_skip == 2
-    Args.model = str(models_dir / "v_prediction")  # of another model only how prompts are read is taken over
-    other = find_model(Args, [options], "")
-    assert "whose --lora are not taken" in capsys.readouterr().err
+    other = find_model([options], "", model=str(models_dir / "v_prediction"))  # only its options on prompts apply
+    assert "--lora" in capsys.readouterr().err
     assert other.lora == () and other.clip_skip == 2
     generator = ImageGenerator(open_models(models_dir / "epsilon", lora=source.lora, clip_skip=2))
-    picture = GenerationSettings("a (cat)", steps=1, size=(64, 64))
-    text = generator.infotext(picture, generator.generate([picture])[0])
+    settings = GenerationSettings("a (cat)", steps=1, size=(64, 64))
+    text = generator.infotext(settings, generator.generate([settings])[0])
     assert text.startswith("a \\(cat\\) <lora:ink:0.5>") and "Clip skip: 2" in text
 
 
-def test_what_is_no_lora_for_this_model(models_dir, loras, tmp_path):
-    with pytest.raises(
-        UserError, match="xl.safetensors: it was made for another kind of model: its text is 36 wide, .* 12"
-    ):
-        open_models(models_dir / "epsilon", lora=(str(loras / "xl.safetensors"),))
-    for text, message in [
-        (f"{loras}", "it is a folder with 3 .safetensors files; name the file"),
-        ("somebody/ink", "there is no such file or folder, and the Hub has no such LoRA, or cannot be reached"),
-        ("0.8", "write PATH, or PATH:SCALE"),
-        ("ink.safetensors:0", "at a scale of 0 it does nothing"),
+def test_refuses_what_is_not_a_lora_for_the_model(models_dir, loras):
+    ink = str(loras / "ink.safetensors")
+    for texts, named in [
+        ((str(loras / "xl.safetensors"),), ".*xl.safetensors.* 36 .* 12"),
+        ((str(loras),), f"{loras}: .* 3 "),
+        (("somebody/ink",), "somebody/ink"),
+        (("0.8",), "0.8"),
+        (("ink.safetensors:0",), "ink.safetensors:0"),
+        ((ink, ink), ink),
     ]:
-        with pytest.raises(UserError, match=message):
-            open_models(models_dir / "epsilon", lora=(text,))
-    with pytest.raises(UserError, match="it is named twice"):
-        open_models(models_dir / "epsilon", lora=(str(loras / "ink.safetensors"),) * 2)
-    (tmp_path / "one").mkdir()
-    shutil.copy(loras / "ink.safetensors", tmp_path / "one")
-    open_models(models_dir / "epsilon", lora=(str(tmp_path / "one"),))
+        with pytest.raises(UserError, match=f"^--lora {named}"):
+            open_models(models_dir / "epsilon", lora=texts)
+
+
+@pytest.mark.parametrize("layer", ["unet.other.to_k", "text_encoder.other.q_proj", "other.to_k"])
+def test_refuses_a_lora_without_a_layer_of_the_model(models_dir, tmp_path, layer):
+    file = tmp_path / "other.safetensors"
+    save_file({f"{layer}.lora_A.weight": torch.ones(2, 12), f"{layer}.lora_B.weight": torch.ones(16, 2)}, file)
+    with pytest.raises(UserError, match=f"^--lora {file}"):
+        open_models(models_dir / "epsilon", lora=(str(file),))
+
+
+def test_takes_the_only_file_of_a_folder(models_dir, loras, tmp_path):
+    shutil.copy(loras / "ink.safetensors", tmp_path)
+    models = [open_models(models_dir / "epsilon", lora=each) for each in ((), (str(tmp_path),))]
+    assert not torch.equal(*(encode_prompts(each, ["a"])[0].tokens for each in models))
+
+
+def test_splits_path_and_scale():
     assert split_lora("C:\\ink.safetensors") == ("C:\\ink.safetensors", 1.0)
     assert split_lora("ink.safetensors:-0.5") == ("ink.safetensors", -0.5)
     assert absolute_lora("somebody/ink:0.5") == "somebody/ink:0.5"
-    embeds = [
-        encode_prompts(open_models(models_dir / "epsilon", lora=each), ["a"])[0].tokens
-        for each in ((), (str(loras / "ink.safetensors"),))
-    ]
-    assert not torch.equal(*embeds)

@@ -1,4 +1,4 @@
-"""Hashes of base models: they change with the weights, and with nothing else."""
+"""Hashes of base models change with the weights, and with nothing else."""
 
 import torch
 
@@ -6,14 +6,13 @@ from hypernet.stable_diffusion.model_hash import weights_hash
 from tests.helpers.tiny_models import open_models, tiny_unet
 
 
-def test_the_hash_of_a_folder_is_the_same_in_every_precision(models_dir):
-    hashes = {
-        open_models(models_dir / "epsilon", dtype).hash for dtype in (torch.float32, torch.float16, torch.bfloat16)
-    }
+def test_hash_of_a_folder_does_not_depend_on_the_precision(models_dir):
+    precisions = (torch.float32, torch.float16, torch.bfloat16)
+    hashes = {open_models(models_dir / "epsilon", dtype).hash for dtype in precisions}
     assert hashes == {weights_hash(tiny_unet(), torch.float16)}
 
 
-def test_hash_of_weights():
+def test_hash_changes_with_the_weights():
     unet = tiny_unet()
     before, rounded = weights_hash(unet), weights_hash(unet, torch.float16)
     assert before == weights_hash(tiny_unet()) != weights_hash(tiny_unet(seed=1))

@@ -1,4 +1,4 @@
-"""`original_format` against diffusers' own reading of single files."""
+"""The test helper `original_format` writes what diffusers reads."""
 
 import pytest
 import torch
@@ -50,12 +50,12 @@ def tiny_sdxl():
 
 
 @pytest.mark.parametrize("make, open_clip", [(tiny_pipeline, False), (tiny_sd2, True), (tiny_sdxl, False)])
-def test_diffusers_reads_the_same_weights(make, open_clip, tmp_path):
+def test_diffusers_reads_the_same_weights_back(make, open_clip, tmp_path):
     pipeline, file = make(), tmp_path / "model.safetensors"
     models = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
     for model in models.values():
         for parameter in model.parameters():
-            torch.nn.init.normal_(parameter)  # no two alike, so that none can be taken for another
+            torch.nn.init.normal_(parameter)  # no two alike, so that none can be mistaken for another
     pipeline.save_pretrained(tmp_path / "folder")
     save_file(original_state_dict(pipeline, open_clip=open_clip), file)
     loaded = type(pipeline).from_single_file(str(file), config=str(tmp_path / "folder"))
@@ -67,7 +67,7 @@ def test_diffusers_reads_the_same_weights(make, open_clip, tmp_path):
     assert (infer_diffusers_model_type(load_file(file)) == "xl_base") == (make is tiny_sdxl)
 
 
-def test_names_that_diffusers_takes_either_way():
+def test_names_that_diffusers_would_accept_either_way():
     blocks = {
         "model.diffusion_model.input_blocks.3.0.": "in_layers.0 in_layers.2 emb_layers.1 out_layers.0 out_layers.3 "
         "skip_connection",

@@ -1,4 +1,4 @@
-"""What the guard sees, keeps and does, told by its documented rules."""
+"""The divergence guard against its documented rules."""
 
 import json
 import math
@@ -8,21 +8,21 @@ import pytest
 from hypernet.training.divergence_guard import DivergenceGuard
 
 
-def test_what_rises_clearly_three_times_in_a_row_has_died():
+def test_three_clear_rises_in_a_row_are_divergence():
     guard = DivergenceGuard()
     assert [guard.check_loss(step, loss) for step, loss in enumerate([1.0, 0.5, 0.6, 0.52, 0.6, 0.6])] == [None] * 6
-    assert (guard.best_loss, guard.best_step) == (0.5, 1)  # 0.52 is no clear rise, so the row begins anew
+    assert (guard.best_loss, guard.best_step) == (0.5, 1)  # 0.52 is not a clear rise, so counting restarts
     reason = guard.check_loss(6, 0.6)
-    assert "val_loss 0.6 has been clearly above its best 0.5 at step 1 for 3 evaluations" in reason
+    assert "val_loss 0.6 " in reason and " 0.5 at step 1" in reason
 
 
-def test_a_slow_rise_from_the_best_counts_too():
+def test_slow_rise_is_measured_from_the_best():
     guard = DivergenceGuard()
     reasons = [guard.check_loss(step, 1.0 + 0.02 * step) for step in range(9)]
     assert reasons.index(next(filter(None, reasons))) == 5  # 1.06, 1.08, 1.10 are above 1.05
 
 
-def test_it_goes_back_three_times_and_then_stops():
+def test_rolls_back_three_times_then_gives_up():
     guard = DivergenceGuard()
     factors = []
     for _ in range(3):
@@ -32,51 +32,64 @@ def test_it_goes_back_three_times_and_then_stops():
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_is_answered_at_once_even_without_the_guard(value):
+def test_nonfinite_values_are_divergence_even_without_the_guard(value):
     guard = DivergenceGuard(watches_loss=False)
-    assert guard.check_finite({"loss": 1.0, "effect/320": value}) == f"effect/320 is {value}"
-    assert guard.check_loss(1, value) == f"val_loss is {value}" and guard.best_step is None
+    assert "effect/320" in guard.check_finite({"loss": 1.0, "effect/320": value})
+    assert "val_loss" in guard.check_loss(1, value) and guard.best_step is None
     assert guard.check_finite({"loss": 1.0}) is None
 
 
-def test_switched_off_it_notes_the_best_and_says_nothing():
+def test_disabled_guard_only_records_the_best():
     guard = DivergenceGuard(watches_loss=False)
     assert [guard.check_loss(step, loss) for step, loss in enumerate([1.0, 9.0, 9.0, 9.0, 9.0])] == [None] * 5
     assert guard.best_step == 0 and not guard.should_end_with_best(1.0)
 
 
-def test_what_ends_clearly_worse_or_worse_than_the_base_model_gives_way():
+def test_ends_with_the_best_if_the_last_is_clearly_worse_or_worse_than_the_base_model():
     guard = DivergenceGuard()
-    for step, (loss, base, worse) in enumerate(
-        [(1.0, 0.9, False), (0.5, 0.9, False), (0.52, 0.9, False), (0.53, 0.9, True)]
-    ):
+    cases = [(1.0, 0.9, False), (0.5, 0.9, False), (0.52, 0.9, False), (0.53, 0.9, True)]
+    for step, (loss, base_loss, worse) in enumerate(cases):
         guard.check_loss(step, loss)
-        assert guard.should_end_with_best(base) is worse, loss
-    assert guard.should_end_with_best(base=0.1)
+        assert guard.should_end_with_best(base_loss) is worse, loss
+    assert guard.should_end_with_best(base_loss=0.1)
     guard.check_loss(4, 0.51)
-    assert guard.should_end_with_best(base=0.505) and not guard.should_end_with_best(base=0.6)
+    assert guard.should_end_with_best(base_loss=0.505) and not guard.should_end_with_best(base_loss=0.6)
 
 
-def test_a_new_rate_is_trusted():
+def test_reset_restores_learning_rate_and_rollbacks():
     guard = DivergenceGuard()
-    guard.roll_back(), guard.roll_back()
+    guard.roll_back()
+    guard.roll_back()
     guard.reset()
     assert (guard.learning_rate_factor, guard.rollbacks) == (1.0, 0)
 
 
-def test_its_memory_goes_through_a_file():
-    guard = DivergenceGuard()
+def test_state_survives_json():
+    guard = DivergenceGuard(validation_fingerprint="a1")
     for step, loss in enumerate([1.0, 2.0]):
         guard.check_loss(step, loss)
     guard.roll_back()
-    again = DivergenceGuard(watches_loss=False)
-    again.load_state_dict(json.loads(json.dumps(guard.state_dict())))
-    assert again == DivergenceGuard(False, guard.learning_rate_factor, 1, 1.0, 0, 0, 2.0, "")
-    assert DivergenceGuard(**json.loads(json.dumps(DivergenceGuard().state_dict()))).best_loss == math.inf
+    state = json.loads(json.dumps(guard.state_dict()))
+    assert {"returns", "rate_factor", "held_out"} <= state.keys()  # as in checkpoints of earlier versions
+    loaded = DivergenceGuard(watches_loss=False)
+    loaded.load_state_dict(state)
+    assert loaded == DivergenceGuard(
+        watches_loss=False,
+        learning_rate_factor=guard.learning_rate_factor,
+        rollbacks=1,
+        best_loss=1.0,
+        best_step=0,
+        worse=0,
+        last_loss=2.0,
+        validation_fingerprint="a1",
+    )
+    fresh = DivergenceGuard()
+    fresh.load_state_dict(json.loads(json.dumps(DivergenceGuard().state_dict())))
+    assert fresh == DivergenceGuard() and fresh.best_loss == math.inf
 
 
-def test_what_drowns_all_else_has_died_whatever_the_loss_says():
+def test_overwhelming_perturbation_is_divergence_whatever_the_loss():
     guard = DivergenceGuard()
     assert guard.check_perturbation({"effect/320": 20.0, "effect/768": 0.01}) is None
-    assert guard.check_perturbation({"effect/320": 0.1, "effect/768": 1.2e4}).startswith("effect/768 is 1.2e+04: it drowns")
+    assert "effect/768" in guard.check_perturbation({"effect/320": 0.1, "effect/768": 1.2e4})
     assert guard.check_perturbation({"effect/320": math.nan}) is not None

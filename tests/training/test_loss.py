@@ -1,4 +1,4 @@
-"""Targets against the formulas written out with the cumulative alphas."""
+"""The training objective against its formulas, written out."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from hypernet.data.dataset import offset_noise
 from hypernet.training.loss import diffusion_loss, prediction_target, snr_weights
 
 
-def test_targets():
+def test_prediction_targets():
     generator = torch.Generator().manual_seed(0)
     latents, noise = torch.randn(2, 3, 4, 8, 8, generator=generator)
     timesteps = torch.tensor([0, 500, 999])
@@ -24,37 +24,36 @@ def test_targets():
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_min_snr_weights_the_loss_of_the_clean_image(prediction_type):
-    """In terms of the predicted clean image every weighted loss is min(SNR, gamma) times its error (Min-SNR's definition)."""
+def test_min_snr_equals_its_definition(prediction_type):
+    """Min-SNR weights the error of the predicted clean image by min(SNR, gamma)."""
     scheduler = DDPMScheduler(beta_schedule="scaled_linear", prediction_type=prediction_type)
     table = snr_weights(scheduler, 5.0)
-    clean, noise, wrong = torch.randn(3, 1000, 1, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    clean, noise, error = torch.randn(3, 1000, 1, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     timesteps = torch.arange(1000)
     alphas = scheduler.alphas_cumprod.double().view(-1, 1, 1, 1)
     signal, sigma = alphas.sqrt(), (1 - alphas).sqrt()
     noisy = signal * clean + sigma * noise
     target = prediction_target(scheduler, clean, noise, timesteps)
-    prediction = target + 0.1 * wrong
+    prediction = target + 0.1 * error
     if prediction_type == "epsilon":
-        guessed = (noisy - sigma * prediction) / signal
+        predicted_clean = (noisy - sigma * prediction) / signal
     else:
-        guessed = signal * noisy - sigma * prediction
+        predicted_clean = signal * noisy - sigma * prediction
     snr = (alphas / (1 - alphas)).clamp(max=5.0)
-    expected = (snr * (guessed - clean) ** 2).flatten()
+    expected = (snr * (predicted_clean - clean) ** 2).flatten()
     weighted = table * ((prediction - target) ** 2).flatten()
     assert torch.allclose(weighted, expected, rtol=1e-3)
 
 
-def test_offset_noise_shifts_each_channel():
+def test_offset_noise_shifts_whole_channels():
     noise = torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(0))
     shift = offset_noise(noise, 0.1, torch.Generator().manual_seed(1)) - noise
     assert torch.allclose(shift, shift[:, :1, :1].expand_as(shift), atol=1e-6)
-    assert torch.allclose(
-        shift[:, 0, 0], 0.1 * torch.randn(4, 1, 1, generator=torch.Generator().manual_seed(1)).flatten(), atol=1e-6
-    )
+    expected = 0.1 * torch.randn(4, 1, 1, generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(shift[:, 0, 0], expected.flatten(), atol=1e-6)
 
 
-def test_weights_of_images_and_cells():
+def test_loss_weights_of_images_and_latent_cells():
     prediction, target = torch.randn(2, 2, 4, 6, 8, generator=torch.Generator().manual_seed(0))
     cells = torch.rand(2, 1, 6, 8, generator=torch.Generator().manual_seed(1))
     expected = 0.0

@@ -1,11 +1,18 @@
-"""The schedule against the rules documented for the WebUI's."""
+"""Schedules against the documented rules of the WebUI, and learning rates against diffusers' schedulers."""
 
 import random
 import re
 
 import pytest
+import torch
+from diffusers.optimization import get_scheduler
 
-from hypernet.training.lr_schedule import ScheduleError, parse_schedule
+from hypernet.cli.training_options import parse_config
+from hypernet.config import TrainingConfig
+from hypernet.training.lr_schedule import ScheduleError, clipping_schedule, learning_rate_function, parse_schedule
+from hypernet.utils.errors import UserError
+
+REQUIRED = ["--pretrained_model_name_or_path=m", "--train_data_dir=d"]
 
 
 @pytest.mark.parametrize(
@@ -22,11 +29,11 @@ from hypernet.training.lr_schedule import ScheduleError, parse_schedule
         (" 0.5 : 10 ,.25: 20", ((0.5, 10), (0.25, 20))),
     ],
 )
-def test_pieces(text, pieces):
+def test_pieces_of_a_schedule(text, pieces):
     assert parse_schedule(text, 100).pieces == pieces
 
 
-def test_values_by_step():
+def test_values_of_a_schedule():
     schedule = parse_schedule("5e-6:12000, 5e-7:30000", 100000)
     assert [schedule.at(step) for step in (0, 11999, 12000, 29999)] == [5e-6, 5e-6, 5e-7, 5e-7]
     assert schedule.last_step == 30000
@@ -49,17 +56,17 @@ def test_values_by_step():
         ("1e-5, oops", "1e-5,>>> oops<<<"),
     ],
 )
-def test_what_does_not_parse_is_marked(text, marked):
+def test_parse_errors_mark_the_place(text, marked):
     with pytest.raises(ScheduleError) as error:
         parse_schedule(text, 100)
     assert marked in str(error.value) and "\n" not in str(error.value)
 
 
-def documented(text, max_steps):
-    """The rules of the WebUI's notation, written down once more: (pieces, or the number of the part that is wrong)."""
+def pieces_by_the_rules(text, max_steps):
+    """A second implementation of the WebUI's rules. Return the pieces, or the number of the part that is wrong."""
     parts = text.split(",")
     if len(parts) > 1 and not parts[-1].strip():
-        parts.pop()  # a trailing comma is fine
+        parts.pop()  # a trailing comma is allowed
     pieces, last, ended = [], 0, False
     for number, part in enumerate(parts):
         match = re.fullmatch(r"\s*([^:\s]*)\s*(?::\s*([^:\s]*)\s*)?", part)
@@ -71,7 +78,7 @@ def documented(text, max_steps):
         if step is not None and step != -1 and step < 1:
             return number
         if ended:
-            continue  # what comes after the end is read, but does not count
+            continue  # parts after the end are parsed and ignored
         if step in (None, -1):
             step = max_steps
             pieces.append((float(match[1]), step))
@@ -102,17 +109,17 @@ def random_text(rng):
         )[0]
         parts.append(rng.choice(["", " ", "  "]) + chosen)
     text = ",".join(parts) + rng.choice(["", "", "", ",", ", "])
-    if rng.random() < 0.3:  # a slip of the hand
+    if rng.random() < 0.3:  # a typo
         place = rng.randrange(len(text) + 1)
         text = text[:place] + rng.choice(list(",:-ex. ") + ["nan", "::"]) + text[place + rng.randint(0, 1) :]
     return text
 
 
-def test_ten_thousand_random_schedules():
+def test_random_schedules_equal_a_second_implementation():
     rng, valid = random.Random(0), 0
     for _ in range(10_000):
         text = random_text(rng)
-        expected = documented(text, 100)
+        expected = pieces_by_the_rules(text, 100)
         if isinstance(expected, tuple):
             valid += 1
             assert parse_schedule(text, 100).pieces == expected, text
@@ -121,4 +128,69 @@ def test_ten_thousand_random_schedules():
                 parse_schedule(text, 100)
             marked = re.search(r'^"(.*)>>>(.*)<<<', str(error.value), re.S)
             assert marked[1].count(",") == expected and "," not in marked[2], (text, str(error.value))
-    assert 3000 < valid < 8000  # of either kind enough
+    assert 3000 < valid < 8000  # enough of either kind
+
+
+@pytest.mark.parametrize(
+    "name, flags, options",
+    [
+        ("constant_with_warmup", ["--lr_warmup_steps=7"], {"num_warmup_steps": 7}),
+        ("linear", ["--lr_warmup_steps=5"], {"num_warmup_steps": 5}),
+        ("cosine", [], {"num_warmup_steps": 0}),
+        (
+            "cosine_with_restarts",
+            ["--lr_warmup_steps=4", "--lr_num_cycles=3"],
+            {"num_warmup_steps": 4, "num_cycles": 3},
+        ),
+        ("polynomial", ["--lr_power=2"], {"num_warmup_steps": 0, "power": 2.0}),
+    ],
+)
+def test_learning_rates_equal_diffusers(name, flags, options):
+    flags = [*flags, "--max_train_steps=50", "--learning_rate=2e-4", f"--lr_scheduler={name}"]
+    optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=2e-4)
+    scheduler = get_scheduler(name, optimizer, num_training_steps=50, **options)
+    learning_rate_at = learning_rate_function(parse_config([*REQUIRED, *flags]))
+    for step in range(50):
+        assert learning_rate_at(step) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12, abs=0), step
+        optimizer.step()
+        scheduler.step()
+
+
+def test_without_a_scheduler_the_schedule_applies():
+    flags = ["--max_train_steps=50", "--learning_rate=1e-3:20, 1e-4"]
+    learning_rate_at = learning_rate_function(parse_config([*REQUIRED, *flags]))
+    assert [learning_rate_at(step) for step in (0, 19, 20, 49)] == [1e-3, 1e-3, 1e-4, 1e-4]
+
+
+def test_clipping_schedule_follows_the_mode():
+    config = TrainingConfig(max_grad_norm="1:20, 0.5", max_grad_value="0.1", max_train_steps=50)
+    assert clipping_schedule(config).pieces == ((1.0, 20), (0.5, 50))
+    config.clip_grad_mode = "value"
+    assert clipping_schedule(config).pieces == ((0.1, 50),)
+
+
+@pytest.mark.parametrize(
+    "flags, named",
+    [
+        (["--lr_scheduler=cosin"], "--lr_scheduler.*cosin"),
+        (["--lr_scheduler=piecewise_constant"], "--lr_scheduler.*piecewise_constant"),
+        (["--lr_scheduler=cosine", "--learning_rate=1e-3:20, 1e-4"], "--lr_scheduler cosine: .*1e-3:20, 1e-4"),
+        (["--lr_warmup_steps=5"], "--lr_warmup_steps 5: .*--lr_scheduler"),
+        (["--lr_num_cycles=2", "--lr_scheduler=cosine"], "--lr_num_cycles 2: .*cosine_with_restarts"),
+        (["--lr_power=2"], "--lr_power 2.0: .*polynomial"),
+        (["--lr_scheduler=polynomial", "--learning_rate=1e-9"], "--lr_scheduler polynomial: "),
+        (["--learning_rate=0"], "--learning_rate 0: "),
+        (["--lr_scheduler=linear", "--lr_warmup_steps=50", "--max_train_steps=50"], "--lr_warmup_steps 50: "),
+    ],
+)
+def test_user_errors_name_the_option(flags, named):
+    with pytest.raises(UserError, match=named) as error:
+        parse_config([*REQUIRED, *flags])
+    assert "\n" not in str(error.value)
+
+
+def test_epochs_become_steps():
+    config = parse_config([*REQUIRED, "--num_train_epochs=3", "--gradient_accumulation_steps=4"])
+    config.count_steps(10)
+    assert config.max_train_steps == 8  # 30 batches, four per step
+    assert parse_schedule(config.learning_rate, config.max_train_steps).last_step == 8

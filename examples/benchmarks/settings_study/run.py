@@ -1,32 +1,38 @@
 #!/usr/bin/env python
-"""Measure what the settings of a hypernetwork are worth, one at a time, on the quickstart's model; writes settings.csv.
+"""Measure the settings of a hypernetwork one at a time on the quickstart's model.
 
-    python examples/benchmarks/settings_study/run.py                       # what is missing of two styles and three seeds (the baseline: nine)
+    python examples/benchmarks/settings_study/run.py                       # train the runs missing from settings.csv
     python examples/benchmarks/settings_study/run.py --seeds 0 --styles neon
-    python examples/benchmarks/settings_study/run.py --times               # only what a step costs, side by side; settings_time.csv
-    python examples/benchmarks/settings_study/run.py --write_page          # the tables and plots of settings.md, from the two files
+    python examples/benchmarks/settings_study/run.py --times               # time a step of each setting: timing.csv
+    python examples/benchmarks/settings_study/run.py --write_page          # tables and plots of settings.md, from both
 
-Every run is made as examples/compare.py makes it; what is in settings.csv already is not measured again, so the command
-can be stopped and goes on. From the same runs come held-out loss, the step at which half of the loss was gone, and what
-the quickstart's classifier sees in 24 samples: how many are in the style, and how many show what the prompt says.
+There are two styles and three seeds (nine for the baseline). Runs are trained as examples/compare.py trains them. Those in
+settings.csv are not repeated, so the command can be stopped and run again. Each run gives its validation loss, the step at
+which half of the base model's loss was gone, and what the quickstart's classifier sees in 24 samples: how many are in the
+style, and how many show the subject of the prompt.
 """
 
+import argparse
 import contextlib
 import io
 import itertools
 import json
 import random
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 REPO = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(REPO))
 
-from hypernet.cli.script import quiet_libraries
+from hypernet.cli.script import ScriptParser, quiet_libraries, run_script
 
-quiet_libraries()  # before diffusers is imported
+if __name__ == "__main__":
+    quiet_libraries()  # before diffusers is imported
 
 import yaml
+from diffusers import StableDiffusionPipeline
 
 import hypernet
 from examples.benchmarks.settings_study.lora import train_lora
@@ -35,20 +41,19 @@ from examples.benchmarks.settings_study.rows import TABLE, read_rows, write_rows
 from examples.benchmarks.settings_study.timing import PLAIN, measure_settings, write_times
 from examples.comparison.grid import read_grid
 from examples.comparison.results import read_result
-from examples.comparison.runs import Run, run_all
-from examples.quickstart.tools.classifier import judge, load_classifier
+from examples.comparison.runs import Run, train_all
+from examples.quickstart.tools.classifier import Classifier, judge, load_classifier
 from examples.quickstart.tools.draw import SUBJECTS, write_images
 from examples.quickstart.tools.measure import load_pipeline, matches, prompt_scenes, sample, share
 from hypernet.cli.generation_options import parse_count
-from hypernet.cli.script import ScriptParser, run_script
 from hypernet.utils.atomic_files import atomic_write
 
 MODEL = REPO / "examples" / "quickstart" / "model"
 STYLES = ("neon", "sunset")
 SAMPLES, SAMPLING_STEPS = 2 * len(SUBJECTS), 12
 
-# What all runs share; what a section says replaces it
-BASE = {
+# The baseline; each section overrides some of it
+BASE: dict[str, Any] = {
     "pretrained_model_name_or_path": str(MODEL),
     "resolution": 128,
     "train_batch_size": 4,
@@ -57,47 +62,50 @@ BASE = {
     "max_train_steps": 150,
     "validation_loss_steps": 25,
     "checkpointing_steps": 150,
-    "guard": False,  # or a bad setting would be mended
+    "guard": False,  # it would rescue bad settings
     "report_to": "none",
 }
 ACTIVATIONS = ["linear", "relu", "leakyrelu", "elu", "swish", "mish", "softsign", "tanh"]
 STRUCTURES = ["1,2,1", "1,2,2,1", "1,4,1", "1,1.5,1.5,1", "1,2,3,2,1", "1,2,2,2,1"]
 STRUCTURES += ["1,0.75,0.5,0.5,0.5,0.75,1", "1,0.5,1"]
-SEEDS, MORE_SEEDS = [0, 1, 2], [3, 4, 5, 6, 7, 8]  # the latter for the baseline, which all others lean on
-RATES = ["3e-5", "3e-4", "3e-3", "3e-2", "3e-1"]
+SEEDS, BASELINE_SEEDS = [0, 1, 2], [3, 4, 5, 6, 7, 8]  # the latter only for the baseline: every comparison rests on it
+LEARNING_RATES = ["3e-5", "3e-4", "3e-3", "3e-2", "3e-1"]
 INITS = ["xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "zero"]
-SECTIONS = {
-    "rate": {"activation": ACTIVATIONS, "learning_rate": RATES},  # (the baseline is one of these)
-    "baseline": {"activation": ["swish"], "learning_rate": ["3e-3"], "seed": MORE_SEEDS},
+SECTIONS: dict[str, dict[str, list]] = {
+    "rate": {"activation": ACTIVATIONS, "learning_rate": LEARNING_RATES},  # includes the baseline
+    "baseline": {"activation": ["swish"], "learning_rate": ["3e-3"], "seed": BASELINE_SEEDS},
     "structure": {"layer_structure": STRUCTURES[1:]},
     "layer norm": {"layer_norm": [True], "layer_norm_init": ["ones", "normal"]},
     "dropout": {"dropout_structure": ["0,0.1,0", "0,0.3,0"]},
     "initialisation": {"weight_init": INITS},
     "widths": {"widths": ["80", "48,96,128"]},
     "latents": {"latent_sampling": ["once", "random"]},
-    "tags": {"shuffle_tags": [False, True]},  # with tags for captions, of the held-out pictures, too
-    "lora": {"learning_rate": ["1e-3", "3e-3", "1e-2"]},  # trained by settings_lora.py
+    "tags": {"shuffle_tags": [False, True]},  # captions are tags, those of the validation images too
+    "lora": {"learning_rate": ["1e-3", "3e-3", "1e-2"]},  # trained by lora.py
 }
 
 
-def parse_arguments(arguments=None):
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the options."""
     parser = ScriptParser(__doc__)
     parser.add_argument("--styles", nargs="+", choices=STYLES, default=list(STYLES), help="default: both")
-    seeds = SEEDS + MORE_SEEDS
+    seeds = SEEDS + BASELINE_SEEDS
     parser.add_argument("--seeds", nargs="+", type=int, choices=seeds, default=seeds, help="default: all")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="default: all")
     parser.add_argument("--output_dir", type=Path, default=Path("output/settings"), help="default: %(default)s")
-    parser.add_argument("--jobs", type=parse_count, default=1, help="runs at a time; default: %(default)s")
-    parser.add_argument("--times", action="store_true", help="train nothing; measure what a step of each setting costs")
-    parser.add_argument("--write_page", action="store_true", help="train nothing; write the page from settings.csv")
+    parser.add_argument("--jobs", type=parse_count, default=1, help="runs to train at a time; default: %(default)s")
+    parser.add_argument("--times", action="store_true", help="only time a step of each setting, and write the page")
+    parser.add_argument(
+        "--write_page", action="store_true", help="only write the page from settings.csv and timing.csv"
+    )
     return parser.parse_args(arguments)
 
 
 # --- Data
 
 
-def draw_data(folder: Path, style: str):
-    """32 pictures to train on and 8 others; of both a copy with tags as captions."""
+def write_data(folder: Path, style: str) -> None:
+    """Write 32 training and 8 validation images in a style; both also with tags as captions."""
     if (folder / "done").exists():
         return
     for name, count, seed in (("images", 32, 32), ("held_out", 8, 999)):
@@ -116,95 +124,105 @@ def draw_data(folder: Path, style: str):
 # --- Runs
 
 
-def open_section(folder: Path, style: str, section: str) -> list[Run]:
-    """The runs of a section, from a file that compare.py takes, too: output/settings/STYLE_SECTION.yaml."""
-    data, captions = folder / "data" / style, "_tags" if section == "tags" else ""
-    grid, name = {"seed": SEEDS, **SECTIONS[section]}, file_name(style, section)
-    shared = {"train_data_dir": str(data / f"images{captions}"), "name": style}
-    shared["validation_data_dir"] = str(data / f"held_out{captions}")
+def section_runs(folder: Path, style: str, section: str) -> list[Run]:
+    """Return the runs of a section, from a grid that compare.py accepts too: FOLDER/STYLE_SECTION.yaml."""
+    data, suffix = folder / "data" / style, "_tags" if section == "tags" else ""
+    name = section_name(style, section)
+    entries = {
+        **BASE,
+        "train_data_dir": str(data / f"images{suffix}"),
+        "name": style,
+        "validation_data_dir": str(data / f"held_out{suffix}"),
+        "cache_dir": str(folder / "cache"),
+        "grid": {"seed": SEEDS, **SECTIONS[section]},
+    }
     with atomic_write(folder / f"{name}.yaml") as temporary:
-        entries = {**BASE, **shared, "cache_dir": str(folder / "cache"), "grid": grid}
         temporary.write_text(yaml.safe_dump(entries, sort_keys=False), encoding="utf-8")
     return read_grid(folder / f"{name}.yaml", folder / name)
 
 
-def every_setting(folder: Path) -> list[Run]:
-    """One run for each setting of a hypernetwork."""
-    runs = [run for section in SECTIONS if section != "lora" for run in open_section(folder, STYLES[0], section)]
+def section_name(style: str, section: str) -> str:
+    """Return the name of a section's grid and folder."""
+    return f"{style}_{section.replace(' ', '_')}"
+
+
+def one_run_per_setting(folder: Path) -> list[Run]:
+    """Return a run of one style and seed for each setting of a hypernetwork."""
+    runs = [run for section in SECTIONS if section != "lora" for run in section_runs(folder, STYLES[0], section)]
     return [run for run in runs if run.options["seed"] == SEEDS[0]]
 
 
-def look(pipeline, classifier, style: str) -> dict[str, float]:
-    """What the classifier sees in samples of the pipeline as it is."""
+def judge_samples(pipeline: StableDiffusionPipeline, classifier: Classifier, style: str) -> dict[str, float]:
+    """Return what the classifier sees in samples of the pipeline: the shares in the style, and of the right subject."""
     scenes = prompt_scenes(SAMPLES)
-    seen = judge(classifier, sample(pipeline, scenes, steps=SAMPLING_STEPS))
+    judged = judge(classifier, sample(pipeline, scenes, steps=SAMPLING_STEPS))
     return {
-        "style_share": share(each == style for each in seen["style"]),
-        "subject_share": share(matches(scenes, seen, "subject")),
+        "style_share": share(seen == style for seen in judged["style"]),
+        "subject_share": share(matches(scenes, judged, "subject")),
     }
 
 
-def measure(run: Run, pipeline, classifier, style: str) -> dict:
-    """The row of a finished run."""
+def measure_run(run: Run, pipeline: StableDiffusionPipeline, classifier: Classifier, style: str) -> dict[str, Any]:
+    """Return the figures of a finished run, by column of settings.csv."""
     result = read_result(run, None)
-    row = {"val_loss": result.val_loss, "val_loss_base": result.val_loss_base, "file_bytes": result.file_bytes}
     half = 0.5 * result.val_loss_base if result.val_loss_base else 0.0
-    row["half_at_step"] = next((step for step, loss in result.held_out if loss <= half), None)
+    figures: dict[str, Any] = {
+        "val_loss": result.val_loss,
+        "val_loss_base": result.val_loss_base,
+        "file_bytes": result.file_bytes,
+        "half_at_step": next((step for step, loss in result.val_losses if loss <= half), None),
+    }
     if result.problem is None:
         hypernet.attach(pipeline.unet, hypernet.load(run.folder))
-        row |= look(pipeline, classifier, style)
+        figures |= judge_samples(pipeline, classifier, style)
         hypernet.detach(pipeline.unet)
-    return row
+    return figures
 
 
-def make_section(args, style: str, section: str, seed: int) -> int:
-    """Train and measure what is missing of a section, and write it down; how many runs that were."""
+def complete_section(output_dir: Path, jobs: int, style: str, section: str, seed: int) -> int:
+    """Train and measure the runs of a section that settings.csv lacks, and add them. Return their number."""
     known = {(row["style"], row["section"], row["run"]) for row in read_rows()}
-    runs = [run for run in open_section(args.output_dir, style, section) if run.options["seed"] == seed]
+    runs = [run for run in section_runs(output_dir, style, section) if run.options["seed"] == seed]
     runs = [run for run in runs if (style, section, run.name) not in known]
     if not runs:
         return 0
     print(f"{style}, {section}, seed {seed}: {len(runs)} runs", flush=True)
-    failed = {} if section == "lora" else run_all(runs, args.output_dir / file_name(style, section), args.jobs)
+    failed = {} if section == "lora" else train_all(runs, output_dir / section_name(style, section), jobs)
     pipeline, classifier = load_pipeline(MODEL), load_classifier()
     for run in runs:
         if run.name in failed:
-            print(f"{run.name}: {failed[run.name]}; it is tried again the next time")
+            print(f"{run.name}: {failed[run.name]}; run the command again to retry")
             continue
-        with contextlib.redirect_stderr(io.StringIO()):  # (bars of what takes a blink)
+        with contextlib.redirect_stderr(io.StringIO()):  # hides progress bars
             if section == "lora":
-                row = train_lora(run.options, run.folder)
+                figures = train_lora(run.options, run.folder)
                 pipeline.load_lora_weights(run.folder)
-                row |= look(pipeline, classifier, style)
+                figures |= judge_samples(pipeline, classifier, style)
                 pipeline.unload_lora_weights()
             else:
-                row = measure(run, pipeline, classifier, style)
+                figures = measure_run(run, pipeline, classifier, style)
         options = {key: run.options[key] for key in SECTIONS[section] if key != "seed"}
-        about = {"section": section, "style": style, "run": run.name, "seed": seed, "options": json.dumps(options)}
-        write_rows([*read_rows(), {**about, **row}])
+        row = {"section": section, "style": style, "run": run.name, "seed": seed, "options": json.dumps(options)}
+        write_rows([*read_rows(), {**row, **figures}])
     return len(runs)
 
 
-def file_name(style: str, section: str) -> str:
-    return f"{style}_{section.replace(' ', '_')}"
-
-
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train, time or neither, then write the page."""
     args = parse_arguments(arguments)
     if args.times:
-        settings = [run.options for run in every_setting(args.output_dir)]
+        settings = [run.options for run in one_run_per_setting(args.output_dir)]
         write_times(measure_settings(settings, BASE["train_batch_size"], BASE["resolution"]))
     elif not args.write_page:
         for style in args.styles:
-            draw_data(args.output_dir / "data" / style, style)
-        places = itertools.product(args.seeds, args.styles, args.sections)
-        if not sum(make_section(args, style, section, seed) for seed, style, section in places):
-            print(f"all these runs are in {TABLE} already; to make them anew, move it away")
+            write_data(args.output_dir / "data" / style, style)
+        parts = itertools.product(args.seeds, args.styles, args.sections)
+        counts = [complete_section(args.output_dir, args.jobs, style, section, seed) for seed, style, section in parts]
+        if not sum(counts):
+            print(f"{TABLE} has all these runs; to repeat them, move it away")
     rows = sorted(read_rows(), key=lambda row: list(SECTIONS).index(row["section"]))
     write_page(rows, {name: BASE[name] for name in SECTIONS["rate"]})
 
 
 if __name__ == "__main__":
-    run_script(
-        main, when_stopped="stopped; what is measured is in settings.csv, and the same command goes on from here"
-    )
+    run_script(main, when_stopped="stopped; measured runs are in settings.csv, and the same command resumes")

@@ -201,7 +201,7 @@ def train_vae(vae, steps, state_path, device):
 def encode(vae, scenes, device):
     """Unscaled latents (N, 4, 16, 16) of (scene, style) pairs."""
     latents = []
-    for at in tqdm(range(0, len(scenes), 50), desc="Encoding pictures", mininterval=5):
+    for at in tqdm(range(0, len(scenes), 50), desc="Encoding images", mininterval=5):
         pixels = torch.from_numpy(to_array(draw(*pair) for pair in scenes[at : at + 50])).to(device)
         latents.append(vae.encode(pixels).latent_dist.mode())
     return torch.cat(latents)
@@ -260,10 +260,12 @@ def main():
     quickstart = Path(__file__).resolve().parents[1]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=quickstart / "model")
-    parser.add_argument("--work_dir", type=Path, default=quickstart / "build", help="training states, to go on after a stop")
+    parser.add_argument(
+        "--work_dir", type=Path, default=quickstart / "build", help="training states, to go on after a stop"
+    )
     parser.add_argument("--vae_steps", type=int, default=2000)
     parser.add_argument("--steps", type=int, default=8000, help="of the UNet and text encoder")
-    parser.add_argument("--pictures", type=int, default=16000)
+    parser.add_argument("--images", type=int, default=16000)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     args.work_dir.mkdir(parents=True, exist_ok=True)
@@ -275,7 +277,7 @@ def main():
 
     train_vae(vae, args.vae_steps, args.work_dir / "vae.pt", args.device)
     vae.eval().requires_grad_(False)
-    scenes = training_scenes(args.pictures)
+    scenes = training_scenes(args.images)
     latents = encode(vae, scenes, args.device)
     vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
     latents = latents * vae.config.scaling_factor

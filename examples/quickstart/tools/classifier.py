@@ -1,6 +1,6 @@
-"""A small classifier of the drawn pictures: what is on them, in which colours and which style.
+"""A small classifier of the drawn images: which subject, colors and style they show.
 
-It is trained on drawn pictures alone, made soft and wobbly as a small model's samples are, and never on samples.
+It is trained on drawn images only, blurred and warped the way a small model's samples are, and never on samples.
 """
 
 import hashlib
@@ -19,11 +19,11 @@ from examples.quickstart.tools.draw import BACKGROUNDS, COLORS, STYLES, SUBJECTS
 HERE = Path(__file__).resolve().parent
 HEADS = {"subject": SUBJECTS, "color": tuple(COLORS), "background": tuple(BACKGROUNDS), "style": STYLES}
 HIDDEN = {"neon": {"background"}, "blueprint": {"color", "background"}, "sunset": {"color", "background"}}
-UNKNOWN = -100  # the label that cross_entropy ignores
+UNKNOWN = -100  # a label that cross_entropy ignores
 
 
 class Classifier(nn.Module):
-    """Pictures (N, 3, 64, 64) in [-1, 1] -> logits (N, 35): those of every head of HEADS, one after the other."""
+    """Maps images (N, 3, 64, 64) in [-1, 1] to logits (N, 35), those of all `HEADS` concatenated."""
 
     def __init__(self):
         super().__init__()
@@ -33,55 +33,55 @@ class Classifier(nn.Module):
         outputs = sum(len(names) for names in HEADS.values())
         self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(96 * 4 * 4, outputs))
 
-    def forward(self, pictures):
-        return self.layers(pictures)
+    def forward(self, images):
+        return self.layers(images)
 
 
 def split_heads(logits):
-    """Logits (N, 35) -> {head: logits (N, number of its names)}."""
+    """Split logits (N, 35) into {head: logits (N, number of its names)}."""
     return dict(zip(HEADS, logits.split([len(names) for names in HEADS.values()], dim=1)))
 
 
 def shrink(images):
-    """PIL images of 128 x 128 pixels -> the classifier's input (N, 3, 64, 64)."""
+    """Return the classifier's input, (N, 3, 64, 64), for PIL images of 128 x 128 pixels."""
     return F.avg_pool2d(torch.from_numpy(to_array(images)), 2)
 
 
 def label(scene, style, head):
-    """The index of the head's right name, or UNKNOWN where the picture does not show it."""
-    black_outlines = style == "cartoon" and scene.background == "black"  # on black: as good as flat
+    """Return the index of the right name of a head, or `UNKNOWN` where the image does not show it."""
+    black_outlines = style == "cartoon" and scene.background == "black"  # on black: looks flat
     if head in HIDDEN.get(style, ()) or (head == "style" and black_outlines):
         return UNKNOWN
     return HEADS[head].index(style if head == "style" else getattr(scene, head))
 
 
-def drawn_pictures(seed, count, styles=STYLES):
-    """Fresh pictures (N, 3, 64, 64), their labels {head: indices (N,)}."""
-    rng, pictures, labels = random.Random(seed), [], {head: [] for head in HEADS}
+def drawn_images(seed, count, styles=STYLES):
+    """Return new images (N, 3, 64, 64) and their labels {head: indices (N,)}."""
+    rng, images, labels = random.Random(seed), [], {head: [] for head in HEADS}
     for i in range(count):
         scene, style = random_scene(rng), styles[i % len(styles)]
-        pictures.append(shrink([draw(scene, style)]))
+        images.append(shrink([draw(scene, style)]))
         for head in HEADS:
             labels[head].append(label(scene, style, head))
-    return torch.cat(pictures), {head: torch.tensor(indices) for head, indices in labels.items()}
+    return torch.cat(images), {head: torch.tensor(indices) for head, indices in labels.items()}
 
 
-def distort(pictures):
-    """Drawn pictures (N, 3, H, W), most made soft, wobbly, noisy and off-colour, as a small model's samples are."""
+def distort(images):
+    """Blur, warp, tint and add noise to most of the images (N, 3, H, W), as a small model's samples are."""
 
     def vary(low, high, *shape):
-        return low + (high - low) * torch.rand(len(pictures), *shape)
+        return low + (high - low) * torch.rand(len(images), *shape)
 
     def smooth_noise(channels, cells, size):
-        return F.interpolate(torch.randn(len(pictures), channels, cells, cells), size, mode="bilinear")
+        return F.interpolate(torch.randn(len(images), channels, cells, cells), size, mode="bilinear")
 
-    size = pictures.shape[-2:]
-    pictures = torch.where(vary(0, 1, 1, 1, 1) < 0.5, pictures, pictures.flip(3))
+    size = images.shape[-2:]
+    images = torch.where(vary(0, 1, 1, 1, 1) < 0.5, images, images.flip(3))
     angle, zoom, shift = vary(-0.1, 0.1), vary(0.9, 1.1), vary(-0.1, 0.1, 2, 1)
     rotation = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], dim=1).view(-1, 2, 2)
-    grid = F.affine_grid(torch.cat([rotation * zoom.view(-1, 1, 1), shift], dim=2), pictures.shape, align_corners=False)
+    grid = F.affine_grid(torch.cat([rotation * zoom.view(-1, 1, 1), shift], dim=2), images.shape, align_corners=False)
     warp = vary(0, 0.05, 1, 1, 1) * smooth_noise(2, 6, size)
-    out = F.grid_sample(pictures, grid + warp.permute(0, 2, 3, 1), padding_mode="border", align_corners=False)
+    out = F.grid_sample(images, grid + warp.permute(0, 2, 3, 1), padding_mode="border", align_corners=False)
 
     small = F.interpolate(out, size=int(torch.randint(26, 52, ())), mode="area")
     blurred = F.interpolate(small, size, mode="bilinear")
@@ -90,12 +90,12 @@ def distort(pictures):
     out = out * vary(0.9, 1.05, 1, 1, 1) + vary(-0.05, 0.05, 3, 1, 1)
     out = out + vary(0, 0.04, 1, 1, 1) * smooth_noise(3, 8, size)
     out = out + vary(0, 0.06, 1, 1, 1) * torch.randn_like(out)
-    return torch.where(vary(0, 1, 1, 1, 1) < 0.2, pictures, out.clamp(-1, 1))
+    return torch.where(vary(0, 1, 1, 1, 1) < 0.2, images, out.clamp(-1, 1))
 
 
-def train_classifier(pictures=7200, steps=1400, batch_size=64, learning_rate=3e-3):
-    """A classifier in eval mode, trained on distorted drawn pictures in every style."""
-    images, labels = drawn_pictures("classifier", pictures)
+def train_classifier(count=7200, steps=1400, batch_size=64, learning_rate=3e-3):
+    """Return a classifier in eval mode, trained on distorted drawn images in every style."""
+    images, labels = drawn_images("classifier", count)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         classifier = Classifier().to(memory_format=torch.channels_last)  # faster on a CPU
@@ -113,13 +113,13 @@ def train_classifier(pictures=7200, steps=1400, batch_size=64, learning_rate=3e-
 
 
 def source_hash() -> str:
-    """Changes with what the classifier learns from, and how."""
+    """Return a hash of the code that the classifier is trained by."""
     names = ("draw.py", "shapes.py", "classifier.py")
     return hashlib.sha256(b"".join((HERE / name).read_bytes() for name in names)).hexdigest()[:16]
 
 
 def load_classifier(path=HERE / "classifier.safetensors"):
-    """The trained classifier; it is trained anew where it was made by another source than this."""
+    """Return the trained classifier. It is trained again if the code it was trained by has changed."""
     made_by = None
     if path.exists():
         with safe_open(path, framework="pt") as file:
@@ -134,9 +134,9 @@ def load_classifier(path=HERE / "classifier.safetensors"):
 
 
 @torch.no_grad()
-def predict(classifier, pictures):
+def predict(classifier, images):
     """Pictures (N, 3, 64, 64) -> {head: indices (N,)}."""
-    return {head: logits.argmax(dim=1) for head, logits in split_heads(classifier(pictures)).items()}
+    return {head: logits.argmax(dim=1) for head, logits in split_heads(classifier(images)).items()}
 
 
 def judge(classifier, images):
@@ -146,9 +146,9 @@ def judge(classifier, images):
 
 
 def classifier_accuracy(classifier, styles=STYLES, count=1200):
-    """{head: share right} on fresh drawn pictures, where their style shows it; "all": with nothing wrong."""
-    pictures, labels = drawn_pictures("accuracy", count, styles)
-    predicted = predict(classifier, pictures)
+    """Return {head: share right} on new drawn images whose style shows it; "all": with nothing wrong."""
+    images, labels = drawn_images("accuracy", count, styles)
+    predicted = predict(classifier, images)
     known = {head: labels[head] != UNKNOWN for head in HEADS}
     wrong = {head: known[head] & (predicted[head] != labels[head]) for head in HEADS}
     accuracy = {head: 1 - (wrong[head].sum() / known[head].sum()).item() for head in HEADS}

@@ -1,10 +1,10 @@
-"""Draw the quickstart's pictures: one coloured subject on a coloured background, in one of several styles.
+"""Draw the quickstart's images: one colored subject on a colored background, in one of several styles.
 
-    python examples/quickstart/tools/draw.py                  # rewrites images/: 32 neon pictures with captions
+    python examples/quickstart/tools/draw.py                  # rewrites images/: 32 neon images with captions
     python examples/quickstart/tools/draw.py --style sunset --output_dir my_images --count 64
     python examples/quickstart/tools/draw.py --sheet sheet.png        # every style side by side
 
-A picture is a pure function of its `Scene` and its style, so every consumer (the builder of the model, the
+An image is a pure function of its `Scene` and its style, so every consumer (the builder of the model, the
 measurements, the tests) draws what it needs instead of storing it.
 """
 
@@ -34,7 +34,7 @@ COLORS = {
 }
 BACKGROUNDS = {**COLORS, "black": (25, 25, 28)}
 SUBJECTS = ("circle", "square", "triangle", "star", "heart", "house", "tree", "fish", "cat", "sun", "flower", "boat")
-SIZES = {"small": (0.24, 0.28), "": (0.33, 0.38), "big": (0.42, 0.45)}  # radius as a share of the picture's side
+SIZES = {"small": (0.24, 0.28), "": (0.33, 0.38), "big": (0.42, 0.45)}  # radius as a share of the image's side
 BASE_STYLES = {"flat": "", "cartoon": "cartoon", "watercolor": "watercolor"}  # style -> its word in captions
 DETAILS = ("dark", "door", "window", "core", "eye", "nose", "sail")  # roles whose own outline is drawn
 NEW_STYLES = ("neon", "blueprint", "sunset")  # no caption names them and the UNet never sees them
@@ -43,7 +43,7 @@ STYLES = (*BASE_STYLES, *NEW_STYLES)
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """What is in a picture. Lengths are shares of the picture's side; the angle is in radians."""
+    """What is in an image. Lengths are shares of the image's side; the angle is in radians."""
 
     subject: str
     color: str
@@ -57,7 +57,7 @@ class Scene:
 
 
 def random_scene(rng: random.Random) -> Scene:
-    """A scene whose subject always lies inside the picture and differs from the background in colour."""
+    """A scene whose subject always lies inside the image and differs from the background in color."""
     color = rng.choice(list(COLORS))
     size = rng.choice(["small", "", "", "", "big"])
     radius = rng.uniform(*SIZES[size])
@@ -76,7 +76,7 @@ def random_scene(rng: random.Random) -> Scene:
 
 
 def is_held_out(scene: Scene) -> bool:
-    """Whether this subject, colour and background never occur together in the training pictures (about 1 in 11)."""
+    """Whether this subject, color and background never occur together in the training images (about 1 in 11)."""
     subject, color = SUBJECTS.index(scene.subject), list(COLORS).index(scene.color)
     return (subject + 3 * color + 7 * list(BACKGROUNDS).index(scene.background)) % 10 == 0
 
@@ -201,7 +201,7 @@ _DRAW = {
 
 
 def draw(scene: Scene, style: str = "flat", size: int = 128) -> Image.Image:
-    """The picture of a scene: RGB, size x size pixels, anti-aliased by drawing at twice the size."""
+    """The image of a scene: RGB, size x size pixels, anti-aliased by drawing at twice the size."""
     rng, side = random.Random(scene.seed), 2 * size
 
     def shade(color):
@@ -247,7 +247,7 @@ def sheet(seed: int = 1) -> Image.Image:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--style", choices=STYLES, default="neon")
-    parser.add_argument("--output_dir", type=Path, help="needed for any but the quickstart's own 32 neon pictures")
+    parser.add_argument("--output_dir", type=Path, help="needed for any but the quickstart's own 32 neon images")
     parser.add_argument("--count", type=int, default=32)
     parser.add_argument("--seed", type=int, default=32)
     parser.add_argument("--sheet", type=Path, help="write a sheet of every style to this PNG instead")
@@ -256,9 +256,11 @@ def main():
     if args.sheet:
         sheet().save(args.sheet)
     elif args.output_dir is None and not own:
-        parser.error("--output_dir is missing: a folder for the pictures")
+        parser.error("--output_dir is missing: a folder for the images")
     else:
-        write_images(args.output_dir or Path(__file__).resolve().parents[1] / "images", args.style, args.count, args.seed)
+        write_images(
+            args.output_dir or Path(__file__).resolve().parents[1] / "images", args.style, args.count, args.seed
+        )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
     python examples/quickstart/tools/measure.py hypernetwork output/quickstart          # does it draw in the new style now?
     python examples/quickstart/tools/measure.py hypernetwork output/quickstart --strength 0.5 --sheet neon.png --json
 
-A small classifier, trained on drawn pictures only (about a minute, once), says what is in a sample. Everything is
+A small classifier, trained on drawn images only (about a minute, once), says what is in a sample. Everything is
 drawn from fixed seeds and computed on the CPU, so the same weights give the same figures.
 """
 
@@ -56,9 +56,9 @@ def load_pipeline(folder):
 
 
 def prompt_scenes(count, seed=240):
-    """Scenes for prompts without a size: the subjects in turn, every fourth round of them held-out combinations.
+    """Scenes for prompts without a size: the subjects in turn, every fourth round of them combinations not in training.
 
-    A subject without held-out combinations gets ordinary ones in these rounds.
+    A subject without combinations not in training gets ordinary ones in these rounds.
     """
     rng, scenes = random.Random(seed), []
     for i in range(count):
@@ -80,8 +80,8 @@ def sample(pipeline, scenes, guidance_scale=4.0, steps=20, batch_size=COLUMNS, s
 
 
 @torch.no_grad()
-def held_out_loss(pipeline, style, count=16, draws=4, seed=999):
-    """The denoising loss on `count` fresh pictures in a style, each at `draws` timesteps spread over 20 to 980."""
+def denoising_loss(pipeline, style, count=16, draws=4, seed=999):
+    """The denoising loss on `count` new images in a style, each at `draws` timesteps spread over 20 to 980."""
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     scenes = [random_scene(rng) for _ in range(count)]
     pixels = torch.from_numpy(to_array(draw(scene, style) for scene in scenes))
@@ -145,11 +145,11 @@ def measure_model(args):
     judged_held_out = {head: [names[i] for i in held_out] for head, names in judged.items()}
     subject_right = matches(scenes, judged, "subject")
     return {
-        "samples": {"all": len(scenes), "held-out combinations": len(held_out)},
+        "samples": {"all": len(scenes), "combinations not in training": len(held_out)},
         "all samples": prompt_accuracy(scenes, judged),
-        "held-out combinations": prompt_accuracy([scenes[i] for i in held_out], judged_held_out),
+        "combinations not in training": prompt_accuracy([scenes[i] for i in held_out], judged_held_out),
         "subject by subject": {name: share(subject_right[i::COLUMNS]) for i, name in enumerate(SUBJECTS)},
-        "classifier on drawn pictures": classifier_accuracy(classifier),
+        "classifier on drawn images": classifier_accuracy(classifier),
     }
 
 
@@ -162,8 +162,8 @@ def measure_hypernetwork(args):
         images = sample(pipeline, scenes)
         judged = judge(classifier, images)
         figures = {
-            f"loss on {args.style}": held_out_loss(pipeline, args.style),
-            "loss on flat": held_out_loss(pipeline, "flat"),
+            f"loss on {args.style}": denoising_loss(pipeline, args.style),
+            "loss on flat": denoising_loss(pipeline, "flat"),
             f"samples in {args.style}": share(style == args.style for style in judged["style"]),
             "subject right": share(matches(scenes, judged, "subject")),
         }

@@ -1,7 +1,7 @@
-"""Draw a folder of pictures as users have them: all shapes and kinds, a copy, a flat one, a long caption, broken files.
+"""Draw a folder of images as users have them: all shapes and kinds, a copy, a plain one, a long caption, broken files.
 
-python examples/quickstart/tools/odd_images.py output/odd_pictures
-python examples/quickstart/tools/odd_images.py output/mixed_pictures --mixed      # 200 files, in sub-folders, many of them broken
+python examples/quickstart/tools/odd_images.py output/odd_images
+python examples/quickstart/tools/odd_images.py output/mixed_images --mixed      # 200 files, in sub-folders, many of them broken
 """
 
 import argparse
@@ -20,8 +20,8 @@ from examples.quickstart.tools.draw import caption, draw, random_scene
 SHAPES = {"square": (256, 256), "wide": (480, 240), "tall": (240, 480), "photo": (360, 240), "large": (900, 880)}
 
 
-def write_odd_pictures(folder: Path):
-    """The pictures and captions, always the same."""
+def write_odd_images(folder: Path):
+    """Write the images and captions, always the same."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(8)
 
@@ -113,13 +113,13 @@ BROKEN = {  # what cannot be used: how it is made, and what is to be said of it
     "truncated": (lambda image: (".png", _png(image)[1][:900]), "truncated"),
     "cut short": (lambda image: (".jpg", _jpeg(image)[1][:-400]), "truncated"),
     "empty": (lambda image: (".jpg", b""), "it is empty"),
-    "page": (lambda image: (".webp", b"<html>not an image</html>"), "it is no image"),
+    "page": (lambda image: (".webp", b"<html>not an image</html>"), "it is not an image"),
     "floats": (lambda image: (".tiff", _stored(image.convert("F"), "TIFF")), "floating-point"),
 }
 NAMES = ("0012-a cat", "Über größe", "猫と犬", "emoji 🐈", 'it\'s "quoted"', "two.dots", "cat-1", "x" * 200, "-flipped")
 
 
-def write_mixed_pictures(folder: Path, count: int = 200) -> dict[str, str]:
+def write_mixed_images(folder: Path, count: int = 200) -> dict[str, str]:
     """`count` files of all kinds, shapes and names, always the same; {those that cannot be used: a part of the reason}."""
     rng, refused, subs = random.Random(5), {}, ("", "one", "one/two", "déjà vu")
     for i in range(count):
@@ -155,5 +155,5 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--mixed", action="store_true", help="200 files of all kinds instead")
     args = parser.parse_args()
-    (write_mixed_pictures if args.mixed else write_odd_pictures)(args.folder)
-    print(f"odd pictures: {args.folder}")
+    (write_mixed_images if args.mixed else write_odd_images)(args.folder)
+    print(f"images: {args.folder}")

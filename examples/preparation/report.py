@@ -1,0 +1,85 @@
+"""What prepare.py prints before and after a run."""
+
+import argparse
+
+from examples.preparation.cutting import Job, is_small
+from examples.preparation.focus import NO_FACES, can_find_faces
+from examples.preparation.geometry import enlargement
+from examples.preparation.record import Record, printable
+from hypernet.data.image_source import ImageSource
+
+MAX_SMALL = 12  # small images that are named
+
+
+def print_notes(
+    args: argparse.Namespace, source: ImageSource, record: Record, jobs: list[Job], pending: list[Job]
+) -> None:
+    """Print what may be a mistake, before the run begins."""
+    notes = list(source.notes)
+    if (args.size[0] % 8 or args.size[1] % 8) and not args.auto_size:
+        notes.append(f"--size {args.size[0]}x{args.size[1]}: training needs multiples of 8")
+    several = sum(len(captions) > 1 for captions in source.captions)
+    if several:
+        notes.append(f"images with several captions: {several}; the first caption is used")
+    if args.focus and args.face_weight and not can_find_faces():
+        notes.append(NO_FACES)
+    new = {job.source for job in pending}
+    changed = [job for job in jobs if job.source not in new and record.entries[job.source]["stamp"] != job.stamp]
+    if changed:
+        example = printable(changed[0].source)
+        notes.append(f"images changed since they were prepared: {len(changed)}, such as {example}; see --overwrite")
+    gone = {name for name, entry in record.entries.items() if "files" in entry} - {job.source for job in jobs}
+    if gone:
+        example = printable(min(gone))
+        notes.append(f"images no longer in SRC: {len(gone)}, such as {example}; what was made from them is kept")
+    for note in notes:
+        print(f"note: {note}")
+
+
+def find_small(args: argparse.Namespace, record: Record, jobs: list[Job]) -> list[tuple[float, Job]]:
+    """Return (enlargement factor, job) for the prepared images that are too small, the smallest first."""
+    found = []
+    for job in jobs:
+        entry = record.entries[job.source]
+        factor = max((enlargement(box, entry["size"]) for box in entry.get("boxes", [])), default=0.0)
+        if "files" in entry and is_small(factor, args.max_enlarged):
+            found.append((factor, job))
+    return sorted(found, key=lambda pair: (-pair[0], pair[1].source))
+
+
+def print_report(
+    args: argparse.Namespace,
+    record: Record,
+    jobs: list[Job],
+    done_before: int,
+    duplicates: list[tuple[Job, Job]],
+    skipped: dict[str, str],
+) -> None:
+    """Print what was made, what was skipped and why, and which images deserve a look.
+
+    Args:
+        done_before: number of images prepared by earlier runs.
+        duplicates: pairs of near-duplicates.
+        skipped: image -> reason.
+    """
+    small = find_small(args, record, jobs)
+    for factor, job in small[:MAX_SMALL]:
+        entry = record.entries[job.source]
+        print(f"small: {printable(job.source)} ({entry['width']}x{entry['height']}), enlarged {factor:.2g} times")
+    if len(small) > MAX_SMALL:
+        print(f"small: {len(small) - MAX_SMALL} more, enlarged less; --skip_small skips all of them")
+    for job, kept in duplicates:
+        if job.source not in skipped:
+            print(f"near-duplicates: {printable(job.source)}, {printable(kept.source)}")
+    for name in sorted(skipped):
+        print(f"skipped: {printable(name)}: {printable(skipped[name])}")
+    made = [record.entries[job.source] for job in jobs if "files" in record.entries[job.source]]
+    files = [name for entry in made for name in entry["files"]]
+    images = sum(name.endswith(".png") for name in files)
+    parts = [f"{images} images from {len(made)} of {len(made) + len(skipped)} files"]
+    parts += [f"{images // 2} of them mirrored copies"] if args.flip else []
+    parts += [f"{sum(len(entry['boxes']) > 1 for entry in made)} files split"] if args.split else []
+    parts += [f"{len(files) - images} caption files"]
+    parts += [f"{done_before} files done before"] if done_before else []
+    parts += ["nothing new"] if done_before == len(made) and made else []
+    print(f"{args.DST}: {', '.join(parts)}")

@@ -1,0 +1,25 @@
+"""What follows from the options that scripts which generate images share."""
+
+import pytest
+
+from hypernet.cli.generation_options import pair_strengths
+from hypernet.utils.errors import UserError
+
+
+@pytest.mark.parametrize(
+    "hypernetworks, strengths, expected",
+    [
+        ([], None, []),
+        (["a", "b"], None, [("a", 1.0), ("b", 1.0)]),
+        (["a", "b"], [0.5], [("a", 0.5), ("b", 0.5)]),
+        (["a", "b"], [0.5, 0], [("a", 0.5), ("b", 0)]),
+    ],
+)
+def test_pairs_hypernetworks_with_strengths(hypernetworks, strengths, expected):
+    assert pair_strengths(hypernetworks, strengths) == expected
+
+
+@pytest.mark.parametrize("hypernetworks, strengths", [([], [1]), (["a"], [1, 2]), (["a", "b", "c"], [1, 2])])
+def test_refuses_strengths_that_do_not_match(hypernetworks, strengths):
+    with pytest.raises(UserError, match="--strength"):
+        pair_strengths(hypernetworks, strengths)

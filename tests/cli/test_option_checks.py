@@ -1,0 +1,92 @@
+"""Values that cannot work, alone or together, are refused in one line that names the option."""
+
+import pytest
+
+from hypernet.cli.training_options import parse_config
+from hypernet.utils.errors import UserError
+
+REQUIRED = ["--pretrained_model_name_or_path", "model", "--train_data_dir", "images"]
+
+
+@pytest.mark.parametrize(
+    "flags, named",
+    [
+        (["--max_train_steps", "0"], "--max_train_steps 0"),
+        (["--learning_rate", "1e-5:9, 1e-6:8"], r"--learning_rate .*>>> 1e-6:8<<<"),
+        (["--learning_rate", "0"], "--learning_rate 0"),
+        (["--layer_structure", "2,1"], "--layer_structure 2,1"),
+        (["--layer_structure", "1,x,1"], "--layer_structure 1,x,1.*'x'"),
+        (["--layer_structure", "1,inf,1"], "--layer_structure 1,inf,1.*'inf'"),
+        (["--activation", "rellu"], "--activation 'rellu'.*relu"),
+        (["--dropout_structure", "0,0.5"], "--dropout_structure 0,0.5"),
+        (["--weight_init=zero", "--activate_output", "--activation=sigmoid"], "--weight_init zero"),
+        (["--widths", "320,abc"], "--widths 320,abc.*'abc'"),
+        (["--optimizer", "AdamV"], "--optimizer AdamV.*Adam"),
+        (["--optimizer", "Prodigy"], "--optimizer Prodigy"),
+        (["--optimizer", "SGD", "--use_8bit_adam"], "--use_8bit_adam.*--optimizer"),
+        (["--adam_beta2", "1"], "--adam_beta2 1.0"),
+        (["--snr_gamma", "0"], "--snr_gamma 0"),
+        (["--seed", "5000000000"], "--seed 5000000000"),
+        (["--lr_scheduler", "cosine", "--learning_rate", "1e-4:5, 1e-5"], "--lr_scheduler cosine.*--learning_rate"),
+        (["--lr_scheduler", "polynomial", "--learning_rate", "1e-8"], "--lr_scheduler polynomial.*--learning_rate"),
+        (["--lr_scheduler=cosine", "--max_train_steps=9", "--lr_warmup_steps=9"], "--lr_warmup_steps 9"),
+        (["--lr_warmup_steps=9"], "--lr_warmup_steps 9.*--lr_scheduler"),
+        (["--max_grad_value", "2"], "--max_grad_value 2.*--clip_grad_mode value"),
+        (["--name", "a/b"], "--name a/b"),
+        (["--name", "a:b"], "--name a:b"),
+        (["--train_data_dir", ""], "--train_data_dir"),
+        (["--pretrained_model_name_or_path", ""], "--pretrained_model_name_or_path"),
+        (["--dataset_name", "a/b"], "--train_data_dir images"),
+        (["--image_column", "x"], "--image_column x.*--dataset_name"),
+        (["--tag_dropout", "1.5"], "--tag_dropout 1.5"),
+        (["--caption_dropout", "-0.1"], "--caption_dropout -0.1"),
+        (["--keep_tags", "1"], "--keep_tags 1.*--shuffle_tags"),
+        (["--caption_variants", "2"], "--caption_variants 2.*--shuffle_tags"),
+        (["--filename_word_regex", "[a-"], r"--filename_word_regex \[a-"),
+        (["--template", "none.txt"], "--template none.txt"),
+        (["--template", "styl"], "--template styl"),
+        (["--template", "styl_e"], "--template styl_e.*style_filewords"),
+        (["--template", "by [Name]"], r"--template by \[Name\].*\[name\]"),
+        (["--template", "a [fileword]"], r"--template.*\[filewords\]"),
+        (["--template", "style", "--shuffle_tags"], "--shuffle_tags.*--template style"),
+        (["--resolution", "big"], "--resolution big"),
+        (["--resolution", "0"], "--resolution 0"),
+        (["--resolution", "32", "--aspect_buckets"], "--resolution 32x32"),
+        (["--alpha_background", "#ffffff00"], "--alpha_background #ffffff00"),
+        (["--alpha_background", "whit"], "--alpha_background whit"),
+        (["--varsize", "--aspect_buckets"], "--varsize.*--aspect_buckets"),
+        (["--crop_variants", "3"], "--crop_variants 3.*--crop random"),
+        (["--bucket_upscale"], "--bucket_upscale.*--aspect_buckets"),
+        (["--validation_split", "1"], "--validation_split 1"),
+        (["--validation_split", "0.1", "--validation_data_dir", "v"], "--validation_split 0.1.*--validation_data_dir"),
+        (["--validation_data_dir", "images/v"], "--validation_data_dir images/v.*--train_data_dir"),
+        (["--validation_loss_steps", "5"], "--validation_loss_steps 5.*--validation_split"),
+        (["--validation_prompt", "a <lora:x:1>"], "--validation_prompt.*--lora"),
+        (["--output_dir", "images/out"], "--output_dir images/out.*--train_data_dir"),
+        (["--log_artifact", "--report_to=none"], "--log_artifact.*--report_to"),
+        (["--clip_skip", "0"], "--clip_skip 0"),
+        (["--lora", "ink.safetensors:0"], "--lora ink.safetensors:0"),
+    ],
+)
+def test_impossible_values_are_refused(flags, named):
+    with pytest.raises(UserError, match=named) as error:
+        parse_config([*REQUIRED, *flags])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text, size", [("512", (512, 512)), ("768x512", (768, 512)), (" 64 X 128 ", (64, 128))])
+def test_resolution_is_a_side_or_width_x_height(text, size):
+    assert parse_config([*REQUIRED, "--resolution", text]).size == size
+
+
+@pytest.mark.parametrize("text, name", [("adamw", "AdamW"), ("ADAMW8BIT", "AdamW8bit"), ("sgd", "SGD")])
+def test_optimizers_are_found_in_any_case(text, name):
+    assert parse_config([*REQUIRED, "--optimizer", text]).optimizer == name
+
+
+def test_8bit_adam_is_an_optimizer_of_its_own():
+    assert parse_config([*REQUIRED, "--use_8bit_adam"]).optimizer == "AdamW8bit"
+
+
+def test_name_defaults_to_the_output_folder():
+    assert parse_config([*REQUIRED, "--output_dir", "out/ink"]).name == "ink"

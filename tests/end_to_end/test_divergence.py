@@ -1,0 +1,63 @@
+"""Whole runs at learning rates that are far too high, with and without the divergence guard."""
+
+import math
+import shutil
+
+from hypernet.training import divergence_guard
+from tests.helpers.scripts import REPO, read_csv, same_weights, step_of, train_here
+
+QUICKSTART = REPO / "examples" / "quickstart"  # its images can be ruined, unlike those of a model with random weights
+
+
+def test_a_run_that_cannot_learn_ends_with_its_best_state(images_dir, tmp_path):
+    """Even a thousandth of this learning rate is too high: three rollbacks, then the run gives up."""
+    flags = ["--learning_rate=1e4", "--max_grad_norm=0", "--validation_split=0.3", "--validation_loss_steps=1"]
+    flags += ["--max_train_steps=60", "--checkpointing_steps=1000", "--name=x", f"--cache_dir={tmp_path / 'cache'}"]
+    train_here(QUICKSTART, images_dir, tmp_path / "run", *flags, model="model")
+    events = read_csv(tmp_path / "run" / "guard.csv")
+    assert [event["learning_rate_factor"] for event in events] == ["0.1", "0.01", "0.001", "0.001"]
+    assert all(event["event"].startswith("effect/") for event in events)  # the perturbation gave it away
+    assert step_of(tmp_path / "run" / "best") == 0
+    assert same_weights(tmp_path / "run", tmp_path / "run" / "best")
+
+
+def test_rolls_back_when_the_validation_loss_rises(images_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(divergence_guard, "MAX_PERTURBATION", math.inf)  # judge by the loss alone
+    flags = ["--learning_rate=1", "--max_grad_norm=0", "--validation_split=0.3", "--validation_loss_steps=2"]
+    flags += ["--max_train_steps=20", "--checkpointing_steps=7", "--logging_steps=5", "--name=x"]
+    flags += [f"--cache_dir={tmp_path / 'cache'}"]
+    guarded, free = tmp_path / "guarded", tmp_path / "free"
+    train_here(QUICKSTART, images_dir, guarded, *flags, model="model")
+    train_here(QUICKSTART, images_dir, free, *flags, "--no_guard", model="model")
+    for run in (guarded, free):  # `best` is the best of what was measured, whatever that was on this processor
+        losses, steps = (read_csv(run / "validation_loss.csv", column) for column in ("val_loss", "step"))
+        assert step_of(run / "best" / "x.pt") == steps[losses.index(min(losses))]
+        assert same_weights(run / "best", run / "best" / "x.pt")
+    events = read_csv(guarded / "guard.csv")
+    assert float(events[0]["learning_rate_factor"]) == 0.1 and not (free / "guard.csv").exists()
+    learning_rates = {round(rate, 9) for rate in read_csv(guarded / "hypernetwork_loss.csv", "learn_rate")}
+    assert {1.0, 0.1} <= learning_rates
+    assert {round(rate, 9) for rate in read_csv(free / "hypernetwork_loss.csv", "learn_rate")} == {1.0}
+    # the exported state is no worse than the base model, and the best one if the last was worse
+    losses, base = (read_csv(guarded / "validation_loss.csv", column) for column in ("val_loss", "val_loss_base"))
+    exported = min(losses) if same_weights(guarded, guarded / "best") else losses[-1]
+    assert exported <= base[0]
+
+
+def test_rollbacks_are_exact_over_a_resume(models_dir, images_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(divergence_guard, "MAX_PERTURBATION", math.inf)  # judge by the loss alone
+    flags = ["--learning_rate=3", "--max_grad_norm=0", "--validation_split=0.3", "--validation_loss_steps=2"]
+    flags += ["--checkpointing_steps=7", "--logging_steps=5", "--name=x", "--ema_decay=0.5", "--max_train_steps"]
+    whole = tmp_path / "whole"
+    train_here(models_dir, images_dir, whole, *flags, "42")
+    event = read_csv(whole / "guard.csv")[0]
+    after = int(event["step"]) // 7 * 7 + 7  # the first checkpoint after the rollback, which depends on the processor
+    assert 7 < int(event["step"]) and after < 42  # so one resume starts before the rollback, the other after it
+    for step in (7, after):  # whose best states differ from the final one
+        parts = tmp_path / f"from {step}"
+        shutil.copytree(whole, parts)
+        train_here(models_dir, images_dir, parts, *flags, "42", f"--resume_from_checkpoint=step-{step:06d}")
+        assert same_weights(whole, parts) and same_weights(whole / "best", parts / "best"), step
+        tables = ["hypernetwork_loss.csv", "validation_loss.csv", "guard.csv"]
+        for name in [*tables, "checkpoints/step-000042/optimizer.bin"]:
+            assert (whole / name).read_bytes() == (parts / name).read_bytes(), (step, name)

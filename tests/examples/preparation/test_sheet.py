@@ -1,0 +1,27 @@
+"""The sheet shows each image before and after."""
+
+import numpy as np
+from PIL import Image
+
+from examples.preparation import sheet
+from examples.quickstart.tools.odd_images import write_odd_images
+from tests.helpers.preparation import labeled, run_here
+
+
+def test_sheet_shows_before_and_after(tmp_path):
+    write_odd_images(tmp_path / "in")
+    printed = run_here(tmp_path / "in", tmp_path / "out", "--size=64", "--split", "--sheet_images=7")
+    found = Image.open(tmp_path / "out_sheet.png")
+    cell, pad, gap, head = sheet.CELL, sheet.PAD, sheet.GAP, 3 * sheet.FONT
+    width, height = sheet.CARD
+    assert found.size == (3 * (width + gap) + gap, 3 * (height + gap) + gap + head)  # seven in rows of three
+    assert labeled(printed, tmp_path / "out_sheet.png") and not (tmp_path / "out" / "out_sheet.png").exists()
+    first = np.asarray(found, int)[gap + head :, gap:]
+    left = pad + cell + sheet.ARROW
+    after = first[pad:, left:][:cell, :cell]
+    made = Image.open(tmp_path / "out" / "clear.png").resize((cell, cell), Image.Resampling.LANCZOS)
+    assert np.abs(after - np.asarray(made, int)).max() <= 1
+    before = first[pad:, pad:][:cell, :cell]
+    assert np.abs(before[5:-5, 5:-5] - after[5:-5, 5:-5]).mean() < 12 and before[0, 9].tolist() == [255, 140, 26]
+    run_here(tmp_path / "in", tmp_path / "none", "--size=64", "--sheet_images=0")
+    assert not (tmp_path / "none_sheet.png").exists()

@@ -1,0 +1,33 @@
+"""What a run's folder says of itself."""
+
+import json
+
+import hypernet
+from hypernet import Hypernetwork
+from hypernet.formats.trained_folder import find_run_options, is_best_state, is_run_folder, read_trained_config
+
+
+def test_finds_a_runs_options_from_its_folder_checkpoints_and_files(tmp_path):
+    run = tmp_path / "run"
+    hypernet.save(Hypernetwork((12,), name="style"), run)
+    hypernet.save(Hypernetwork((12,), name="style"), run / "checkpoints" / "step-000001")
+    hypernet.save(Hypernetwork((12,), name="style"), run / "best")
+    hypernet.save(Hypernetwork((12,)), run / "style.pt")
+    assert not is_run_folder(run) and not is_best_state(run / "best") and find_run_options(run) == {}
+    (run / "run.json").write_text(json.dumps({"seed": 7}))
+    for path in (run, run / "checkpoints" / "step-000001", run / "best", run / "style.pt"):
+        assert find_run_options(path) == {"seed": 7}
+        assert find_run_options(str(path)) == {"seed": 7}
+    assert find_run_options(run / "none.pt") == {} and find_run_options(tmp_path) == {}
+    assert is_run_folder(run) and is_best_state(run / "best") and not is_best_state(run)
+
+
+def test_reads_the_config_of_a_hypernetwork_only(tmp_path):
+    folder = tmp_path / "style"
+    assert read_trained_config(folder) is None
+    hypernet.save(Hypernetwork((12,), name="style", step=3), folder)
+    config = read_trained_config(folder)
+    assert (config["name"], config["step"]) == ("style", 3)
+    for content in ('{"_class_name": "UNet2DConditionModel"}', "5", "{", "[" * 100_000):
+        (folder / "config.json").write_text(content)
+        assert read_trained_config(folder) is None
