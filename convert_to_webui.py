@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Convert, inspect, repair and average hypernetworks, and export them as LoRAs: this project's and the WebUI's.
+"""Convert, inspect, repair and average hypernetworks of this project and the WebUI, and export them as LoRAs.
 
 Convert. The ending of TARGET chooses the format: .pt (WebUI, ComfyUI), .safetensors, or a folder (diffusers):
     python convert_to_webui.py output/my_style                                # writes output/my_style/my_style.pt
@@ -42,7 +42,7 @@ from hypernet.modeling.from_weights import without_dropout
 from hypernet.modeling.hypernetwork import Hypernetwork
 from hypernet.utils.errors import UserError
 
-MAX_DETAILED = 3  # --inspect prints a table if there are more files
+MAX_DETAILED = 3  # for more files, --inspect prints a table
 MODES: dict[str | None, set[str]] = {  # what the script does -> the options that belong to it
     "inspect": {"json"},
     "average": {"half", "overwrite"},
@@ -79,7 +79,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 # fmt: on
 def check_options(args: argparse.Namespace) -> None:
-    """Raise UserError for options that have no effect together, or lack a file to work on."""
+    """Raise UserError for options that do not go together, or if the file to work on is missing."""
     given = {option for option, value in vars(args).items() if value is not None and value is not False}
     modes = [mode for mode in MODES if mode in given]
     if len(modes) > 1:
@@ -163,7 +163,7 @@ def optimizer_to_write(args: argparse.Namespace, target: Path | None, hypernetwo
 
 
 def write(hypernetwork: Hypernetwork, target: Path, half: bool) -> None:
-    """Save, in the precision of the file it comes from unless `half`, and print what was saved."""
+    """Save in the precision of the source file, or in float16 if `half`, and print what was saved."""
     hypernetwork.register_to_config(name=target.stem if is_single_file(target) else target.resolve().name)
     dtype = torch.float16 if half or hypernetwork.stored_dtype is torch.float16 else torch.float32
     try:
@@ -178,7 +178,7 @@ def inspect_files(files: list[str], as_json: bool) -> None:
     """Print a report on each file.
 
     Raises:
-        UserError: in the end, if some files are not hypernetworks.
+        UserError: after the reports, if some files are not hypernetworks.
     """
     reports: list[dict[str, Any]] = []
     for file in files:
@@ -205,8 +205,8 @@ def fix(source: str, target: Path | None) -> None:
         hint = f"leave {target} out, or --fix (a conversion repairs as well)"
         raise UserError(f"--fix {path}: it repairs the file in place; {hint}")
     if path.suffix.lower() != ".pt":
-        hypernet.load(source)  # a wrong source is the more useful thing to report
-        raise UserError(f"--fix {path}: only the WebUI's .pt files can need it")
+        hypernet.load(source)  # a wrong source is reported first
+        raise UserError(f"--fix {path}: only the WebUI's .pt files can need repair")
     repairs = repair(path)
     print(f"{path}: " + ("repaired: " + "; ".join(repairs) if repairs else "nothing to repair"))
 

@@ -17,7 +17,7 @@ from hypernet.cli.training_options import parse_config, run_label
 
 if __name__ == "__main__":
     quiet_libraries()
-    CONFIG = run_script(parse_config)  # --help and mistakes are answered before torch is loaded, which takes seconds
+    CONFIG = run_script(parse_config)  # answer --help and mistakes before importing torch, which takes seconds
 
 import shlex
 import time
@@ -69,7 +69,7 @@ def main(config: TrainingConfig) -> None:
         accelerator.print(f"This run has completed its {last_step} steps; to continue, raise --max_train_steps")
     start_trackers(accelerator, run.trackers, config, folder, run_label(config), batches.fingerprint)
     perturbation = perturbation_of_first_image(models, dataset, dtype, device)
-    monitor = Monitor(accelerator, config, folder, checkpointer, validation, trainee.unet, perturbation)
+    monitor = Monitor(accelerator, config, folder, checkpointer, validation, trainee.bare_model, perturbation)
     monitor.begin(first_step, folder.changed)
 
     # Train
@@ -107,7 +107,7 @@ def main(config: TrainingConfig) -> None:
                 monitor.images += len(batch["latents"])
             ema.step()
 
-            # Measure, save and preview what is due after this step
+            # Measure, save and preview whatever is due after this step
             step = step_index + 1
             batches.start = (place[0], place[1] + 1)  # where a resumed run continues
             stops, last = signals.stop_wanted(), step == last_step
@@ -116,7 +116,9 @@ def main(config: TrainingConfig) -> None:
             bar.set_postfix(monitor.progress, refresh=False)
             ends = last or stops or gives_up
             if (saves or gives_up) and not checkpointer.save(step) and ends:
-                raise UserError("the run ends unsaved; the same command resumes from the previous checkpoint")
+                raise UserError(
+                    "the run ends without saving this step; the same command resumes from the previous checkpoint"
+                )
             monitor.plot(now=ends)
             if previewer is not None and not ends and step % config.validation_steps == 0:
                 preview(checkpointer, previewer, step, f"step {step}", f"step-{step:06d}.png")
@@ -128,13 +130,13 @@ def main(config: TrainingConfig) -> None:
         line = f"stopped by {signals.reason} after step {step}; saved; the same command resumes from there"
         print_main(accelerator, line, wandb_sync_line(accelerator) or "")
     else:
-        if previewer is not None:  # previews of the exported file as it is loaded, not of what is in memory
+        if previewer is not None:  # preview the exported file as users load it, not the weights in memory
             detach(models.unet)
             attach(models.unet, load(folder.webui_file).to(device))
             preview(checkpointer, previewer, step, "with", folder.before_after.name)
         if accelerator.is_main_process:
             report(run, monitor, time.monotonic() - started, step - first_step)
-    del model  # distributed modules must go before the process group, or both wait forever
+    del model  # delete distributed modules before the process group, or both wait forever
     accelerator.free_memory()
     accelerator.end_training()
 
@@ -182,4 +184,4 @@ def report(run: setup.Run, monitor: Monitor, seconds: float, steps: int) -> None
 
 
 if __name__ == "__main__":
-    run_script(lambda: main(CONFIG), "stopped; the same command resumes from the last checkpoint, if there is one yet")
+    run_script(lambda: main(CONFIG), "stopped; the same command resumes from the last checkpoint, if there is one")

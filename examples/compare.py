@@ -7,8 +7,8 @@
 
 A grid is a YAML file with options of train_hypernetwork.py, and under `grid:` lists of values; every combination is a
 run. No account is needed. To resume, run the same command again: finished runs are not repeated. A run that fails does
-not stop the others. The page is OUTPUT_DIR/compare.html, a single self-contained file. compare.png is the same page as
-an image, compare.csv has the figures.
+not stop the others. The page is OUTPUT_DIR/compare.html, one self-contained file; compare.png is the same page as an
+image, and compare.csv has the figures.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hypernet.cli.script import ScriptParser, quiet_libraries, run_script
+from hypernet.cli.script import ScriptParser, check_output_folder, quiet_libraries, run_script
 
 if __name__ == "__main__":
     quiet_libraries()  # before diffusers is imported
@@ -33,21 +33,20 @@ from examples.comparison.runs import Run, Runner, train_all
 from hypernet.cli.generation_options import parse_count
 from hypernet.formats.trained_folder import is_run_folder
 from hypernet.training.run_folder import RunFolder
-from hypernet.utils.atomic_files import check_writable
 from hypernet.utils.errors import UserError
 
 GRID_OPTIONS = ("jobs", "dry_run", "overwrite")
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse and check the options; `grid` becomes the YAML file, or None if `paths` are folders of runs.
+    """Parse and check the options; `grid` becomes the YAML file, or None if `paths` are run folders.
 
     Raises:
         UserError: for options that do not go together.
     """
     parser = ScriptParser(__doc__)
     parser.add_argument("paths", metavar="PATH", nargs="+", type=Path, help="a YAML file with a grid, or run folders")
-    help = "default: output/ and the name of the YAML file, or output/compared_runs"
+    help = "default: output/NAME for NAME.yaml, or output/compared_runs"
     parser.add_argument("--output_dir", type=Path, help=help)
     parser.add_argument("--jobs", type=parse_count, help="runs to train at a time; default: one per GPU, or 1 on a CPU")
     help = "also report the first step at which a run's validation loss was this low"
@@ -74,25 +73,13 @@ def find_runs(folders: list[Path]) -> list[Run]:
     """Return the runs in these folders, named after them.
 
     Raises:
-        UserError: if one of them holds no run.
+        UserError: if one of the folders holds no run.
     """
     for folder in folders:
         if not is_run_folder(folder):
             raise UserError(f"{folder}: it holds no run; name folders that train_hypernetwork.py wrote, or a YAML file")
     names = [folder.resolve().name for folder in folders]
     return [Run(name if names.count(name) == 1 else str(folder), folder, {}) for name, folder in zip(names, folders)]
-
-
-def check_output_dir(folder: Path) -> None:
-    """Check that the folder can be written to.
-
-    Raises:
-        UserError: if not.
-    """
-    try:
-        check_writable(folder)
-    except OSError as error:
-        raise UserError(f"--output_dir {folder}: it is not writable ({error.strerror})") from None
 
 
 def check_run_folders(runs: list[Run], overwrite: bool) -> None:
@@ -128,11 +115,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if args.dry_run:
             list_runs(runs, args.output_dir)
             return
-        check_output_dir(args.output_dir)
+        check_output_folder(args.output_dir, f"--output_dir {args.output_dir}")
         failed = train_all(runs, args.output_dir, args.jobs or max(1, torch.cuda.device_count()), args.overwrite)
     else:
         runs = find_runs(args.paths)
-        check_output_dir(args.output_dir)
+        check_output_folder(args.output_dir, f"--output_dir {args.output_dir}")
     results = [read_result(run, failed.get(run.name), args.reach) for run in runs]
     results.sort(key=lambda result: result.rank)
     title = args.grid.name if args.grid else f"{len(runs)} runs"

@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hypernet.cli.script import ScriptParser, quiet_libraries, run_script
+from hypernet.cli.script import ScriptParser, check_output_folder, quiet_libraries, run_script
 
 if __name__ == "__main__":
     quiet_libraries()  # before diffusers is imported
@@ -36,7 +36,6 @@ from hypernet.cli.generation_options import (
 from hypernet.generation.generator import GenerationSettings, ImageGenerator, load_for_generation
 from hypernet.generation.infotext import free_path, save_png
 from hypernet.generation.prompt_tags import tag_name
-from hypernet.utils.atomic_files import check_writable
 from hypernet.utils.errors import UserError
 
 MAX_NAME_BYTES = 180  # file systems allow 255
@@ -54,11 +53,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--output_dir", type=Path, default=Path("output/generated"), help="default: %(default)s")
     args = parser.parse_args(arguments)
     if args.prompt is None:
-        raise UserError("--prompt is missing: what to generate")
-    try:
-        check_writable(args.output_dir)
-    except OSError as error:
-        raise UserError(f"--output_dir {args.output_dir}: it is not writable ({error.strerror})") from None
+        raise UserError("--prompt is missing; it says what to generate")
+    check_output_folder(args.output_dir, f"--output_dir {args.output_dir}")
     return args
 
 
@@ -72,7 +68,7 @@ def file_name(settings: GenerationSettings) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
-    seed = random.randrange(1 << 32) if args.seed == -1 else args.seed or 0  # -1 is any seed, as in the WebUI
+    seed = random.randrange(1 << 32) if args.seed == -1 else args.seed or 0  # -1 is a random seed, as in the WebUI
     stack = pair_strengths(args.hypernetwork or [], args.strength)
     settings = make_settings(args, args.prompt, stack, seed=seed)
     loaded = {path: hypernet.load(path) for path, _ in settings.hypernetworks}

@@ -6,8 +6,8 @@
     python examples/prepare.py raw_images my_images --auto_size --caption blip
     python examples/prepare.py raw_images my_images --caption tagger --exclude_tags "text, watermark" --escape_brackets
 
-The raw images are never changed. Images that cannot be used are skipped and named. A sheet beside the new folder shows
-each image before and after. To resume after a stop, run the same command again.
+The raw images are never changed. Images that cannot be used are skipped and listed. A sheet beside the new folder shows
+each image before and after. To resume, run the same command again.
 """
 
 import argparse
@@ -29,12 +29,12 @@ from examples.preparation.options import flag, parse_arguments, recorded_options
 from examples.preparation.record import BaseNames, Record, output_stems
 from examples.preparation.report import find_small, print_notes, print_report
 from examples.preparation.sheet import write_sheet
-from hypernet.cli.script import run_script
+from hypernet.cli.script import check_output_folder, run_script
 from hypernet.data.captions import caption_from_name, read_text
 from hypernet.data.image_io import map_in_threads
 from hypernet.data.image_source import ImageSource, open_image_folder
 from hypernet.data.near_duplicates import find_near_duplicates
-from hypernet.utils.atomic_files import atomic_write, check_writable
+from hypernet.utils.atomic_files import atomic_write
 from hypernet.utils.errors import UserError
 
 
@@ -59,10 +59,7 @@ def open_record(args: argparse.Namespace) -> Record:
     Raises:
         UserError: if DST cannot be written, holds other files, or was made with other options.
     """
-    try:
-        check_writable(args.DST)
-    except OSError as error:
-        raise UserError(f"DST {args.DST}: it cannot be written ({error.strerror})") from None
+    check_output_folder(args.DST, f"DST {args.DST}")
     record = Record(args.DST)
     foreign = record.foreign_file()
     if foreign is not None:
@@ -86,12 +83,12 @@ def relative_paths(args: argparse.Namespace, source: ImageSource) -> list[str]:
 
 
 def written_caption(source: ImageSource, row: int) -> str | None:
-    """Return an image's written caption, or None if it has only its file name."""
+    """Return an image's written caption; None if its only caption is its file name."""
     return source.captions[row][0] if source.captioned[row] else None
 
 
 def load_needed_captioners(args: argparse.Namespace, source: ImageSource, record: Record) -> list[Captioner | None]:
-    """Load the captioners if any new image needs a caption; errors are those of `load_captioners`."""
+    """Load the captioners if any new image needs a caption. Raises what `load_captioners` raises."""
     for row, path in enumerate(relative_paths(args, source)):
         is_new = args.overwrite or not record.is_done(path)
         if is_new and needs_captions(written_caption(source, row), args.existing_caption):
@@ -100,7 +97,7 @@ def load_needed_captioners(args: argparse.Namespace, source: ImageSource, record
 
 
 def plan_jobs(args: argparse.Namespace, source: ImageSource, record: Record) -> tuple[list[Job], dict[str, str]]:
-    """Return a job per image, and for the images that cannot get a name the reason."""
+    """Return a job per image, and why the others get none, as path -> reason."""
     names, stamps = BaseNames(record, args.split, args.flip), source.stamps()
     jobs, skipped = [], {}
     for row, path in enumerate(relative_paths(args, source)):
@@ -118,9 +115,10 @@ def plan_jobs(args: argparse.Namespace, source: ImageSource, record: Record) -> 
 def find_duplicates(
     args: argparse.Namespace, source: ImageSource, record: Record, jobs: list[Job]
 ) -> list[tuple[Job, Job]]:
-    """Return pairs of near-duplicates, the one to skip first. One prepared earlier is kept, else the larger one.
+    """Return pairs of near-duplicates: (the one to skip, the one to keep).
 
-    With --skip_duplicates this reads the images that are not prepared yet; otherwise they are not compared.
+    An image prepared earlier is kept, else the larger one. Images not prepared yet are read and compared only with
+    --skip_duplicates.
     """
     pending = [job for job in jobs if not record.is_done(job.source)] if args.skip_duplicates else []
     seen = {job.source: recorded_appearance(record.entries[job.source]) for job in jobs if record.is_done(job.source)}
@@ -142,7 +140,7 @@ def find_duplicates(
 def run_jobs(
     args: argparse.Namespace, source: ImageSource, record: Record, jobs: list[Job], captioners: list[Captioner | None]
 ) -> dict[str, str]:
-    """Prepare images, and return for those that were skipped the reason."""
+    """Prepare images; return why others were skipped, as path -> reason."""
     skipped, has_models = {}, any(captioner is not None for captioner in captioners)
 
     def prepare(job: Job) -> Result:
@@ -159,9 +157,9 @@ def run_jobs(
 
 
 def write_captions(args: argparse.Namespace, result: Result, captioners: list[Captioner | None]) -> list[str]:
-    """Write the caption files of an image's outputs, except those that exist; return the names of all of them.
+    """Write the caption files of an image's outputs, unless they exist; return the names of all of them.
 
-    No file is needed where the trainer makes the same caption from the new file name.
+    None is needed where the trainer derives the same caption from the new file name.
     """
     stems = output_stems(result.job.base, len(result.entry["boxes"]), args.flip)
     copies, names, text = 2 if args.flip else 1, [], None
@@ -180,7 +178,7 @@ def write_captions(args: argparse.Namespace, result: Result, captioners: list[Ca
 
 
 def make_caption(args: argparse.Namespace, result: Result, captioners: list[Captioner | None], part: int) -> str | None:
-    """Return the caption of one part of an image, or None if it has only its file name."""
+    """Return the caption of one part of an image; None if its only caption is its file name."""
     job, generated = result.job, []
     if captioners and needs_captions(job.text, args.existing_caption):
         for captioner in captioners:

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""See what the trainer will see, before a night of training.
+"""Show the training images as the trainer will see them, before a long run.
 
     python examples/show_data.py --config examples/configs/quickstart.yaml
     python examples/show_data.py --sheet my_data.png --pretrained_model_name_or_path MODEL --train_data_dir my_images
 
-Takes all options of train_hypernetwork.py. Writes a sheet of the images as they are cropped, decoded from their latents, each
-with its size and a sampled prompt; and a second sheet of the images that look suspicious. Whatever is encoded here is in the
-cache when training starts.
+Takes all options of train_hypernetwork.py. Writes a sheet of the cropped images, decoded from their latents,
+each with its size and a sampled prompt, and a second sheet of the images that look suspicious. Everything encoded here
+is cached for the training.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hypernet.cli.script import ScriptParser, quiet_libraries, run_script
+from hypernet.cli.script import ScriptParser, check_output_folder, quiet_libraries, run_script
 
 if __name__ == "__main__":
     quiet_libraries()  # before diffusers is imported
@@ -45,7 +45,6 @@ from hypernet.stable_diffusion.model import StableDiffusion, load_stable_diffusi
 from hypernet.stable_diffusion.model_source import ModelSource
 from hypernet.stable_diffusion.text_encoding import truncated_prompts
 from hypernet.training.setup import check_resolution, choose_widths
-from hypernet.utils.atomic_files import check_writable
 from hypernet.utils.errors import UserError
 from hypernet.utils.image_grid import load_font
 
@@ -62,7 +61,7 @@ SAME_THRESHOLD = 0.02  # difference between near duplicates
 
 @dataclasses.dataclass
 class Data:
-    """What the trainer has before its first step."""
+    """Everything about the images that the trainer has before its first step."""
 
     source: ImageSource
     records: list[ImageRecord]
@@ -79,7 +78,7 @@ class Data:
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, TrainingConfig]:
-    """Parse this script's own options, and those of the training.
+    """Parse this script's own options, and those of train_hypernetwork.py.
 
     Raises:
         UserError: for options that cannot work.
@@ -108,14 +107,11 @@ def check_sheet(sheet: Path, config: TrainingConfig) -> None:
         raise UserError(f"--sheet {sheet}: it must end in .png or .jpg")
     if config.train_data_dir and sheet.resolve().is_relative_to(Path(config.train_data_dir).resolve()):
         raise UserError(f"--sheet {sheet}: it lies in --train_data_dir; name a file outside")
-    try:
-        check_writable(sheet.parent)
-    except OSError as error:
-        raise UserError(f"--sheet {sheet}: it is not writable ({error.strerror})") from None
+    check_output_folder(sheet.parent, f"--sheet {sheet}")
 
 
 def open_data(config: TrainingConfig) -> Data:
-    """Check, index, load and encode, in the order of the training."""
+    """Check, index, load and encode, in the same order as train_hypernetwork.py."""
     base = identify_base_model(ModelSource.from_config(config))
     choose_widths(config, base)
     check_resolution(config, base)
@@ -138,7 +134,7 @@ def open_data(config: TrainingConfig) -> Data:
 
 
 def find_suspicious(data: Data, config: TrainingConfig) -> dict[int, list[str]]:
-    """Return the images worth a look: index -> reasons."""
+    """Return the images that look suspicious, as index -> reasons."""
     remarks: dict[int, list[str]] = {}
 
     def remark(index: int, text: str) -> None:
@@ -162,7 +158,7 @@ def find_suspicious(data: Data, config: TrainingConfig) -> dict[int, list[str]]:
         if not STD_RANGE[0] <= latents.std() <= STD_RANGE[1]:
             remark(index, f"latents of standard deviation {latents.std():.2f}, not about 1; is it the right VAE?")
         elif latents.std((1, 2)).mean() < MIN_CHANNEL_STD:
-            remark(index, "a flat image: there is next to nothing on it")
+            remark(index, "a flat image: it shows next to nothing")
     return dict(sorted(remarks.items()))
 
 
@@ -177,7 +173,7 @@ def near_duplicates(data: Data) -> Iterator[tuple[int, int]]:
 
 
 def truncated_images(data: Data) -> Iterator[tuple[int, int, int]]:
-    """Yield (index, tokens lost, tokens in all) for images that can get a truncated prompt."""
+    """Yield (index, tokens cut off, tokens in all) for images that may get a truncated prompt."""
     for index in range(len(data.records) if data.models.base.source.max_token_chunks else 0):
         cut = truncated_prompts(data.models, data.dataset.prompts.full_prompts(index))
         if cut:
@@ -189,7 +185,7 @@ def truncated_images(data: Data) -> Iterator[tuple[int, int, int]]:
 
 @dataclasses.dataclass
 class Cell:
-    """An image in the size of a cell, with its label and the text below it."""
+    """An image scaled to the size of a cell, with the label and text below it."""
 
     image: Image.Image
     label: str
@@ -206,7 +202,7 @@ def decode(data: Data, latents: torch.Tensor) -> Image.Image:
 
 
 def draw_sheet(data: Data, indices: Iterable[int], epoch: int, remarks: dict[int, list[str]]) -> Image.Image:
-    """Return a sheet of images with name, size and prompt below each; with remarks, these in red instead of the prompt."""
+    """Return a sheet of images with name, size and prompt below each. Remarks, if any, replace the prompts, in red."""
     cells = [build_cell(data, index, epoch, remarks) for index in tqdm(list(indices), desc="Drawing")]
     columns = min(COLUMNS, len(cells))
     rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
@@ -228,7 +224,7 @@ def draw_sheet(data: Data, indices: Iterable[int], epoch: int, remarks: dict[int
 
 
 def build_cell(data: Data, index: int, epoch: int, remarks: dict[int, list[str]]) -> Cell:
-    """Decode the image as it is sampled in this epoch; wrap the text below it."""
+    """Decode the image as sampled in this epoch, and wrap the text below it."""
     sample = data.dataset.sample(epoch, index)
     image = decode(data, sample.latents)
     name, size = data.label(index), f"  {image.width}x{image.height}"

@@ -5,9 +5,9 @@
     python examples/xy_plot.py --x strength "0-1.5 [4]" --y seed "1-3" --hypernetwork output/my_style --prompt "a cat"
     python examples/xy_plot.py --x prompt "a cat" "a house by the sea" --y guidance 3 7 --hypernetwork output/my_style
 
-An axis is checkpoint, strength, seed, guidance, prompt or steps, followed by its values. Checkpoints are folders, files,
-patterns, or none; numbers may be ranges: "1-5", "1-10 (+3)", "0-1 [5]". To resume, run the same command again: finished
-images are kept beside the grid, and only the missing ones are generated.
+An axis is checkpoint, strength, seed, guidance, prompt or steps, followed by its values. Checkpoints are folders,
+files, patterns, or none; numbers may be ranges: "1-5", "1-10 (+3)", "0-1 [5]". To resume, run the same command again:
+finished images are kept beside the grid, and only the missing ones are generated.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hypernet.cli.script import ScriptParser, quiet_libraries, run_script
+from hypernet.cli.script import ScriptParser, check_output_folder, quiet_libraries, run_script
 
 if __name__ == "__main__":
     quiet_libraries()  # before diffusers is imported
@@ -46,7 +46,6 @@ from hypernet.generation.xy_axes import KINDS, Axis, parse_axis
 from hypernet.stable_diffusion.model_source import ModelSource
 from hypernet.stable_diffusion.prompt_parser import unescape
 from hypernet.training.trackers import sync_line, wandb_mode
-from hypernet.utils.atomic_files import check_writable
 from hypernet.utils.errors import UserError
 from hypernet.utils.image_grid import labeled_grid
 
@@ -55,7 +54,7 @@ FIELD_OF = {"seed": "seed", "steps": "steps", "guidance": "guidance_scale"}  # a
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse and check the options; `x` and `y` become an `Axis` each.
+    """Parse and check the options; `x` and `y` become an `Axis`.
 
     Raises:
         UserError: for options that cannot work.
@@ -76,7 +75,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Check axes and options together, and that the grid can be written.
+    """Check that axes and options go together, and that the grid can be written.
 
     Raises:
         UserError: if not.
@@ -89,29 +88,26 @@ def check_arguments(args: argparse.Namespace) -> None:
         if getattr(args, option) is not None:
             raise UserError(f"--{option}: the axis {kind} sets it; leave one of them out")
     if args.prompt is None and "prompt" not in kinds:
-        raise UserError("--prompt is missing: what to generate")
+        raise UserError("--prompt is missing; it says what to generate")
     if "strength" in kinds and "checkpoint" not in kinds and not args.hypernetwork:
-        raise UserError("--hypernetwork is missing: which one the axis strength applies to")
+        raise UserError("--hypernetwork is missing; the axis strength has nothing to act on")
     if args.output.suffix.lower() != ".png":
         raise UserError(f"--output {args.output}: it must end in .png")
     if args.wandb:
         check_wandb()
-    try:
-        check_writable(args.output.parent)
-    except OSError as error:
-        raise UserError(f"--output {args.output}: it is not writable ({error.strerror})") from None
+    check_output_folder(args.output.parent, f"--output {args.output}")
 
 
 # --- Cells
 
 
 def make_cells(args: argparse.Namespace) -> list[list[GenerationSettings]]:
-    """Return the settings of every cell, as rows of columns."""
+    """Return the settings of all cells, row by row."""
     return [[make_cell(args, {args.x.kind: x, args.y.kind: y}) for x in args.x.values] for y in args.y.values]
 
 
 def make_cell(args: argparse.Namespace, values: dict[str, Any]) -> GenerationSettings:
-    """Return the settings of a cell: the options, with the values of the axes in place of theirs."""
+    """Return the settings of a cell: the options, overridden by its values on the axes."""
     hypernetworks = [values["checkpoint"]] if "checkpoint" in values else args.hypernetwork or []
     stack = pair_strengths(hypernetworks, args.strength)
     stack = [(path, values.get("strength", strength)) for path, strength in stack if path is not None]
@@ -120,10 +116,10 @@ def make_cell(args: argparse.Namespace, values: dict[str, Any]) -> GenerationSet
 
 
 def cell_key(settings: GenerationSettings, model: str) -> str:
-    """Return 16 hex digits that identify everything that shapes a cell; hypernetworks count by their bytes.
+    """Return 16 hex digits that change with anything that shapes a cell, including the bytes of its hypernetworks.
 
     Args:
-        model: as `ModelSource.identity` returns it.
+        model: the model's `ModelSource.identity()`.
     """
     stack = [(weights_sha256(path), strength) for path, strength in settings.hypernetworks if strength]
     others = dataclasses.asdict(dataclasses.replace(settings, hypernetworks=()))
@@ -132,7 +128,7 @@ def cell_key(settings: GenerationSettings, model: str) -> str:
 
 
 def generate_missing(missing: dict[Path, GenerationSettings], source: ModelSource, batch_size: int) -> None:
-    """Generate cells and save each to its file as soon as it is finished."""
+    """Generate the missing cells, and save each as soon as it is finished."""
     generator = ImageGenerator(load_for_generation(source))
     generator.pipe.set_progress_bar_config(disable=True)
     paths, settings = list(missing), list(missing.values())
@@ -145,21 +141,21 @@ def generate_missing(missing: dict[Path, GenerationSettings], source: ModelSourc
 # --- The grid
 
 
-def compose_grid(args: argparse.Namespace, paths: list[list[Path]]) -> Image.Image:
+def build_grid(args: argparse.Namespace, paths: list[list[Path]]) -> Image.Image:
     """Return the labeled grid of the finished cells."""
     rows = [[Image.open(path).convert("RGB") for path in row] for row in paths]
     return labeled_grid(rows, args.y.labels, args.x.labels, shared_settings(args, paths))
 
 
 def shared_settings(args: argparse.Namespace, paths: list[list[Path]]) -> str:
-    """Return a caption of what all cells have in common: prompt, hypernetworks and sampling."""
+    """Return the grid's caption: the prompt, hypernetworks and sampling options that all cells share."""
     prompt, _, fields = read_infotext(paths[0][0])
     kinds = args.x.kind, args.y.kind
     text, tags = split_prompt(unescape(LORA_TAG.sub("", prompt)))
     strength = "" if "strength" in kinds else "{:g}"
     shown = [] if "prompt" in kinds else [text.strip()]
     shown += [] if "checkpoint" in kinds else [f"{name} {strength.format(value)}".strip() for name, value in tags]
-    if "checkpoint" in kinds:  # the labels show steps only
+    if "checkpoint" in kinds:  # the labels show only the steps
         axis = args.x if args.x.kind == "checkpoint" else args.y
         configs = [read_trained_config(Path(path)) for path in axis.values if path]
         shown += sorted({config["name"] for config in configs if config})
@@ -169,7 +165,7 @@ def shared_settings(args: argparse.Namespace, paths: list[list[Path]]) -> str:
 
 
 def grid_infotext(args: argparse.Namespace, paths: list[list[Path]]) -> str:
-    """Return the infotext of the grid: that of the first cell, with the axes."""
+    """Return the infotext of the grid: the first cell's, plus the axes."""
     prompt, negative_prompt, fields = read_infotext(paths[0][0])
     for letter, axis in (("X", args.x), ("Y", args.y)):
         fields |= {f"{letter} axis": axis.kind or None, f"{letter} values": ", ".join(axis.labels) or None}
@@ -197,7 +193,7 @@ def check_wandb() -> None:
 def log_table(
     args: argparse.Namespace, cells: list[list[GenerationSettings]], paths: list[list[Path]], grid: Path
 ) -> None:
-    """Log a row for each cell, with its image and settings, and the grid; offline unless logged in."""
+    """Log the grid, and a table with the image and settings of each cell; offline unless logged in."""
     import wandb
 
     run = wandb.init(project=args.tracker_project_name, name=grid.stem, dir=str(grid.parent), mode=wandb_mode())
@@ -233,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         generate_missing(missing, source, args.batch_size)
     text = grid_infotext(args, paths)
     grid = free_path(args.output, text)
-    save_png(grid, compose_grid(args, paths), text)
+    save_png(grid, build_grid(args, paths), text)
     print(grid)
     if args.wandb:
         log_table(args, cells, paths, grid)

@@ -41,7 +41,7 @@ PATH_OPTIONS = (
     "pretrained_vae_model_name_or_path",
 )
 
-# A resumed run may change these; any other difference makes it another run
+# A resumed run may change these options; any other change makes it a different run
 CHANGEABLE = {"output_dir", "overwrite", "cache_dir", "resume_from_checkpoint", "max_train_steps", "num_train_epochs"}
 CHANGEABLE |= {"checkpointing_steps", "checkpoints_total_limit", "logging_steps", "guard"}
 CHANGEABLE |= {"learning_rate", "lr_scheduler", "lr_warmup_steps", "lr_num_cycles", "lr_power"}
@@ -63,8 +63,8 @@ class TrainingConfig:
 
     # What to train on
     pretrained_model_name_or_path: str | None = option(None, "Required. Stable Diffusion 1.x, 2.x or SDXL: a diffusers folder, a Hub id, or a single .safetensors or .ckpt file.")
-    train_data_dir: str | None = option(None, "Required, unless --dataset_name is given. Folder of images, sub-folders included. The caption of an image is NAME.txt beside it, else its entry in metadata.jsonl or metadata.csv, else its file name.")
-    dataset_name: str | None = option(None, "Instead of a folder: a dataset of the Hub, or one saved locally by datasets.")
+    train_data_dir: str | None = option(None, "Required, unless --dataset_name is given. Folder of images, subfolders included. The caption of an image is the text in NAME.txt beside it, else its entry in metadata.jsonl or metadata.csv, else its file name.")
+    dataset_name: str | None = option(None, "Instead of a folder: a dataset on the Hub, or one saved locally by datasets.")
     output_dir: str = option("output/hypernetwork", "Folder for everything the run writes.")
     overwrite: bool = option(False, "Delete the earlier run in the output folder and start over. Leave it out to resume.")
     revision: str | None = option(None, "Branch, tag or commit of the base model's Hub repository.")
@@ -79,27 +79,27 @@ class TrainingConfig:
     # Data
     dataset_config_name: str | None = option(None, "Configuration of --dataset_name, if it has several.")
     image_column: str = option("image", "Image column of --dataset_name.")
-    caption_column: str = option("text", 'Caption column of the dataset or metadata file; "" for none. A list of captions is sampled from.')
+    caption_column: str = option("text", 'Caption column of the dataset or metadata file; "" for none. Where it holds a list, one caption is sampled each time.')
     filename_word_regex: str | None = option(None, "Keep only the matches of this pattern when a file name serves as the caption.")
     filename_join_string: str = option(" ", "Text that joins those matches.")
     resolution: str = option("512", "Size of the training images in pixels: one side, or WIDTHxHEIGHT.")
     crop: Crop = option("center", "How images of another shape are fitted: center crop, random crop (one of --crop_variants each time), or none (the whole image, squeezed).")
     crop_variants: int | None = option(None, "Number of random crops per image. Default: 4.")
-    aspect_buckets: bool = option(False, "Train each image at the size nearest to its shape: about as many pixels as --resolution, sides multiples of 64.")
+    aspect_buckets: bool = option(False, "Train each image at the size closest to its aspect ratio: about as many pixels as --resolution, sides in multiples of 64.")
     bucket_upscale: bool = option(False, "Enlarge images smaller than their bucket. Otherwise they get a smaller size.")
     varsize: bool = option(False, "Train each image at its own size, cropped to a multiple of what the model needs. --resolution then applies to previews only.")
     random_flip: bool = option(False, "Mirror images left to right, half of the time.")
     alpha_weight: bool = option(False, "Weight the loss by the image's alpha channel: opaque pixels count, transparent ones do not.")
     alpha_background: str = option("white", "Color behind transparent pixels.")
-    template: str = option("[filewords]", "Prompt template: text, a file with one template per line (one is drawn each time), or the name of a shipped file: style, style_filewords, subject, subject_filewords, hypernetwork, none. [filewords] stands for the caption, [name] for the hypernetwork's name.")
+    template: str = option("[filewords]", "Prompt template: text, a file with one template per line (one is sampled each time), or the name of a shipped file: style, style_filewords, subject, subject_filewords, hypernetwork, none. [filewords] stands for the caption, [name] for the hypernetwork's name.")
     shuffle_tags: bool = option(False, "Shuffle the caption's comma-separated tags each time.")
     keep_tags: int = option(0, "Number of leading tags that are neither shuffled nor dropped.")
-    tag_dropout: float = option(0.0, "Probability of dropping each tag.")
+    tag_dropout: float = option(0.0, "Probability of dropping each tag, except those kept by --keep_tags.")
     caption_dropout: float = option(0.0, "Probability of an empty prompt, for classifier-free guidance.")
-    caption_variants: int | None = option(None, "With shuffled or dropped tags: draw this many prompts per image once and cache them. Default: new prompts, encoded at each step.")
+    caption_variants: int | None = option(None, "With shuffled or dropped tags: sample this many prompts per image once and cache them. Default: new prompts, encoded at each step.")
     clip_skip: int | None = option(None, "Text encoder layer to read, in the WebUI's numbering: 1 is the output, 2 the layer before. Default: 1; for SDXL, where it applies to the first encoder, 2.")
     max_token_chunks: int | None = option(None, "Truncate prompts after this many chunks of 75 tokens. Default: no limit.")
-    prompt_emphasis: bool = option(False, "Read the WebUI's prompt syntax: (word) and (word:1.3) weigh more, [word] less, BREAK starts a new chunk. Prompt editing and AND are not supported. \\( and \\) are always plain brackets.")
+    prompt_emphasis: bool = option(False, "Read the WebUI's prompt syntax: (word) and (word:1.3) weigh more, [word] weighs less, BREAK starts a new chunk. Prompt editing and AND are not supported. \\( and \\) are always literal parentheses.")
     force_zeros_for_empty_prompt: bool | None = option(None, "SDXL only: embed an empty prompt as zeros. Default: what the model's config says.")
     latent_sampling: LatentSampling = option("deterministic", "How latents are taken from the VAE's distribution: deterministic (the mean), once (one sample, kept), or random (a new sample each time).")
     cache_dir: str | None = option(None, "Folder for encoded images and prompts. Default: the datasets cache.")
@@ -123,11 +123,11 @@ class TrainingConfig:
     lr_num_cycles: int = option(1, "Number of cycles of --lr_scheduler cosine_with_restarts.")
     lr_power: float = option(1.0, "Power of --lr_scheduler polynomial.")
     max_train_steps: int = option(10000, "Number of optimizer updates. A learning rate schedule that ends earlier ends the training.")
-    num_train_epochs: int | None = option(None, "Train for this many passes over the images instead of --max_train_steps.")
+    num_train_epochs: int | None = option(None, "Train for this many epochs instead of --max_train_steps.")
     train_batch_size: int = option(1, "Batch size per process.")
     gradient_accumulation_steps: int = option(1, "Forward passes per optimizer update.")
     optimizer: str = option("AdamW", "Any optimizer of torch.optim or bitsandbytes by name (AdamW8bit, PagedAdamW8bit, Lion8bit, ...), or Prodigy (pip install prodigyopt; use a learning rate of 1).")
-    optimizer_args: list[str] | None = option(None, "More arguments of the optimizer, such as momentum=0.9 nesterov=true.")
+    optimizer_args: list[str] | None = option(None, "Further arguments for the optimizer, such as momentum=0.9 nesterov=true.")
     adam_beta1: float | None = option(None, "Beta1 of the optimizer. Default: its own; 0.9 for AdamW.")
     adam_beta2: float | None = option(None, "Beta2 of the optimizer. Default: its own; 0.999 for AdamW.")
     adam_weight_decay: float | None = option(None, "Weight decay of the optimizer. Default: its own; 0.01 for AdamW.")
@@ -160,7 +160,7 @@ class TrainingConfig:
     resume_from_checkpoint: str = option("latest", 'Checkpoint to resume from: "latest" in the output folder, a folder below its checkpoints/, or "none".')
     validation_prompt: list[str] | None = option(None, "One or more prompts to preview.")
     validation_steps: int = option(500, "Generate previews every N steps.")
-    num_validation_images: int = option(1, "Previews per prompt, with seeds seed, seed + 1, ...")
+    num_validation_images: int = option(1, "Previews per prompt, with the seeds --seed, --seed + 1, ...")
     validation_guidance_scale: float = option(7.5, "Guidance scale of the previews.")
     validation_inference_steps: int = option(25, "Sampling steps of the previews.")
 
@@ -168,7 +168,7 @@ class TrainingConfig:
     logging_steps: int = option(10, "Log the mean loss every N steps to the console, hypernetwork_loss.csv and the trackers.")
     report_to: Tracker = option("wandb", "Trackers: wandb (offline unless logged in), tensorboard (install it separately), all or none.")
     tracker_project_name: str = option("hypernetworks", "W&B project name.")
-    run_name: str | None = option(None, "W&B run name. Default: --name and the options given beside --config.")
+    run_name: str | None = option(None, "W&B run name. Default: --name and the options on the command line.")
     log_artifact: bool = option(False, "Upload the finished hypernetwork to W&B as an artifact.")
     push_to_hub: bool = option(False, "Upload the hypernetwork, its model card and previews to the Hugging Face Hub at the end.")
     hub_model_id: str | None = option(None, "Hub repository to push to. Default: the hypernetwork's name in your account.")
@@ -180,7 +180,7 @@ class TrainingConfig:
         return self.validation_split > 0 or bool(self.validation_data_dir)
 
     def changed(self, options: Iterable[str]) -> dict[str, Any]:
-        """Return those of the options that differ from their defaults."""
+        """Return those of `options` whose values differ from their defaults."""
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         return {name: getattr(self, name) for name in options if getattr(self, name) != defaults[name]}
 

@@ -40,3 +40,12 @@ def test_folder_listing_of_the_readme_is_complete():
     for path in (REPO / "hypernet").iterdir():
         if path.is_dir() and path.name != "__pycache__":
             assert re.search(rf"^  {path.name}/ ", text, re.M), path.name
+
+
+def test_the_lowest_versions_agree():
+    """requirements.txt, the pins that its lower bounds are tested with, and the table of what was tried."""
+    bounds = dict(line.split(">=") for line in (REPO / "requirements.txt").read_text().split())
+    pins = dict(line.split("==") for line in (REPO / "tests" / "lowest.txt").read_text().split())
+    table = (REPO / "examples" / "docs" / "versions.md").read_text(encoding="utf-8")
+    assert {name: f"{bound}.0" for name, bound in bounds.items()} == pins
+    assert all(re.search(rf"^\| {name} \| {re.escape(pin)} \|", table, re.M) for name, pin in pins.items())

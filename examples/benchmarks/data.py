@@ -1,10 +1,11 @@
 #!/usr/bin/env python
-"""Measure the cost of the data: VAE and text encoder calls, memory, waiting time, start of a run. Linux only.
+"""Measure the cost of data loading: VAE and text encoder calls, memory, time spent waiting, startup. Linux only.
 
     python examples/benchmarks/data.py                     # about ten minutes on two cores
     python examples/benchmarks/data.py --images 2000 --json
 
-Uses the quickstart's model, its images and drawn ones. Times are ratios of runs that take turns; the rest are counts.
+Uses the quickstart's model and images, and images drawn on the spot. Times are reported as ratios, so that the
+speed of the machine hardly matters.
 """
 
 import json
@@ -62,7 +63,7 @@ PreparedData = tuple[TrainingConfig, TrainingDataset, list[ImageRecord]]
 
 
 def draw_images(folder: Path, count: int, size: int = 64, start: int = 0) -> None:
-    """Draw images with a different caption each, so that every prompt has to be encoded."""
+    """Draw images, each with a caption of its own, so that every prompt must be encoded."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(start)
     for i in range(start, start + count):
@@ -87,7 +88,7 @@ def prepare_data(models: StableDiffusion, folder: Path, cache: Path, *more: str)
 
 
 def count_encodes(models: StableDiffusion, work: Path) -> dict[str, tuple[int, int]]:
-    """Return for each kind of start how many images the VAE encodes, and how many prompts the text encoder."""
+    """Return, for each kind of start, the number of images the VAE encodes and of prompts the text encoder encodes."""
     folder, cache, counts = work / "images", work / "cache", [0, 0]
     shutil.copytree(IMAGES, folder)
     layer = next(module for name, module in models.text_encoders[0].named_modules() if name.endswith("layers.0"))
@@ -113,7 +114,7 @@ def count_encodes(models: StableDiffusion, work: Path) -> dict[str, tuple[int, i
 
 
 def largest_error(models: StableDiffusion, work: Path) -> float:
-    """Return the largest difference between the latents in training and vae.encode of the same pixels."""
+    """Return the largest difference between the latents used in training and `vae.encode` of the same pixels."""
     _, dataset, _ = prepare_data(models, IMAGES, work / "cache")
     errors = []
     for index, path in enumerate(sorted(IMAGES.glob("*.png"))):
@@ -129,7 +130,7 @@ def largest_error(models: StableDiffusion, work: Path) -> float:
 
 
 class Stepper:
-    """Runs training steps of the quickstart on one dataset, and times the wait for each batch."""
+    """Runs the quickstart's training steps on one dataset, and times the wait for each batch."""
 
     def __init__(self, models: StableDiffusion, accelerator: Accelerator, data: PreparedData):
         config, self.dataset, records = data
@@ -141,7 +142,7 @@ class Stepper:
         self.stream = iter(build_loader(accelerator, self.dataset, batches))
 
     def step(self) -> tuple[float, float]:
-        """Return the seconds spent waiting for the batch, and those of the whole step."""
+        """Return the seconds spent waiting for the batch, and the seconds of the whole step."""
         started = time.perf_counter()
         batch = next(self.stream)
         waited = time.perf_counter() - started
@@ -165,7 +166,7 @@ def waiting_share(models: StableDiffusion, accelerator: Accelerator, work: Path)
 
 
 def step_ratio(models: StableDiffusion, accelerator: Accelerator, folders: tuple[Path, Path], cache: Path) -> float:
-    """Return the median time of a step on the second folder relative to the first; steps take turns."""
+    """Return the median step time on the second folder relative to the first, alternating between the two."""
     prepared = [prepare_data(models, folder, cache, "--resolution=64") for folder in folders]
     times: list[list[float]] = [[], []]
     for _ in range(6):
@@ -180,25 +181,25 @@ def step_ratio(models: StableDiffusion, accelerator: Accelerator, folders: tuple
 
 
 def run(folder: Path, cache: Path, output: Path, steps: int) -> tuple[float, float, float]:
-    """Run the training script in a process of its own.
+    """Run the training script in its own process.
 
     Returns:
-        Its seconds, its resident memory in MB at the end, and the part of that which is not mapped files.
+        Its duration in seconds, its resident memory in MB at the end, and the part of it not mapped from files.
     """
     flags = ["--resolution=64", f"--max_train_steps={steps}", f"--output_dir={output}", "--overwrite"]
     flags += ["--logging_steps=1000", "--validation_steps=1000000"]
     command = [sys.executable, "-c", RUN, str(REPO), *training_flags(folder, cache, *flags)]
     started = time.perf_counter()
-    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
+    completed = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
     seconds = time.perf_counter() - started
-    if done.returncode:
-        raise RuntimeError(done.stderr[-3000:])
-    memory = json.loads(done.stdout.splitlines()[-1])  # in kB
+    if completed.returncode:
+        raise RuntimeError(completed.stderr[-3000:])
+    memory = json.loads(completed.stdout.splitlines()[-1])  # in kB
     return seconds, memory["VmRSS"] / 1000, memory["RssAnon"] / 1000
 
 
 def compare_runs(folders: tuple[Path, Path], cache: Path, work: Path) -> dict[str, float]:
-    """Compare start and memory of runs on the second folder with those on the first, everything cached."""
+    """Compare startup time and memory of runs on the two folders, second to first, with everything cached."""
     seconds: list[list[float]] = [[], []]
     for _ in range(STARTS):
         for index, folder in enumerate(folders):
@@ -215,7 +216,7 @@ def compare_runs(folders: tuple[Path, Path], cache: Path, work: Path) -> dict[st
 
 def main() -> None:
     parser = ScriptParser(__doc__)
-    images_help = f"how many to compare with {FEW}; default: %(default)s"
+    images_help = f"number of images to compare with {FEW}; default: %(default)s"
     parser.add_argument("--images", type=parse_count, default=20_000, help=images_help)
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
     args = parser.parse_args()

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Measure the sizes of files and frozen UNets, and what LoRAs preserve of a hypernetwork.
 
-    python examples/benchmarks/inference.py sizes                                      # SD 1.x files, and frozen UNets
-    python examples/benchmarks/inference.py lora output/quickstart --sheet lora.png    # LoRAs of several ranks, with images
+    python examples/benchmarks/inference.py sizes                                      # SD 1.x files, frozen UNets
+    python examples/benchmarks/inference.py lora output/quickstart --sheet lora.png    # LoRAs of several ranks
 
 For the cost of a sampling step with attached and fused hypernetworks see examples/benchmarks/step.py.
 """

@@ -1,10 +1,11 @@
 #!/usr/bin/env python
 """Kill a run again and again, resume it each time, and compare it with one that was never interrupted.
 
-    python examples/benchmarks/kill_and_resume.py            # 40 steps of the quickstart's model, 30 kills; about ten minutes
+    python examples/benchmarks/kill_and_resume.py            # 40 steps, 30 kills; about ten minutes
 
-Dropout, shuffled tags, random latents, flips, accumulation, EMA, validation images and the guard are on. Prints which
-files differ in the end (none should: weights, optimizer, EMA, CSV), and how many kills interrupted a save.
+Trains on the quickstart's model with dropout, shuffled tags, random latents, flips, accumulation, EMA, validation
+images and the guard. Prints which files differ in the end (none should: weights, optimizer, EMA, CSV), and how many
+kills interrupted a save.
 """
 
 import os

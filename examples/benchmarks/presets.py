@@ -5,10 +5,10 @@
     python examples/benchmarks/presets.py 8gb 8gb_sdxl
     python examples/benchmarks/presets.py --plot examples/docs/images/presets.png
 
-"encoding" is the most that the VAE or the text encoders take in float32 while they encode images and prompts, before the
-UNet is loaded. "step" is the peak of a training step's tensors, as examples/benchmarks/step.py counts it. "preview" is
-the peak of decoding a preview, with everything training holds meanwhile. CUDA itself and the workspaces of its libraries
-take another half GiB or so.
+"encoding" is the most that the VAE or the text encoders take in float32 while they encode images and prompts, before
+the UNet is on the device. "step" is the peak of a training step's tensors, as examples/benchmarks/step.py counts it.
+"preview" is the peak of decoding a preview, with everything training holds meanwhile. CUDA itself and the workspaces of
+its libraries take another half GiB or so.
 """
 
 import argparse

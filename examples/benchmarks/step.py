@@ -8,10 +8,10 @@
     python examples/benchmarks/step.py --model sd15 --rounds 3        # half an hour on a CPU, 12 GB of memory
 
 Times are medians of ratios to the floor of the same round: all ways take turns in one process, so noise affects them
-alike. (The quickstart's model is so small that much of its time is call overhead.) FLOPs are counted by PyTorch: two per
-multiply-add; convolutions, matrix products, attention. Memory is the peak of a step's tensors (weights, gradients,
-moments, activations), counted on fake tensors; CUDA itself and the workspaces of its libraries come on top. On a GPU the
-peak is also measured.
+alike. (The quickstart's model is so small that much of its time is call overhead.) FLOPs are counted by PyTorch: two
+per multiply-add; convolutions, matrix products, attention. Memory is the peak of a step's tensors (weights, gradients,
+moments, activations), counted on fake tensors; CUDA itself and the workspaces of its libraries come on top. On a GPU
+the peak is also measured.
 
 A training step:
 floor              forward and backward through the frozen UNet, down to its input (training need not go that far)

@@ -1,13 +1,13 @@
 #!/usr/bin/env python
 """Compare whole training runs: ours, and a LoRA trained as in diffusers' example; and measure our loop's overhead.
 
-    python examples/benchmarks/training_run.py        # the quickstart's model and images, 1000 steps each; a quarter of an hour
+    python examples/benchmarks/training_run.py        # the quickstart, 1000 steps each; a quarter of an hour
 
-Both train in this process, in turn, with the same model, images, batch size and number of steps. The time counts from the
-options to the saved result. The LoRA run is reimplemented from what the example documents: images are read, cropped and
-encoded at each step, and so are prompts; rank 4 through PEFT, AdamW, a progress bar and a log entry per step. The overhead
-of our loop is the time outside the model's own step (forward, backward, clipping, optimizer): data, noise, loss, logging,
-progress bar.
+Both train in this process, in turn, with the same model, images, batch size and number of steps. The time counts from
+the options to the saved result. The LoRA run is reimplemented from what the example does: images are read, cropped and
+encoded at each step, and so are prompts; rank 4 through PEFT, AdamW, a progress bar and a log entry per step. The
+overhead of our loop is the time outside the model's own step (forward, backward, clipping, optimizer): data, noise,
+loss, logging, progress bar.
 """
 
 import argparse

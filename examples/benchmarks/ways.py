@@ -53,7 +53,7 @@ def load_unet(model: str, device: str, dtype: torch.dtype = torch.float32) -> UN
 
 
 def make_inputs(unet: UNet2DConditionModel, batch_size: int, size: int, device: str, dtype: torch.dtype) -> Inputs:
-    """Return random inputs for images of `size` pixels a side: latents (B, 4, size / 8, size / 8), text (B, 77, width)."""
+    """Return random latents (B, 4, size / 8, size / 8) of square images of `size` pixels, and text (B, 77, width)."""
     with torch.device(device):
         latents = torch.randn(batch_size, 4, size // 8, size // 8, dtype=dtype)
         text = torch.randn(batch_size, 77, unet.config.cross_attention_dim, dtype=dtype)

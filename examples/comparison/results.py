@@ -23,9 +23,9 @@ IGNORED |= {"validation_guidance_scale", "validation_loss_steps", "enable_tiling
 
 @dataclasses.dataclass
 class Result:
-    """A run and how it went. Losses are (step, loss) pairs; None stands for what was not measured.
+    """A run and its outcome. Losses are (step, loss) pairs; None means not measured.
 
-    The fields from `step` to `file_bytes` are columns of compare.csv, and keys of result.json where they come from there.
+    The fields from `step` to `file_bytes` are columns of compare.csv; some are read from result.json.
     """
 
     run: Run
@@ -75,11 +75,11 @@ def read_result(run: Run, problem: str | None, reach: float | None = None) -> Re
     folder = _open_folder(run.folder, options)
     metrics, validation = folder.metrics.rows(), folder.validation_losses.rows()
     val_losses = _pairs(validation, "val_loss")
-    ended = json.loads(folder.result.read_text(encoding="utf-8")) if run.is_finished else {}
-    if not ended and problem is None:
+    outcome = json.loads(folder.result.read_text(encoding="utf-8")) if run.is_finished else {}
+    if not outcome and problem is None:
         problem = f"not finished, at step {metrics[-1]['step'] if metrics else 0}"
-    if validation:  # an unfinished run has its last measurement
-        ended = {"val_loss": val_losses[-1][1], "val_loss_base": float(validation[0]["val_loss_base"]), **ended}
+    if validation:  # for an unfinished run, its last measurement
+        outcome = {"val_loss": val_losses[-1][1], "val_loss_base": float(validation[0]["val_loss_base"]), **outcome}
     names = {field.name for field in dataclasses.fields(Result)}
     return Result(
         run,
@@ -91,12 +91,12 @@ def read_result(run: Run, problem: str | None, reach: float | None = None) -> Re
         images_per_second=_summarize(metrics, "images_per_second", statistics.median),
         peak_memory_gib=_summarize(metrics, "peak_memory_gib", max),
         file_bytes=folder.webui_file.stat().st_size if folder.webui_file.is_file() else None,
-        **{key: value for key, value in ended.items() if key in names},
+        **{key: value for key, value in outcome.items() if key in names},
     )
 
 
 def _open_folder(path: Path, options: dict[str, Any]) -> RunFolder:
-    """Return the paths and tables of a run; options of another version are ignored."""
+    """Return the paths and tables of a run; options unknown to this version are ignored."""
     names = {field.name for field in dataclasses.fields(TrainingConfig)} - {"output_dir"}
     known = {name: value for name, value in options.items() if name in names}
     return RunFolder(TrainingConfig(output_dir=str(path), **known))
@@ -118,7 +118,7 @@ def differing_options(results: list[Result]) -> list[str]:
 
 
 def shorten_value(value: Any) -> str:
-    """Format an option's value for people, in at most 40 characters; of a path only the last part."""
+    """Format an option's value for display in at most 40 characters; shorten a path to its last part."""
     text = "default" if value is None else format_value(value)
     text = Path(text).name if "/" in text else text
     return textwrap.shorten(text, 40, placeholder="…") if " " in text else text[:40]

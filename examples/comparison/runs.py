@@ -34,18 +34,18 @@ class Run:
 
     name: str
     folder: Path
-    options: dict[str, Any]  # as the grid has them; empty for a run trained elsewhere
+    options: dict[str, Any]  # from the grid; empty for a run trained elsewhere
 
     @property
     def recorded_options(self) -> dict[str, Any]:
-        """All options, as the run itself has saved them; empty before it has started."""
+        """All options, as the run itself recorded them; empty before it starts."""
         return find_run_options(self.folder)
 
     def parse_config(self) -> TrainingConfig:
-        """Parse the options of a grid's run, and complete them as the training does.
+        """Parse the options from the grid, and fill in the rest as the training script does.
 
         Raises:
-            UserError: for a value that cannot work.
+            UserError: for an invalid value.
         """
         config = parse_config(options_to_flags(self.options))
         choose_mixed_precision(config)
@@ -80,11 +80,11 @@ class Runner:
             (output_dir / folder).mkdir(parents=True, exist_ok=True)
 
     def is_done(self, run: Run) -> bool:
-        """Whether the run has finished with these very options."""
+        """Whether the run has finished with exactly these options."""
         return self.done.get(run.name) == identity(run.options) and run.is_finished
 
     def train(self, run: Run, overwrite: bool) -> str | None:
-        """Train a run to its end. Return why that failed, or None."""
+        """Train a run to its end. Return None, or why that failed."""
         gpu = self.slots.get()
         try:
             code = self._launch(run, gpu, overwrite)
@@ -102,7 +102,7 @@ class Runner:
         return None if run.is_finished else "stopped before its last step"
 
     def _launch(self, run: Run, gpu: str | None, overwrite: bool) -> int | None:
-        """Return the exit code, or None if the run was not started because all are to stop."""
+        """Return the exit code, or None if the run was not started because the comparison is stopping."""
         config = self.output_dir / "configs" / f"{run.name}.yaml"
         previous = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
         flags = ["--overwrite"] if overwrite and identity(previous) != identity(run.options) else []
@@ -120,12 +120,12 @@ class Runner:
                     env=self.environment(gpu),
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    start_new_session=True,  # or Ctrl-C would reach it twice: from the terminal and from here
+                    start_new_session=True,  # otherwise Ctrl-C would reach it twice: from the terminal and from here
                 )
                 self.processes.add(process)
             try:
                 code = process.wait()
-                while _group_lives(process):  # the launcher exits at once, the training saves a checkpoint first
+                while _group_is_running(process):  # the launcher exits at once; training saves a checkpoint first
                     time.sleep(0.1)
                 return code
             finally:
@@ -134,17 +134,17 @@ class Runner:
     def environment(self, gpu: str | None) -> dict[str, str]:
         """Return the environment variables of a run on this GPU, or on its share of the CPU cores."""
         environment = {"WANDB_RUN_GROUP": self.output_dir.resolve().name, **os.environ}
-        environment.pop("WANDB_RUN_ID", None)  # all runs would become one
+        environment.pop("WANDB_RUN_ID", None)  # otherwise W&B would treat all runs as one
         if gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = gpu
         elif self.jobs > 1:
             environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.jobs)))
-            # the trainer takes a single thread for its launcher's default, which it overrides; this limit it keeps
+            # training overrides a single thread, which is also the launcher's default, but respects this limit
             environment.setdefault("OMP_THREAD_LIMIT", environment["OMP_NUM_THREADS"])
         return environment
 
     def stop(self) -> None:
-        """Let the runs save a checkpoint and exit; start no more. A second call ends them at once, like Ctrl-C."""
+        """Let the active runs save a checkpoint and exit; start no more. A second call ends them at once."""
         with self.lock:
             self.stopped = True
             for process in list(self.processes):
@@ -159,18 +159,18 @@ class Runner:
 
 
 def identity(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that make two runs the same, wherever their folders are."""
+    """Return the options that identify a run, whatever its name and folder."""
     return {key: value for key, value in options.items() if key not in ("output_dir", "run_name", "name")}
 
 
 def _visible_gpus() -> list[str]:
-    """Return values for CUDA_VISIBLE_DEVICES, one per GPU: those it lists already, or the index of each."""
+    """Return values for CUDA_VISIBLE_DEVICES, one per GPU: those already listed there, or the indices of all."""
     count = torch.cuda.device_count()
     listed = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     return listed[:count] if listed else [str(index) for index in range(count)]
 
 
-def _group_lives(process: subprocess.Popen) -> bool:
+def _group_is_running(process: subprocess.Popen) -> bool:
     """Whether any process of the group is still running."""
     if not hasattr(os, "killpg"):
         return False
@@ -193,7 +193,7 @@ def train_all(runs: list[Run], output_dir: Path, jobs: int, overwrite: bool = Fa
     runner, failed = Runner(output_dir, jobs), {}
     waiting = [run for run in runs if not runner.is_done(run)]
     if len(waiting) < len(runs):
-        print(f"{len(runs) - len(waiting)} of them already done")
+        print(f"{len(runs) - len(waiting)} of {len(runs)} runs already done")
     started, pool = time.monotonic(), concurrent.futures.ThreadPoolExecutor(jobs)
     with _signals_as_ctrl_c():
         try:
@@ -222,7 +222,7 @@ def train_all(runs: list[Run], output_dir: Path, jobs: int, overwrite: bool = Fa
 
 @contextlib.contextmanager
 def _signals_as_ctrl_c() -> Iterator[None]:
-    """Treat SIGTERM and SIGHUP (the terminal or the machine goes down) like Ctrl-C, so that no run is left behind."""
+    """Treat SIGTERM and SIGHUP (a shutdown, a closed terminal) like Ctrl-C, so that no run is orphaned."""
     numbers = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
     handlers = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
     try:

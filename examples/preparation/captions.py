@@ -1,4 +1,4 @@
-"""Captions for prepare.py: from file names, a captioning model or a tagger, combined with written captions.
+"""Captions for prepare.py: from file names, a captioning model or a tagger, combined with existing captions.
 
 A captioner is called with an RGB image and returns one line of text.
 """
@@ -25,8 +25,8 @@ from hypernet.utils.hub import hub_file, is_hub_id
 BLIP = "Salesforce/blip-image-captioning-base"
 TAGGER = "SmilingWolf/wd-vit-tagger-v3"
 SHORT_NAMES = ("filename", "blip", "tagger")
-QUESTION = "Describe this picture in one sentence."  # for models that chat
-RATING = "9"  # a tagger's category for general, sensitive, ...
+QUESTION = "Describe this picture in one sentence."  # for chat models
+RATING = "9"  # the tagger's category of the ratings: general, sensitive, ...
 WITHOUT_IT = "leave it out to use the existing captions and file names"
 
 Captioner = Callable[[Image.Image], str]
@@ -49,7 +49,7 @@ def check_names(names: Iterable[str]) -> None:
 
 
 def join_texts(texts: Iterable[str]) -> str:
-    """Join texts by commas; drop the comma-separated pieces that an earlier text has."""
+    """Join texts by commas; drop comma-separated pieces that an earlier text already has."""
     joined: list[str] = []
     seen: set[str] = set()
     for text in texts:
@@ -64,7 +64,7 @@ def join_texts(texts: Iterable[str]) -> str:
 
 
 def needs_captions(existing: str | None, mode: str) -> bool:
-    """Return whether to run the captioners on an image whose written caption is `existing` (None or "" for none)."""
+    """Return whether to run the captioners on an image whose own caption is `existing` (None or "" for none)."""
     return mode != "copy" or not existing
 
 
@@ -84,7 +84,7 @@ def combine(existing: str | None, generated: list[str], mode: str) -> str | None
 
 
 class ModelCaptioner:
-    """A captioning model of transformers: BLIP, GIT, a vision-language model that chats, ..."""
+    """A captioning model of transformers: BLIP, GIT, a vision-language chat model, ..."""
 
     def __init__(self, name: str, prompt: str | None, max_tokens: int):
         """Load a model from a folder, the Hub or its cache, and try it on a white image.
@@ -100,7 +100,7 @@ class ModelCaptioner:
         try:
             model = AutoModelForImageTextToText.from_pretrained(name, dtype=self.dtype)
             self.processor, self.tokenizer = _load_processors(name)
-        except Exception as error:  # loaders and the Hub client raise many kinds
+        except Exception as error:  # loaders and the Hub client raise many kinds of errors
             raise _captioner_error(name, error) from None
         self.model = model.to(self.device).eval()
         self.chats = bool(getattr(self.processor, "chat_template", None))
@@ -129,7 +129,7 @@ class ModelCaptioner:
 
 
 def _load_processors(name: str) -> tuple[Any, Any]:
-    """Return what makes a model's inputs and what decodes its tokens; encoder-decoder models have no common one."""
+    """Return a model's input processor and its token decoder: one object, or two for encoder-decoder models."""
     from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 
     processor = AutoProcessor.from_pretrained(name)
@@ -167,7 +167,7 @@ class TagStyle:
         return ", ".join(map(self.format, sorted(tags) if self.order == "alphabet" else tags))
 
     def format(self, tag: str) -> str:
-        """Replace underscores by spaces, except in emoticons such as >_<, and escape brackets, as the options say."""
+        """Replace underscores by spaces, except in emoticons such as >_<, and escape brackets, if so configured."""
         if not self.keep_underscores and not is_emoticon(tag):
             tag = tag.replace("_", " ")
         return re.sub(r"([\\()])", r"\\\1", tag) if self.escape_brackets else tag
@@ -208,7 +208,7 @@ class Tagger:
             self.names, self.categories = [row["name"] for row in rows], [row["category"] for row in rows]
             self.input = self.session.get_inputs()[0]
             count = self.scores(Image.new("RGB", (64, 64), "white")).size
-        except Exception as error:  # the runtime and the Hub client raise many kinds
+        except Exception as error:  # the runtime and the Hub client raise many kinds of errors
             problem = f"no column {error}" if isinstance(error, KeyError) else error
             raise _captioner_error(f"tagger --tagger_model {name}", problem) from None
         if count != len(self.names):
@@ -234,7 +234,7 @@ def _tagger_file(name: str, file: str) -> Path:
 
 
 def tagger_pixels(image: Image.Image, side: int) -> np.ndarray:
-    """Pad an RGB image to a white square and resize it: (1, side, side, 3) float32 in BGR order, 0 to 255.
+    """Pad an RGB image with white to a square and resize it: (1, side, side, 3) float32 in BGR order, 0 to 255.
 
     This is the preprocessing of the code in the taggers' model cards.
     """
@@ -246,7 +246,7 @@ def tagger_pixels(image: Image.Image, side: int) -> np.ndarray:
 
 
 def load_captioners(args: argparse.Namespace) -> list[Captioner | None]:
-    """Load the captioners that --caption names, in its order; None stands for the file name.
+    """Load the captioners that --caption names, in that order; None stands for the file name.
 
     Raises:
         UserError: for a model that cannot be loaded, with a way to continue without it.

@@ -1,6 +1,6 @@
 """Where prepare.py crops an image, and to which size: pure functions of widths and heights in pixels.
 
-The rules are those of the AUTOMATIC1111 WebUI's Preprocess tab (textual_inversion/preprocess.py) where it has one; each
+The rules are those of the AUTOMATIC1111 WebUI's Preprocess tab (textual_inversion/preprocess.py) where it has any; each
 function notes what differs. A box is (left, top, right, bottom) in pixels of the original image and may be fractional.
 """
 
@@ -45,12 +45,14 @@ def split_boxes(width: int, height: int, size: tuple[int, int], overlap: float) 
 def automatic_size(
     width: int, height: int, sides: tuple[int, int], areas: tuple[int, int], threshold: float, objective: str
 ) -> tuple[int, int] | None:
-    """Return the best (width, height) in multiples of 64 for an image, or None: the WebUI's auto-sized crop.
+    """Return the best (width, height) in multiples of 64 for an image; None if none fits.
+
+    This is the WebUI's auto-sized crop.
 
     Args:
         sides: minimum and maximum side.
         areas: minimum and maximum width * height.
-        threshold: maximum error, the fraction of the image that a crop to the size cuts off.
+        threshold: maximum error; the error is the fraction of the image that a crop to the size cuts off.
         objective: "area" maximizes the area and breaks ties by the error; "error" minimizes the error and breaks ties
             by the area.
     """

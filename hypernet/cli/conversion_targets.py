@@ -10,14 +10,14 @@ MAX_NAME_BYTES = 200  # most file systems allow 255
 
 
 def choose_target(source: str, target: Path | None, rename: str | None, overwrite: bool) -> Path | None:
-    """Return where to write a conversion of `source`; None for NAME.pt in the trained folder that it is.
+    """Return where to write a conversion of `source`; None if it is a trained folder, which gets its own NAME.pt.
 
     Args:
         target: TARGET, if the user named one.
         rename: the name of a copy beside the file `source`, instead of a target.
 
     Raises:
-        UserError: if neither says where, or nothing can be written there.
+        UserError: if neither is given for a file, or nothing can be written there.
         NotAHypernetwork: if a target is needed and `source` is not a hypernetwork.
     """
     path = Path(source)
@@ -31,7 +31,7 @@ def choose_target(source: str, target: Path | None, rename: str | None, overwrit
             raise UserError(f'--rename {rename!r}: it becomes a file name; it must not contain < > : " / \\ | ? *')
         target = path.with_name(name + path.suffix)
     if target is None and not path.is_dir():
-        load(source)  # a wrong source is the more useful thing to report
+        load(source)  # report a wrong source first
         raise UserError(f"{path}: the TARGET is missing: convert_to_webui.py {path} TARGET")
     if target is not None:
         check_target(target, overwrite, source)
@@ -42,7 +42,7 @@ def default_target(folder: Path, name: str, overwrite: bool) -> Path:
     """Return NAME.pt in a trained folder; a run's own folder may always be updated.
 
     Args:
-        name: from the folder's config. It is not trusted: if it is not a file name, the folder's name is taken.
+        name: from the folder's config. If it is not a valid file name, the folder's name is used.
 
     Raises:
         UserError: if nothing can be written there.

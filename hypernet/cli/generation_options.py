@@ -1,4 +1,4 @@
-"""The options that scripts which generate images share, and what follows from them."""
+"""The options shared by the scripts that generate images, and the settings and models they choose."""
 
 import argparse
 import dataclasses
@@ -17,10 +17,10 @@ from hypernet.generation.prompt_tags import find_hypernetwork, split_prompt
 from hypernet.stable_diffusion.model_source import MODEL_DEFAULTS, MODEL_OPTIONS, ModelSource
 from hypernet.utils.errors import UserError
 
-MODEL, *OTHER_NAMES = MODEL_OPTIONS  # of the model options; the scripts call the first one --model
+MODEL, *OTHER_NAMES = MODEL_OPTIONS  # the scripts call the first option --model
 PROMPT_OPTIONS = ("clip_skip", "max_token_chunks", "prompt_emphasis")  # how prompts are read, whatever the model
 SETTINGS = ("negative_prompt", "seed", "steps", "guidance_scale", "size", "sampler")
-GUIDANCE_SCALE = 7.5  # of hypernetworks that no run is known of
+GUIDANCE_SCALE = 7.5  # for hypernetworks whose run is unknown
 Stack = Sequence[tuple[str, float]]  # (path or Hub id, strength) of hypernetworks, in the order they are applied
 
 
@@ -94,7 +94,7 @@ def make_settings(args: argparse.Namespace, prompt: str, stack: Stack, **changes
     The hypernetworks of the prompt's tags are applied first, then those of `stack`.
 
     Raises:
-        UserError: for a tag or value that cannot work.
+        UserError: for an invalid tag or value.
     """
     text, tags = split_prompt(prompt)
     tagged = [(str(find_hypernetwork(name, args.hypernetwork_dir)), strength) for name, strength in tags]
@@ -131,7 +131,7 @@ def choose_model(settings: Sequence[GenerationSettings], **given: Any) -> tuple[
 def find_model(runs: Sequence[dict[str, Any]], hint: str, model: str | None = None, **options: Any) -> ModelSource:
     """Return the base model of some runs, with the options that belong to it.
 
-    If `model` is another one than theirs, only the options on how prompts are read are taken from the runs.
+    If `model` differs from theirs, only the options on how prompts are read are taken from the runs.
 
     Args:
         runs: the options of each, as `find_run_options` returns them.
@@ -161,7 +161,8 @@ def find_model(runs: Sequence[dict[str, Any]], hint: str, model: str | None = No
         raise UserError(f"--model is missing: {hint}")
     if ignored:
         print(
-            f"note: the run used another model than {model}, so its {', '.join(ignored)} are ignored", file=sys.stderr
+            f"note: the run used a different model from {model}, so its {', '.join(ignored)} are ignored",
+            file=sys.stderr,
         )
     source = ModelSource.from_options(chosen, option="--model")
     source.check()

@@ -41,7 +41,7 @@ def export_lora(
         steps: sampling steps for these.
         strength: of the hypernetwork, equivalent to strength 1 of the LoRA.
         half: write float16.
-        overwrite: replace LoRAs that exist already.
+        overwrite: replace existing LoRAs.
 
     Raises:
         UserError: if the LoRA cannot be made, or another file would be lost.
@@ -56,7 +56,9 @@ def export_lora(
     hypernetwork = load(source)
     linear = is_linear(hypernetwork)
     if not prompts and not linear:
-        problem = "a hypernetwork with activation or LayerNorm is approximated on what it gets as images are generated"
+        problem = (
+            "a hypernetwork with activation or LayerNorm is approximated on the contexts it sees during generation"
+        )
         raise UserError(f"--prompts is missing: {problem}")
     base = find_model([run], "the file does not record its base model", model=model)
     pipe = load_for_generation(base).pipeline
@@ -96,7 +98,7 @@ def find_contexts(
 
 def print_report(lora: Lora, target: Path, rank: int, linear: bool) -> None:
     """Print the share of the perturbation that each format keeps, by width, and what each file is for."""
-    including = "" if linear else " (what a linear map cannot do counts as lost)"
+    including = "" if linear else " (whatever no linear map can express counts as lost)"
     print(f"share of the hypernetwork's perturbation that is kept{including}")
     full_rank = min(min(down.shape[1], len(up)) for down, up, _ in lora.factors.values())
     if any(len(down) < rank for down, _, _ in lora.factors.values()):

@@ -1,4 +1,4 @@
-"""Check the values of the training options, alone and together. Needs no torch, so that mistakes are reported at once."""
+"""Check the training options, alone and together. Imports no torch, so that mistakes are reported at once."""
 
 import ast
 import difflib
@@ -28,7 +28,7 @@ def check_options(config: TrainingConfig) -> TrainingConfig:
         The same config, with `name`, and the optimizer by its exact name.
 
     Raises:
-        UserError: for a value that cannot work, or one that would have no effect beside the others.
+        UserError: for an invalid value, or one that would have no effect in combination with the others.
     """
     config.name = config.name or Path(config.output_dir).resolve().name
     config.train_data_dir, config.dataset_name = config.train_data_dir or None, config.dataset_name or None
@@ -63,15 +63,15 @@ def _check_data(config: TrainingConfig) -> None:
     samples_tags = config.shuffle_tags or config.tag_dropout > 0
     both = 'name a folder or a dataset, not both (--train_data_dir "" cancels the one in --config)'
     _refuse_if(config, config.dataset_name, "train_data_dir", both)
-    _refuse_if(config, not config.dataset_name, "dataset_config_name", "it belongs to --dataset_name")
-    _refuse_if(config, not config.dataset_name, "image_column", "it belongs to --dataset_name")
-    _refuse_if(config, config.dataset_name, "filename_word_regex", "it belongs to --train_data_dir")
-    _refuse_if(config, not config.filename_word_regex, "filename_join_string", "it belongs to --filename_word_regex")
-    _refuse_if(config, config.crop != "random", "crop_variants", "it belongs to --crop random")
-    _refuse_if(config, not config.aspect_buckets, "bucket_upscale", "it belongs to --aspect_buckets")
+    _refuse_if(config, not config.dataset_name, "dataset_config_name", "it requires --dataset_name")
+    _refuse_if(config, not config.dataset_name, "image_column", "it requires --dataset_name")
+    _refuse_if(config, config.dataset_name, "filename_word_regex", "it requires --train_data_dir")
+    _refuse_if(config, not config.filename_word_regex, "filename_join_string", "it requires --filename_word_regex")
+    _refuse_if(config, config.crop != "random", "crop_variants", "it requires --crop random")
+    _refuse_if(config, not config.aspect_buckets, "bucket_upscale", "it requires --aspect_buckets")
     _refuse_if(config, config.aspect_buckets, "varsize", "choose it or --aspect_buckets")
     for option in ("keep_tags", "caption_variants"):
-        _refuse_if(config, not samples_tags, option, "it belongs to --shuffle_tags or --tag_dropout")
+        _refuse_if(config, not samples_tags, option, "it requires --shuffle_tags or --tag_dropout")
 
 
 def _check_hypernetwork(config: TrainingConfig) -> None:
@@ -100,8 +100,8 @@ def _check_training(config: TrainingConfig) -> None:
     if config.snr_gamma == 0:
         raise UserError("--snr_gamma 0.0: every loss weight would be 0; 5 is usual")
     _refuse_if(config, config.init_from, "num_train_epochs", "with --init_from use --max_train_steps")
-    _refuse_if(config, config.clip_grad_mode != "norm", "max_grad_norm", "it belongs to --clip_grad_mode norm")
-    _refuse_if(config, config.clip_grad_mode != "value", "max_grad_value", "it belongs to --clip_grad_mode value")
+    _refuse_if(config, config.clip_grad_mode != "norm", "max_grad_norm", "it requires --clip_grad_mode norm")
+    _refuse_if(config, config.clip_grad_mode != "value", "max_grad_value", "it requires --clip_grad_mode value")
 
 
 def _check_schedules(config: TrainingConfig) -> None:
@@ -116,7 +116,7 @@ def _check_schedules(config: TrainingConfig) -> None:
     schedulers = {"lr_num_cycles": ["cosine_with_restarts"], "lr_power": ["polynomial"]}
     schedulers["lr_warmup_steps"] = [name for name in typing.get_args(LRScheduler) if name != "constant"]
     for option, names in schedulers.items():
-        _refuse_if(config, config.lr_scheduler not in names, option, f"it belongs to --lr_scheduler {', '.join(names)}")
+        _refuse_if(config, config.lr_scheduler not in names, option, f"it requires --lr_scheduler {', '.join(names)}")
     if config.num_train_epochs is None and config.lr_warmup_steps >= config.max_train_steps:
         problem = f"warmup would not end before the training does, after {config.max_train_steps} steps"
         raise UserError(f"--lr_warmup_steps {config.lr_warmup_steps}: {problem}")
@@ -140,7 +140,7 @@ def _check_validation(config: TrainingConfig) -> None:
         if Path(config.validation_data_dir).resolve().is_relative_to(Path(config.train_data_dir).resolve()):
             problem = "it lies in --train_data_dir, all of which is trained on; move it out, or use --validation_split"
             raise UserError(f"--validation_data_dir {config.validation_data_dir}: {problem}")
-    reason = "it belongs to --validation_split or --validation_data_dir"
+    reason = "it requires --validation_split or --validation_data_dir"
     _refuse_if(config, not config.has_validation, "validation_loss_steps", reason)
 
 
@@ -155,7 +155,7 @@ def _check_output(config: TrainingConfig) -> None:
         output, images = Path(config.output_dir).resolve(), getattr(config, option)
         if images and output.is_relative_to(Path(images).resolve()):
             raise UserError(f"--output_dir {config.output_dir}: it lies in --{option}; name a folder outside")
-    _refuse_if(config, config.report_to not in ("wandb", "all"), "log_artifact", "it belongs to --report_to wandb")
+    _refuse_if(config, config.report_to not in ("wandb", "all"), "log_artifact", "it requires --report_to wandb")
 
 
 # --- Optimizers by name
@@ -199,7 +199,7 @@ def _class_names(package: str, module: str) -> list[str]:
 
 
 def _refuse_if(config: TrainingConfig, forbidden: object, option: str, reason: str) -> None:
-    """Refuse an option that would have no effect here, unless it has its default."""
+    """If `forbidden`, refuse an option that does not have its default value."""
     if forbidden:
         for name, value in config.changed([option]).items():
             raise UserError(f"--{name}{'' if value is True else f' {value}'}: {reason}")

@@ -1,4 +1,4 @@
-"""How every script starts and ends: a quiet console, one line for a mistake, exit codes."""
+"""How every script starts and ends: a quiet console, one-line errors, exit codes."""
 
 import argparse
 import difflib
@@ -9,7 +9,9 @@ import sys
 import typing
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
+from hypernet.utils.atomic_files import check_writable
 from hypernet.utils.errors import OtherProcessError, UserError, is_local_main_process
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -24,7 +26,7 @@ def quiet_libraries() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")  # diffusers passes it to the Hub client
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # consoles that lack a character show its code
+        if hasattr(stream, "reconfigure"):  # a console that lacks a character shows its code
             stream.reconfigure(errors="backslashreplace")
 
 
@@ -42,7 +44,7 @@ def _quiet_loading() -> None:
 
 
 class ScriptParser(argparse.ArgumentParser):
-    """argparse that shows the script's docstring as it stands, takes no abbreviations and answers in one line."""
+    """argparse that shows the script's docstring verbatim, accepts no abbreviations and reports errors in one line."""
 
     def __init__(self, docstring: str | None):
         super().__init__(
@@ -56,6 +58,21 @@ class ScriptParser(argparse.ArgumentParser):
         options = [option for action in self._actions for option in action.option_strings]
         near = difflib.get_close_matches(words[0], options, 1) if message.startswith("unrecognized") else []
         raise UserError(message + (f"; did you mean {near[0]}?" if near else "; --help lists all options"))
+
+
+def check_output_folder(folder: Path, option: str) -> None:
+    """Create a script's output folder.
+
+    Args:
+        option: the option that names it, with its value, for messages: "--output_dir output/grid".
+
+    Raises:
+        UserError: if no file can be written in it.
+    """
+    try:
+        check_writable(folder)
+    except OSError as error:
+        raise UserError(f"{option}: it is not writable ({error.strerror})") from None
 
 
 def run_script(main: Callable[[], Result], when_stopped: str = "stopped") -> Result:
@@ -74,5 +91,5 @@ def run_script(main: Callable[[], Result], when_stopped: str = "stopped") -> Res
         if error.errno not in DISK_ERRORS:
             raise
         where = error.filename or "the disk"
-        print(f"error: {where}: {error.strerror}; nothing that was there is lost", file=sys.stderr)
+        print(f"error: {where}: {error.strerror}; existing files are intact", file=sys.stderr)
         sys.exit(2)

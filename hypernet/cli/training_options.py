@@ -18,11 +18,11 @@ from hypernet.utils.errors import UserError
 
 REPEATABLE = ("validation_prompt", "optimizer_args", "lora")  # options that take several values
 LISTS = (*REPEATABLE, "widths", "layer_structure", "dropout_structure", "resolution")  # may be YAML lists
-# What a run's label shows beside the options that make it another run, and what it leaves out
+# A run's label shows these besides the options that make it a different run, except for the unlabeled ones
 LABELED = {"learning_rate", "lr_scheduler", "lr_warmup_steps", "lr_num_cycles", "lr_power", "guard"}
 LABELED |= {"clip_grad_mode", "max_grad_norm", "max_grad_value", "max_train_steps", "num_train_epochs"}
 UNLABELED = {*PATH_OPTIONS, "name"}
-CONFIG_HELP = "YAML file with any of these options, one per line. Flags given beside it take precedence."
+CONFIG_HELP = "YAML file with any of these options, one per line. Flags on the command line take precedence."
 EXAMPLES = """Train a Stable Diffusion hypernetwork on a folder of images.
 
 examples:
@@ -114,13 +114,13 @@ def parse_config(arguments: list[str] | None = None) -> TrainingConfig:
     """Parse a command line; options of `--config FILE.yaml` come first, so that explicit flags win.
 
     Raises:
-        UserError: for an unknown flag or key (naming the nearest), or a value that cannot work.
+        UserError: for an unknown flag or key (the message names the nearest), or an invalid value.
     """
     arguments = _with_underscores(sys.argv[1:] if arguments is None else arguments)
     parser = build_parser()
     given, rest = parser.parse_known_args(arguments)
     if rest and not rest[0].startswith("-"):
-        raise UserError(f"{rest[0]!r} stands alone; every value follows its --option")
+        raise UserError(f"{rest[0]!r} is not the value of any option; write --option VALUE")
     if rest:
         raise UserError(_unknown(rest[0].partition("=")[0].lstrip("-"), "--{}"))
     if given.config:
@@ -147,9 +147,9 @@ def _with_underscores(arguments: typing.Sequence[str]) -> list[str]:
 
 
 def run_label(config: TrainingConfig, arguments: list[str] | None = None) -> str:
-    """Return what trackers call the run: --run_name, or its name and what was given beside --config.
+    """Return the trackers' name for the run: --run_name, or its name and the options on its command line.
 
-    That is how runs of one configuration file differ.
+    Those options are how runs of one configuration file differ.
     """
     if config.run_name:
         return config.run_name
@@ -166,7 +166,7 @@ def read_options(path: str | Path, where: str = "--config") -> dict[str, typing.
     """Return the entries of a YAML file.
 
     Raises:
-        UserError: if there is no such file, or it holds anything but entries.
+        UserError: if there is no such file, or it is not a mapping.
     """
     if not Path(path).is_file():
         raise UserError(f"{where} {path}: there is no such file")
@@ -186,7 +186,7 @@ def options_to_flags(options: dict[str, typing.Any]) -> list[str]:
     """Turn a YAML file's entries into flags, so that both are converted by the same rules (5e-6 is a number).
 
     Raises:
-        UserError: for an unknown option (naming the nearest), or a list where none is taken.
+        UserError: for an unknown option (the message names the nearest), or a list where none is accepted.
     """
     names, flags = {field.name for field in dataclasses.fields(TrainingConfig)}, []
     for key, value in options.items():

@@ -18,8 +18,8 @@ from tqdm.auto import tqdm
 from hypernet.utils.atomic_files import atomic_write, check_writable
 from hypernet.utils.errors import UserError, is_local_main_process
 
-CACHE_VERSION = 2  # raise it when the same inputs are encoded differently
-FLOATS = datasets.List(datasets.Value("float32"))  # a column of flat arrays
+CACHE_VERSION = 2  # increment it whenever the same inputs get encoded differently
+FLOATS = datasets.List(datasets.Value("float32"))  # type of a column of flat arrays
 PART_SECONDS = 30  # the most work lost when a long computation is stopped
 
 Item = typing.TypeVar("Item")
@@ -44,8 +44,8 @@ def check_cache_folder(cache_dir: str | None) -> None:
 class RowCache:
     """A table with a column "key" and the columns `features`, in the .arrow files of a folder.
 
-    Files are only added, each atomically and under a unique name, so any number of runs may share a folder. Rows are
-    looked up by key in the memory-mapped files, so rows of other runs cost next to nothing.
+    Files are only added, atomically and under unique names, so any number of runs may share a folder. Rows are looked
+    up by key in the memory-mapped files, so the rows of other runs cost next to nothing.
     """
 
     def __init__(self, folder: Path, features: dict):
@@ -78,8 +78,8 @@ class RowCache:
 
         Args:
             wanted: key -> what `compute` needs for its row.
-            compute: takes the (key, item) pairs without a row, and yields for each its row with its key, or None for no
-                row, in any order.
+            compute: takes the (key, item) pairs that have no row, and yields the row of each (with its key), or None to
+                store none, in any order.
             description, unit: labels of the progress bar.
 
         Raises:
@@ -103,7 +103,7 @@ class RowCache:
     def _write_part(self, path: Path, row: Row | None, rows: Iterator[Row]) -> Row | None:
         """Write `row` and those that follow for PART_SECONDS. Return the first row not written, or None."""
         deadline = time.monotonic() + PART_SECONDS
-        # small batches, since rows wait for them in memory
+        # small batches: their rows are held in memory
         with contextlib.closing(ArrowWriter(path=str(path), features=self.features, writer_batch_size=32)) as writer:
             while row is not None:
                 writer.write(row)
@@ -114,16 +114,16 @@ class RowCache:
         return row
 
     def positions(self, keys: list[str]) -> np.ndarray:
-        """Return the position in the table of each key's row, (keys,) int; -1 if there is none."""
+        """Return the position of each key's row in the table, (keys,) int; -1 if there is none."""
         found = pyarrow.compute.index_in(pyarrow.array(keys, "string"), value_set=self.table.column("key"))
         return found.fill_null(-1).to_numpy()
 
     def rows(self, positions: np.ndarray, columns: list[str]) -> list[Row]:
-        """Return these columns of some rows."""
+        """Return these columns of the rows at these positions."""
         return self.table.table.select(columns).take(positions).to_pylist()
 
     def read(self, position: int, column: str) -> np.ndarray | None:
-        """Return a list of numbers as a flat read-only array; None if there is none.
+        """Return a cell of a column of lists as a flat read-only array; None if the cell is null.
 
         Training steps wait for this, and datasets' own formatting takes many times as long.
         """
@@ -133,7 +133,7 @@ class RowCache:
         return values[offsets[row] : offsets[row + 1]] if valid[row] else None
 
     def _lists(self, column: str) -> list[tuple]:
-        """Return a column of lists, per chunk, as (all their numbers, offsets of the lists, which are not null)."""
+        """Return a column of lists as a tuple per chunk: all numbers, the offsets of the lists, which are not null."""
         if column not in self._columns:
             chunks = self.table.column(column).chunks
             self._columns[column] = [

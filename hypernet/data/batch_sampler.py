@@ -11,7 +11,7 @@ from hypernet.utils.hashing import derive_seed
 
 
 class Batch(typing.NamedTuple):
-    """This process's share of a batch. PyTorch's loader passes it on in place of a list of indices."""
+    """One process's part of a batch. PyTorch's loader passes it to the dataset in place of a list of indices."""
 
     epoch: int
     epoch_step: int
@@ -20,16 +20,16 @@ class Batch(typing.NamedTuple):
 
 
 class EpochBatchSampler(torch.utils.data.Sampler):
-    """Endless batches: each image once per epoch, in a new order, in batches of one size.
+    """Endless batches: every epoch visits each image once, in a new order, in batches of one size.
 
-    The remainder of a size comes in a smaller batch. Processes get equally many images of each batch; a batch that
-    cannot be divided is padded with images of share 0. Shares are such that the mean of the processes' losses is the
+    The last batch of a size may be smaller. Each process gets the same number of images of a batch; a batch that does
+    not divide evenly is padded with images of share 0. The shares make the mean of the processes' losses equal the
     mean over the batch's images.
 
     Attributes:
         start: (epoch, batch of the epoch) to start at.
-        fingerprint: of the images and their batches.
-        restarts: whether a loaded state was of other images or batches, so that a new epoch begins.
+        fingerprint: changes with the images and how they are batched.
+        restarts: whether `load_state_dict` began a new epoch because the images or batches have changed.
     """
 
     def __init__(
@@ -56,8 +56,8 @@ class EpochBatchSampler(torch.utils.data.Sampler):
         return sum(-(-len(group) // self.total_batch_size) for group in self._groups)
 
     @property
-    def shapes(self) -> int:
-        """The number of different batch shapes: for each size that of a full batch and that of the remainder."""
+    def shape_count(self) -> int:
+        """The number of distinct batch shapes: each size has that of its full batches, and that of its last one."""
         lengths = [
             {len(part) for part in torch.arange(len(group)).split(self.total_batch_size)} for group in self._groups
         ]
@@ -68,21 +68,21 @@ class EpochBatchSampler(torch.utils.data.Sampler):
         while True:
             for epoch_step, indices in enumerate(self._epoch(epoch)):
                 if epoch_step >= skipped:
-                    yield self._share(epoch, epoch_step, indices.tolist())
+                    yield self._part(epoch, epoch_step, indices.tolist())
             epoch, skipped = epoch + 1, 0
 
     def state_dict(self) -> dict:
-        """Return the place of the next batch, and the fingerprint of images and batches."""
+        """Return the (epoch, batch) to resume at, and the fingerprint."""
         return {"start": self.start, "fingerprint": self.fingerprint}
 
     def load_state_dict(self, state: dict) -> None:
-        """Continue from there; with other images or batches, from the beginning of the next epoch."""
+        """Resume there; at the beginning of the next epoch if the images or batches have changed."""
         same = state["fingerprint"] == self.fingerprint
         epoch, epoch_step = state["start"]
         self.start, self.restarts = ((epoch, epoch_step) if same else (epoch + 1, 0)), not same
 
     def _epoch(self, epoch: int) -> list[torch.Tensor]:
-        """Return the batches of an epoch as indices of images."""
+        """Return the batches of an epoch as image indices, for all processes together."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
         orders = [group[torch.randperm(len(group), generator=generator)] for group in self._groups]
         batches = [batch for order in orders for batch in order.split(self.total_batch_size)]
@@ -90,8 +90,8 @@ class EpochBatchSampler(torch.utils.data.Sampler):
             batches = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
         return batches
 
-    def _share(self, epoch: int, epoch_step: int, indices: list[int]) -> Batch:
-        """Return this process's share of a batch."""
+    def _part(self, epoch: int, epoch_step: int, indices: list[int]) -> Batch:
+        """Return this process's part of a batch."""
         count = -(-len(indices) // self.num_processes)
         shares = [self.num_processes / len(indices)] * len(indices)
         padding = count * self.num_processes - len(indices)

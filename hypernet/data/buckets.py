@@ -1,4 +1,4 @@
-"""Choose the size at which an image is trained: one for all, the nearest aspect bucket, or its own."""
+"""Choose the size at which an image is trained: the same for all, the nearest aspect bucket, or its own."""
 
 import collections
 import functools
@@ -38,15 +38,15 @@ def kept_share(width: int, height: int, size: Size) -> float:
 
 
 def nearest_bucket(width: int, height: int, buckets: Iterable[Size]) -> Size:
-    """Return the bucket that crops least of an image; of equal ones the largest."""
+    """Return the bucket that crops off the least of an image; the largest in case of a tie."""
     return max(buckets, key=lambda size: (round(kept_share(width, height, size), 9), size[0] * size[1], size))
 
 
 def largest_bucket_within(width: int, height: int, max_pixels: int) -> Size | None:
-    """Return the size for an image smaller than its bucket, so that it need not be enlarged; None if there is none.
+    """Return a size for an image smaller than its bucket, so that it need not be enlarged; None if there is none.
 
-    Of the sizes within the image, with at most `max_pixels` pixels and aspect ratios from 1:4 to 4:1, it is the one
-    that maximizes pixels times the square of the share kept.
+    The candidates fit into the image, have at most `max_pixels` pixels and an aspect ratio from 1:4 to 4:1. The result
+    maximizes pixels times the square of the share kept.
     """
     steps = [range(BUCKET_STEP, min(side, 4 * min(width, height)) + 1, BUCKET_STEP) for side in (width, height)]
     sizes = [(w, h) for w in steps[0] for h in steps[1] if w * h <= max_pixels and max(w, h) <= 4 * min(w, h)]
@@ -57,7 +57,7 @@ def training_size(width: int, height: int, config: TrainingConfig, multiple: int
     """Return the size at which an image of `width` x `height` pixels is trained.
 
     Args:
-        multiple: what the model needs the sides of images to be multiples of.
+        multiple: the model needs image sides that are multiples of this.
 
     Raises:
         ValueError: if the image is too small for the mode.
@@ -80,7 +80,7 @@ def training_size(width: int, height: int, config: TrainingConfig, multiple: int
 
 
 def size_table(sizes: Iterable[Size], batch_size: int, max_rows: int = 16) -> str:
-    """Return the number of images and batches per epoch of each size, as a table in plain text."""
+    """Return a plain-text table of the images and the batches per epoch of each size."""
     counts = collections.Counter(sizes).most_common()
     lines = [f"{'size':>12}{'images':>9}{'batches':>9}"]
     for (width, height), count in counts[:max_rows]:

@@ -1,4 +1,7 @@
-"""Turn captions into prompts by the WebUI's rules: templates, tags, and a new random prompt at every access."""
+"""Turn captions into prompts by the WebUI's rules: templates, tags, and a new random prompt at every access.
+
+Captions are found by `image_folder.py` and `image_source.py`.
+"""
 
 import dataclasses
 import difflib
@@ -17,15 +20,15 @@ TEMPLATES = Path(__file__).parent / "templates"
 def caption_from_name(stem: str, word_regex: str | None = None, join_string: str = " ") -> str:
     """Turn a file name without its extension into a caption: "03-a cat" becomes "a cat".
 
-    Leading digits and dashes, and spaces after them, are dropped, as in the WebUI. With `word_regex` the caption is its
-    matches (the group's, if it has one) joined by `join_string`.
+    As in the WebUI, leading digits and dashes, and spaces after them, are dropped. With `word_regex`, the caption is
+    its matches (those of its group, if it has one), joined by `join_string`.
     """
     text = re.sub(r"^[-\d]+\s*", "", stem)
     return join_string.join(re.findall(word_regex, text)) if word_regex else text
 
 
 def check_word_regex(pattern: str) -> None:
-    """Raise ValueError if the pattern does not compile or has several groups."""
+    """Raise ValueError if the pattern does not compile or has more than one group."""
     try:
         groups = re.compile(pattern).groups
     except (re.error, OverflowError, RecursionError) as error:
@@ -57,11 +60,11 @@ def read_templates(template: str) -> list[str]:
     """Return the prompt templates that `--template` stands for.
 
     Args:
-        template: the name of a shipped template file, the path of another one (its non-empty lines are the templates),
-            or a template itself.
+        template: the name of a shipped template file, the path of another one, or a template itself. In a file, each
+            non-empty line is a template.
 
     Raises:
-        ValueError: for an empty file, a misspelled placeholder, or text that can only be meant as a file.
+        ValueError: for an empty file, a misspelled placeholder, or a text that must be meant as a file name.
     """
     if template in shipped_templates():
         path = TEMPLATES / f"{template}.txt"
@@ -105,9 +108,9 @@ def sample_tags(caption: str, rng: random.Random, shuffle: bool, keep: int, drop
     """Drop and shuffle the comma-separated tags of a caption.
 
     Args:
-        shuffle: whether to shuffle them.
-        keep: number of leading tags that stay in place.
-        dropout: probability of dropping each of the others.
+        shuffle: whether to shuffle the tags after the first `keep`.
+        keep: number of leading tags that stay, in place.
+        dropout: probability of dropping each of the other tags.
     """
     tags = [tag.strip() for tag in caption.split(",") if tag.strip()]
     rest = [tag for tag in tags[keep:] if rng.random() >= dropout]
@@ -118,9 +121,9 @@ def sample_tags(caption: str, rng: random.Random, shuffle: bool, keep: int, drop
 
 @dataclasses.dataclass
 class PromptSampler:
-    """The prompts of all images: a random one at each access, determined by seed, epoch and image id.
+    """Samples a prompt for an image in an epoch, determined by seed, epoch and image id.
 
-    With `variants`, each image has that many random prompts, the same ones in all epochs, and an access picks one.
+    With `variants`, each image has that many random prompts for the whole run, and each epoch picks one of them.
 
     Attributes:
         ids: a unique id per image.
@@ -160,12 +163,12 @@ class PromptSampler:
         return fill_template(template, caption, self.name)
 
     def full_prompts(self, index: int) -> list[str]:
-        """Return the prompts of an image with all tags, in their order."""
+        """Return the prompts of an image with all its tags in their order: one per template and caption."""
         captions = self.captions[index]
         return [fill_template(template, caption, self.name) for template in self.templates for caption in captions]
 
     def all_prompts(self) -> list[str] | None:
-        """Return every prompt that can be sampled, sorted; None if there is no limit to them."""
+        """Return every prompt that can be sampled, sorted; None if their number is unlimited."""
         images = range(len(self.captions))
         if self.variants:
             found = {self._variant(index, variant) for index in images for variant in range(self.variants)}

@@ -1,4 +1,4 @@
-"""What a training step gets: random items from cached latents and prompts, determined by seed, epoch and image."""
+"""The training dataset: samples from cached latents and prompts, determined by seed, epoch and image."""
 
 import typing
 
@@ -29,7 +29,7 @@ def describe_data(
     batches: EpochBatchSampler,
     config: TrainingConfig,
 ) -> str:
-    """Return what a run prints first: skipped images and likely mistakes, then the number of images of each size."""
+    """Return what a run prints about its data: skipped images, likely mistakes, and the number of images per size."""
     lines = [f"skipped: {problem}" for problem in problems] + [f"note: {note}" for note in source.notes]
     uncaptioned = [record.row for record in records if not any(source.captions[record.row])]
     uses_captions = any("[filewords]" in template for template in read_templates(config.template))
@@ -42,7 +42,7 @@ def describe_data(
 
 
 class Sample(typing.NamedTuple):
-    """An image with everything that is random about it."""
+    """An image as a training step sees it, with everything random about it settled."""
 
     latents: torch.Tensor  # (channels, height, width)
     noise: torch.Tensor  # like latents
@@ -55,8 +55,8 @@ class Sample(typing.NamedTuple):
 class TrainingDataset(torch.utils.data.Dataset):
     """Latents and prompts of the images, sampled anew at each access.
 
-    Noise, timestep, prompt, crop and flip depend on seed, epoch and image alone, not on earlier accesses or on which
-    process asks. So resuming is exact, and previews disturb nothing.
+    Noise, timestep, prompt, crop and flip depend only on seed, epoch and image, not on earlier accesses or the process.
+    So resuming is exact, and previews disturb nothing.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class TrainingDataset(torch.utils.data.Dataset):
         """Return the tensors of a batch, float32 except for the timesteps.
 
         latents and noise are (B, channels, height, width), timesteps (B,), weights (B, 1, height or 1, width or 1) as
-        `diffusion_loss` takes them, time_ids (B, 6) for SDXL or None. There are `conditions` if the prompts are cached.
+        `diffusion_loss` takes them, time_ids (B, 6) for SDXL or None. With cached prompts there are `conditions`.
         """
         samples = [self.sample(batch.epoch, index) for index in batch.indices]
         items = {
@@ -100,19 +100,19 @@ class TrainingDataset(torch.utils.data.Dataset):
         return isinstance(self.embeds, CachedEmbeds)
 
     def conditions(self, batch: dict) -> dict:
-        """Return the UNet's arguments beside latents and timesteps: those of the batch, or encoded now."""
+        """Return the UNet's arguments besides latents and timesteps, from the batch if it has them, else encoded."""
         if "conditions" in batch:
             return batch["conditions"]
         return build_conditions(self.embeds(batch["prompts"]), batch["time_ids"])
 
     def plain_conditions(self, index: int, count: int) -> dict:
-        """Return the same for `count` copies of an image, not mirrored, with its prompt of epoch 0."""
+        """Return the conditions for `count` copies of an image, not mirrored, with its prompt of epoch 0."""
         embeds = self.embeds([self.prompts.sample(0, index)])
         time_ids = self.latents.crops[index][0][0].time_ids().expand(count, -1) if self.is_xl else None
         return build_conditions(embeds * count, time_ids)
 
     def sample(self, epoch: int, index: int) -> Sample:
-        """Sample an image in an epoch."""
+        """Return what an epoch trains on for an image."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "item", epoch, self.latents.ids[index]))
         _, crops, flips = self.latents.rows.shape
         crop = int(torch.randint(crops, (), generator=generator)) if crops > 1 else 0
@@ -133,7 +133,7 @@ class TrainingDataset(torch.utils.data.Dataset):
 def build_loader(accelerator: Accelerator, dataset: TrainingDataset, batches: EpochBatchSampler) -> DataLoader:
     """Return a loader that moves batches to the device.
 
-    Accelerate must not split them among processes: `batches` has done so, without mixing sizes.
+    Accelerate must not split them among processes, as `batches` has already done so.
     """
     pin_memory = accelerator.device.type == "cuda"
     loader = DataLoader(dataset, batch_sampler=batches, collate_fn=lambda batch: batch, pin_memory=pin_memory)

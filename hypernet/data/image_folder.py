@@ -24,9 +24,9 @@ class ImageFolder:
 
     images: list[Path]
     captions: list[tuple[str, ...]]
-    captioned: list[bool]  # False where the caption is the image's file name
+    captioned: list[bool]  # False where the caption comes from the image's file name
     problems: list[str]  # a line for each file or folder that cannot be used
-    notes: list[str]  # on what may be a mistake
+    notes: list[str]  # on likely mistakes
 
 
 @dataclasses.dataclass
@@ -84,7 +84,7 @@ def read_image_folder(
 
 
 def _find_files(root: Path) -> _Files:
-    """Walk the folder. (`imagefolder` would take a sub-folder or file called "test" for another split.)"""
+    """Walk the folder. (`imagefolder` would take a subfolder or file called "test" for another split.)"""
     found, seen = _Files(), set()
     unsupported: collections.Counter[str] = collections.Counter()
 
@@ -139,7 +139,7 @@ def _read_captions(path: Path, sidecars: dict[tuple[Path, str], Path], entries: 
 
 
 def _read_all_metadata(files: _Files, column: str) -> Entries:
-    """Merge the entries of all metadata files; for an image, the file nearest to it counts."""
+    """Merge the entries of all metadata files; the file nearest to an image takes precedence."""
     merged: Entries = {}
     images = set(files.images)
     for file in sorted(files.metadata, key=lambda file: len(file.parts)):  # the nearest comes last

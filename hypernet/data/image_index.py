@@ -26,13 +26,13 @@ class ImageRecord:
 
 
 def index_images(source: ImageSource, config: TrainingConfig, multiple: int) -> tuple[list[ImageRecord], list[str]]:
-    """Inspect all images. What is found is cached, so that an unchanged image is read once.
+    """Inspect all images. The findings are cached, so that an unchanged image is read only once.
 
     Args:
-        multiple: what the model needs the sides of images to be multiples of.
+        multiple: the model needs image sides that are multiples of this.
 
     Returns:
-        The images that can be used, in the source's order, and for each other one a line that says why it cannot.
+        The usable images in the source's order, and a line for each of the others that says why it cannot be used.
 
     Raises:
         UserError: if none can be used.

@@ -1,4 +1,4 @@
-"""Read one image file as a viewer shows it; crop it; turn it into pixels and alpha weights."""
+"""Decode an image as a viewer shows it, crop it, and turn it into pixels and alpha weights."""
 
 import collections
 import functools
@@ -59,7 +59,7 @@ def _ignore_pillow_warnings() -> None:
 
 
 def _read_alpha(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # one of 65536 grays is transparent
+    if image.mode.startswith("I"):  # 16-bit gray, one value of which is transparent
         return Image.fromarray(np.where(np.asarray(image) == image.info["transparency"], 0, 255).astype(np.uint8))
     return image.convert("RGBA").getchannel("A")
 
@@ -115,7 +115,7 @@ def crop_box(width: int, height: int, size: tuple[int, int], centering: tuple[fl
     """Return the largest box of the aspect ratio of `size` within an image, the one `PIL.ImageOps.fit` crops to.
 
     Args:
-        centering: where the box lies: (0, 0) is top left, (1, 1) bottom right.
+        centering: position of the box: (0, 0) is top left, (1, 1) bottom right.
     """
     scale = min(width / size[0], height / size[1])
     kept = min(width, size[0] * scale), min(height, size[1] * scale)  # min, since rounding may exceed them
@@ -158,7 +158,7 @@ def alpha_weights(cells: np.ndarray) -> np.ndarray:
 
 
 def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Yield `function(item)` for each item, in order, computed a few ahead. (Decoding images releases the GIL.)"""
+    """Yield `function(item)` for each item in order, computing a few ahead. (Decoding images releases the GIL.)"""
     workers = min(8, os.cpu_count() or 1)
     pool, ahead = ThreadPoolExecutor(workers), collections.deque[Future[Result]]()
     try:

@@ -21,8 +21,8 @@ class ImageSource:
     captions: list[tuple[str, ...]]
     is_folder: bool
     problems: list[str] = dataclasses.field(default_factory=list)  # a line for each file or folder that cannot be used
-    notes: list[str] = dataclasses.field(default_factory=list)  # on what may be a mistake
-    captioned: list[bool] = dataclasses.field(default_factory=list)  # folders only: False for a file name as caption
+    notes: list[str] = dataclasses.field(default_factory=list)  # on likely mistakes
+    captioned: list[bool] = dataclasses.field(default_factory=list)  # folders only; False for file names
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -38,7 +38,7 @@ class ImageSource:
         return Path(self.name(row)).name if self.is_folder else f"row {row}"
 
     def read(self, row: int) -> bytes:
-        """Return the content of an image file; of one that is too large, just enough to see that it is.
+        """Return the content of an image file, or enough of it to see that it is too large.
 
         Raises:
             ValueError: if there is none or it cannot be read; the message is the reason.
@@ -55,7 +55,7 @@ class ImageSource:
             raise ValueError(f"it cannot be read ({error.strerror})") from None
 
     def stamps(self) -> list[str]:
-        """Return a text per image that changes when the image does, without reading it.
+        """Return a string per image that changes when the image does, without reading the image.
 
         A file counts as unchanged while its path, size and modification time are the same.
         """
@@ -109,7 +109,7 @@ def _open_dataset(config: TrainingConfig, name: str) -> ImageSource:
             problem = f"{option} has no such column; it has {', '.join(table.column_names)}{hint}"
             raise UserError(f"--{key} {column}: {problem}")
     _check_images(table, config.image_column)
-    captions = _read_captions(table, config.caption_column)
+    captions = _column_captions(table, config.caption_column)
     images = table.select_columns([config.image_column])
     if config.image_column != "image":
         images = images.rename_column(config.image_column, "image")
@@ -124,7 +124,7 @@ def _load_dataset(name: str, config_name: str | None) -> datasets.Dataset:
         raise UserError(f"--dataset_config_name {config_name}: {option} was saved by datasets and has none")
     try:
         loaded = datasets.load_from_disk(name) if is_saved else datasets.load_dataset(name, config_name)
-    except Exception as error:  # whatever builders, parsers and the connection raise
+    except Exception as error:  # dataset builders, parsers and connections raise errors of any kind
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{option}: it cannot be loaded, neither as a local path nor from the Hub ({reason})") from None
     if isinstance(loaded, datasets.Dataset):
@@ -141,7 +141,7 @@ def _check_images(table: datasets.Dataset, column: str) -> None:
         raise UserError(f"--image_column {column}: {problem}")
 
 
-def _read_captions(table: datasets.Dataset, column: str) -> list[tuple[str, ...]]:
+def _column_captions(table: datasets.Dataset, column: str) -> list[tuple[str, ...]]:
     if not column:
         return [("",)] * len(table)
     kind = table.features[column]

@@ -1,4 +1,4 @@
-"""Encode images into latents: each crop and orientation once, cached on disk."""
+"""Encode images into latents, each crop and orientation once, and cache them on disk."""
 
 import collections
 import dataclasses
@@ -33,22 +33,22 @@ from hypernet.utils.errors import UserError
 from hypernet.utils.hashing import derive_seed
 
 STD_RANGE = (0.4, 2.0)  # plausible standard deviation of scaled latents, which a model expects to be about 1
-STD_IMAGES = 64  # at least this many images are measured
+STD_IMAGES = 64  # measure at least this many images, if there are as many
 
-# Pixels the VAE encodes at once: what fits a small card. On a CPU larger batches are no faster.
+# Pixels the VAE encodes at once: as many as fit a small GPU. On a CPU, larger batches are no faster.
 PIXELS_AT_ONCE = {"cpu": 512 * 512, "other": 4 * 512 * 512}
 
 
 @dataclasses.dataclass(slots=True)
 class Crop:
-    """What is encoded: a part of an image, resized to the record's size, mirrored or not."""
+    """What the VAE encodes: a part of an image, resized to the record's size, mirrored or not."""
 
     record: ImageRecord
     box: Box
     flipped: bool
 
     def key(self, alpha_background: str) -> str:
-        """Return the cache key: whatever shapes the pixels."""
+        """Return the cache key, made of everything that shapes the pixels."""
         box = ",".join(f"{side:.3f}" for side in self.box)
         background = alpha_background if self.record.has_alpha else ""
         return f"{self.record.sha256}/{self.record.size}/{box}/{'flipped' if self.flipped else ''}/{background}"
@@ -56,7 +56,7 @@ class Crop:
     def time_ids(self) -> torch.Tensor:
         """Return SDXL's size conditioning, (6,) float32: original size, top left corner of the crop, size of the crop.
 
-        The corner counts in pixels of the resized image, from the left as shown (Podell et al. 2023, section 2.2).
+        The corner is in pixels of the resized image as shown, mirrored or not (Podell et al. 2023, section 2.2).
         """
         record, (left, top, right, bottom) = self.record, self.box
         width, height = record.size
@@ -68,7 +68,7 @@ class Crop:
 def crops_of(record: ImageRecord, config: TrainingConfig) -> list[list[Crop]]:
     """Return the crops of an image, each in every orientation that training uses: [crop][orientation].
 
-    Random crops follow from the image's bytes alone, so that runs with other seeds find them in the cache.
+    Random crops depend only on the image's bytes, so that runs with other seeds find them in the cache.
     """
     centerings = [(0.5, 0.5)]
     if config.crop == "random":
@@ -91,7 +91,7 @@ def _box(record: ImageRecord, config: TrainingConfig, centering: tuple[float, fl
 class ImageLatents:
     """The latents of all images.
 
-    The cache holds the VAE's whole distribution, so that another `sampling` encodes nothing.
+    The cache holds the VAE's whole distribution, so that a change of `sampling` encodes nothing anew.
 
     Attributes:
         rows: positions in the cache, (images, crops, orientations).
@@ -122,8 +122,8 @@ class ImageLatents:
     def sample(self, index: int, crop: int, flip: int, generator: torch.Generator | None) -> torch.Tensor:
         """Return the scaled latents of one crop and orientation of an image, (channels, height, width) float32.
 
-        With sampling "deterministic" they are the distribution's mean, with "once" always the same sample, with
-        "random" a sample from `generator`.
+        The sampling "deterministic" gives the distribution's mean, "once" always the same sample, and "random" a sample
+        from `generator`.
         """
         moments = torch.tensor(self.cache.read(self.rows[index, crop, flip], "moments"))
         moments = moments.view(-1, *self.grids[index])  # (2 * channels, height, width): means, then log variances
@@ -157,10 +157,10 @@ def encode_latents(
     """Encode the crops that are not in the cache of this VAE, with a progress bar.
 
     Args:
-        dtype: autocast precision of the VAE. If half precision overflows, float32 takes over with a message.
+        dtype: autocast precision of the VAE. If half precision overflows, print so and go on in float32.
 
     Raises:
-        UserError: if an image can no longer be read, or if the VAE overflows in float32, too.
+        UserError: if an image can no longer be read, or if the VAE gives NaN even in float32.
     """
     vae_key = f"{vae_hash(models.vae)}-{str(dtype).removeprefix('torch.')}"
     folder = cache_folder(config.cache_dir) / f"latents-{CACHE_VERSION}-{vae_key}"

@@ -22,9 +22,9 @@ def find_near_duplicates(
     """Yield (index, index of the first earlier match) for images of the same shape that are almost equal.
 
     Args:
-        thumbnails: of each image, from `thumbnail`.
-        aspects: width divided by height of each.
-        threshold: of the mean absolute difference, where black and white differ by 1.
+        thumbnails: the `thumbnail` of each image.
+        aspects: width divided by height of each image.
+        threshold: largest mean absolute difference; black and white differ by 1.
     """
     if not len(thumbnails):
         return

@@ -1,4 +1,4 @@
-"""Embed prompts: each once, cached on disk; or at every step, where there are too many."""
+"""Embed prompts once and cache them on disk, or embed them at every step if there are too many."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -44,10 +44,10 @@ def open_embeds(models: StableDiffusion, prompts: list[str] | None, cache_dir: s
     """Encode the prompts that are not in the cache of these text encoders, with a progress bar.
 
     Args:
-        prompts: all that can occur; None if there is no limit to them.
+        prompts: every prompt that can occur; None if their number is unlimited.
 
     Returns:
-        `CachedEmbeds`; `LiveEmbeds` without a list of prompts or without room for them on the disk, with a message.
+        `CachedEmbeds`; or `LiveEmbeds` if `prompts` is None or the disk has no room for them, which is printed.
     """
     if prompts is None:
         return LiveEmbeds(models)

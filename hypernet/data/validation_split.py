@@ -1,4 +1,4 @@
-"""Choose the validation images. Those that examples/prepare.py made from one source image stay on one side."""
+"""Choose the validation images, without separating images that examples/prepare.py made from one source image."""
 
 import dataclasses
 import json
@@ -43,19 +43,19 @@ def split_validation(
 ) -> tuple[ImageSource, list[ImageRecord], list[ImageRecord]]:
     """Take the validation images from `folder`, or set aside a fraction of the records.
 
-    The fraction is chosen by the images' bytes, so copies of an image stay on one side. So do the parts and mirrored
+    The choice depends on the images' bytes, so copies of an image end up on the same side. So do the parts and mirrored
     copies that examples/prepare.py made from one source image.
 
     Args:
-        multiple: what the model needs the sides of images to be multiples of.
-        before: SHA-256 of the validation images this run has started with. They stay; images added since are trained
-            on, except for those made from the source image of a validation image, which are left out.
+        multiple: the model needs image sides that are multiples of this.
+        before: SHA-256 of the validation images this run started with. They stay. Images added since are for training,
+            except that those made from a validation image's source image are left out.
 
     Returns:
         The source of the validation images, their records, and the records left to train on.
 
     Raises:
-        UserError: if nothing is left on either side.
+        UserError: if either side is left empty.
     """
     if folder is not None:
         return folder, _validation_records(folder, records, config, multiple), records
@@ -90,7 +90,7 @@ def _validation_records(
 
 
 def _choose(families: list[set[str]], fraction: float) -> set[str]:
-    """Return the SHA-256 of the validation images: whole families up to `fraction`; the smallest if all are larger."""
+    """Return the SHA-256 of the validation images: whole families up to `fraction`; the smallest if all exceed it."""
     families = sorted(families, key=lambda family: derive_seed("held out", min(family)))
     total = sum(map(len, families))
     count = max(1, round(fraction * total))
@@ -125,7 +125,7 @@ def encode_validation(
     config: TrainingConfig,
     vae_dtype: torch.dtype,
 ) -> TrainingDataset:
-    """Encode the images with nothing random: one crop, not mirrored, the VAE's mean, the whole caption."""
+    """Encode the images without randomness: one crop, not mirrored, the VAE's mean, the whole caption."""
     fixed = dataclasses.replace(
         config,
         crop="center" if config.crop == "random" else config.crop,
@@ -174,7 +174,7 @@ def find_source_images(paths: Sequence[str]) -> dict[str, Origin]:
 
 
 def _nearest_record(folder: Path, records: dict[Path, dict[Path, Origin]]) -> dict[Path, Origin]:
-    """Return the record of this folder, or of the nearest one above; `records` keeps what has been read."""
+    """Return the record of this folder, or of the nearest one above it; `records` caches those read before."""
     if folder not in records:
         if (folder / RECORD).is_file():
             records[folder] = _read_record(folder / RECORD)

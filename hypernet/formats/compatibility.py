@@ -1,4 +1,4 @@
-"""Which programs read a `.pt` file right, that is, as the WebUI does; and why the others do not.
+"""Find out which programs read a `.pt` file as the WebUI does, and why the others do not.
 
 The rules come from the programs' sources: modules/safe.py and modules/hypernetworks/hypernetwork.py of the WebUI 1.10,
 comfy_extras/nodes_hypernetwork.py of ComfyUI.
@@ -19,7 +19,7 @@ NEW_WEBUI_RECORDS = re.compile(r"[^/]+/(byteorder|\.data/serialization_id)")  # 
 
 
 def comfyui_reads(hypernetwork: Hypernetwork) -> bool:
-    """Whether ComfyUI applies the `.pt` that `save_webui` writes as the WebUI does."""
+    """Return whether ComfyUI applies the `.pt` that `save_webui` writes as the WebUI does."""
     return not comfyui_problems(webui_fields(hypernetwork))
 
 
@@ -42,7 +42,7 @@ def comfyui_problems(fields: Mapping[Any, Any]) -> list[str]:
 
 
 def _comfyui_drops(fields: Mapping[Any, Any]) -> bool:
-    """Whether ComfyUI puts a dropout after any layer. It follows the flags, and counts LayerNorms as layers."""
+    """Return whether ComfyUI adds dropout after any layer. It goes by the flags, and counts LayerNorms as layers."""
     if not fields.get("use_dropout", False):
         return False
     layers = len(fields.get("layer_structure") or (1, 2, 1)) - 1
@@ -52,7 +52,7 @@ def _comfyui_drops(fields: Mapping[Any, Any]) -> bool:
 
 
 def webui_problems(path: Path, fields: Mapping[Any, Any]) -> list[str]:
-    """Return why the WebUI refuses the `.pt` file `path`, or mistakes it for another one; empty if it does not."""
+    """Return why the WebUI refuses the `.pt` file `path`, or mistakes it for another file; empty if it does neither."""
     problems = [problem] if (problem := serialization_problem(path)) else []
     if fields.get("name") not in (None, path.stem):
         problems.append("looks it up by file name but caches it under the other name in the file (--fix)")
@@ -76,7 +76,7 @@ def program_support(
     """Return program -> an answer that starts with "yes", "only" or "no" and gives the reason.
 
     Args:
-        data: what `read_webui` has read from `path`; None for a file in one of our own formats.
+        data: what `read_webui` returned for `path`; None for one of our own formats.
         webui_file: for one of our own formats, the `.pt` beside it, if there is one.
     """
     webui = webui_problems(path, data) if data else []

@@ -13,11 +13,11 @@ from hypernet.formats.webui import build_webui, read_webui
 from hypernet.formats.webui_optimizer import optim_path
 from hypernet.modeling.hypernetwork import Hypernetwork
 
-BASE_MODELS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL"}  # by the width of their text
+BASE_MODELS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL"}  # by the width of the text
 
 
 def inspect(path: str | Path) -> dict[str, Any]:
-    """Return everything about the hypernetwork at `path`, as plain data for a table or JSON.
+    """Return all that is known about the hypernetwork at `path`, as plain data for a table or JSON.
 
     Raises:
         NotAHypernetwork: if there is none.
@@ -62,7 +62,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
 def _inspect_module(hypernetwork: Hypernetwork, width: int, part: str) -> dict[str, Any]:
     """Return a module's weight norms and its perturbation, the relative size of what it adds to contexts.
 
-    The contexts are standard normal: attention layers get normalized ones, and this needs no base model.
+    The contexts are standard normal, as attention layers get normalized inputs. So no base model is needed.
     """
     module = hypernetwork.pairs[str(width)][part]
     context = torch.randn(256, width, generator=torch.Generator().manual_seed(0))
@@ -84,7 +84,7 @@ def _finite_or_none(value: float) -> float | None:
 
 
 def _verdict(modules: list[dict[str, Any]]) -> str:
-    """Return in a line whether the hypernetwork is alive, dead or broken."""
+    """Return one line that says whether the hypernetwork is alive, dead or broken."""
     broken = [module["module"] for module in modules if not module["finite"]]
     dead = [module["module"] for module in modules if module["dead"]]
     if broken:
@@ -109,7 +109,7 @@ def describe(report: dict[str, Any]) -> str:
 
 
 def _rows(report: dict[str, Any]) -> list[tuple[str, str | None]]:
-    """Return (label, value) of everything in a report but the modules and the programs."""
+    """Return (label, value) pairs for everything in a report except the modules and programs."""
     inside, dropout, optimizer = report["name_in_file"], report["dropout_structure"], report["optimizer"]
     details = [f"activation {report['activation']}"]
     details += ["activated output"] if report["activate_output"] and report["activation"] != "linear" else []
@@ -132,7 +132,7 @@ def _rows(report: dict[str, Any]) -> list[tuple[str, str | None]]:
 
 
 def overview(reports: list[dict[str, Any]]) -> str:
-    """Format reports of `inspect` as a table, one line each."""
+    """Format reports of `inspect` as a table with a line for each."""
     rows: list[tuple[str, ...]] = [("file", "steps", "structure", "activation", "made for", "state", "works in")]
     for report in reports:
         programs = [name for name in ("WebUI", "ComfyUI") if report["read_by"][name].startswith("yes")]

@@ -32,14 +32,14 @@ def load(path: str | Path) -> Hypernetwork:
         The hypernetwork in float32 and evaluation mode, on the CPU.
 
     Raises:
-        NotAHypernetwork: if there is none; one line that says what the file is instead.
+        NotAHypernetwork: if there is none; the message is one line and says what the file is instead.
     """
     file = find_weights(path)
     return _load_safetensors(file) if file.suffix.lower() == ".safetensors" else load_webui(file)
 
 
 def find_weights(path: str | Path) -> Path:
-    """Return the weights file of whatever `load` accepts; from the Hub, download it and its config.json.
+    """Return the weights file of anything `load` accepts; from the Hub, download it and its config.json.
 
     Raises:
         NotAHypernetwork: if there is none.
@@ -163,7 +163,7 @@ def _read_config(path: Path, metadata: Mapping[str, str], names: Collection[str]
 
 
 def _refuse(path: Path, config_path: Path, class_name: str | None, names: Collection[str]) -> NoReturn:
-    """Raise NotAHypernetwork, with the best guess at what the file is."""
+    """Raise NotAHypernetwork; the message says what the file may be instead."""
     kind = None if any(name.startswith("pairs.") for name in names) else kind_of(names)
     if kind:
         raise NotAHypernetwork(f"{path}: it is not a hypernetwork but {kind}")
@@ -173,12 +173,12 @@ def _refuse(path: Path, config_path: Path, class_name: str | None, names: Collec
 
 
 def _check_same(config: dict[str, Any], config_path: Path) -> None:
-    """Raise NotAHypernetwork if a folder's config.json contradicts its weights file, because someone edited it."""
+    """Raise NotAHypernetwork if a folder's config.json contradicts its weights file because it was edited."""
     try:
         beside = json.loads(config_path.read_text(encoding="utf-8"))
         changed = [key for key in config if key in beside and beside[key] != config[key] and key != "step"]
     except (OSError, ValueError, TypeError, RecursionError):
         return  # the weights file suffices
     if changed:
-        problem = f"its {changed[0]} differs from that in {WEIGHTS_NAME}; convert_to_webui.py makes changed copies"
+        problem = f"its {changed[0]} differs from that in {WEIGHTS_NAME}; to change it, use convert_to_webui.py"
         raise NotAHypernetwork(f"{config_path}: {problem}")

@@ -12,7 +12,7 @@ from hypernet.utils.atomic_files import atomic_write
 def save_lora(lora: Lora, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
     """Write two files: `path` in kohya's naming, for the WebUI and ComfyUI; NAME_peft beside it for diffusers.
 
-    kohya's format has no biases, so its matrices absorb their mean; PEFT's holds them exactly.
+    kohya's format has no biases, so its matrices absorb their average effect; PEFT's holds them exactly.
     """
     kohya, peft = {}, {}
     alpha = float(max((len(down) for down, _ in lora.without_bias.values()), default=1))

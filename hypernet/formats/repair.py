@@ -17,7 +17,7 @@ def repair(path: Path) -> list[str]:
     An optimizer file that belongs to it gets the new file's hash.
 
     Returns:
-        A phrase for each repair and each other file that changed; empty if there was nothing to repair.
+        A phrase for each repair, and for each other file written; empty if there was nothing to repair.
 
     Raises:
         NotAHypernetwork: if the file is not a hypernetwork.
@@ -29,7 +29,7 @@ def repair(path: Path) -> list[str]:
         return []
     backup = path.with_name(f"{path.name}.bak")
     if backup.exists():
-        raise UserError(f"{backup}: it already exists; move it away, because the old {path.name} is kept there")
+        raise UserError(f"{backup}: it already exists; move it away, to make room for a backup of {path.name}")
     hypernetwork, old_hash = build_webui(path, data), short_hash(path)
     half = hypernetwork.stored_dtype is torch.float16
     try:
@@ -39,11 +39,11 @@ def repair(path: Path) -> list[str]:
             repairs.append(f"{optim_path(path).name} now has the new file's hash")
     except OSError as error:
         raise UserError(f"{path}: it cannot be written ({error.strerror or error})") from None
-    return [*repairs, f"the old file is {backup.name}"]
+    return [*repairs, f"the old file is kept as {backup.name}"]
 
 
 def find_repairs(path: Path, data: dict) -> list[str]:
-    """Return what rewriting the file would repair, a phrase each; `data` is what `read_webui` has read from it."""
+    """Return a phrase for each problem that rewriting the file would repair; `data` is what `read_webui` returned."""
     widths = [key for key in data if type(key) is int]
     names = {name.partition(".")[0] for width in widths for part in data[width] for name in part}
     fields = ("layer_structure", "activate_output", "is_layer_norm", "activation_func", "name")
@@ -53,7 +53,7 @@ def find_repairs(path: Path, data: dict) -> list[str]:
         "activation None, which means linear": ("activation_func", None) in data.items(),
         "a name inside that differs from the file name": data.get("name") not in (None, path.stem),
         f"missing fields, for which programs assume different values ({', '.join(missing)})": missing,
-        "a serialization that some version of the WebUI refuses": serialization_problem(path),
+        "a serialization that some versions of the WebUI refuse": serialization_problem(path),
         "fields that no program knows": [key for key in data if type(key) is not int and key not in FIELDS],
     }
     return [phrase for phrase, found in problems.items() if found]

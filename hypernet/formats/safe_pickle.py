@@ -2,7 +2,7 @@
 
 The pickle is first scanned opcode by opcode. The scanner knows only the opcodes that `torch.save` writes for dicts,
 lists and tensors, and compares the declared sizes of every tensor with the bytes in the file. Only files that pass
-reach `torch.load(weights_only=True)`, and of a zip only the records that were scanned.
+reach `torch.load(weights_only=True)`; from a zip, only the scanned records do.
 """
 
 import dataclasses
@@ -27,8 +27,8 @@ from hypernet.utils.hashing import file_sha256
 
 ZIP = b"PK\x03\x04"
 MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the first pickle of torch.save's legacy format
-MAX_OPCODES = 200_000  # of a pickle; a hypernetwork has some thousand
-TRAILER = b"\nhypernet sha256 "  # after a legacy file's last storage, where no reader looks; then 64 hex digits
+MAX_OPCODES = 200_000  # per pickle; a hypernetwork's has a few thousand
+TRAILER = b"\nhypernet sha256 "  # follows a legacy file's last storage, where no reader looks; then 64 hex digits
 STORAGES = {
     "torch FloatStorage": torch.float32,
     "torch HalfStorage": torch.float16,
@@ -43,9 +43,9 @@ VALUES |= {"NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: Fa
 ARGUMENTS = ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE")  # opcodes that push their argument
 HYPERNETWORK_FILE = "a hypernetwork file"
 DAMAGED_PICKLE, UNKNOWN_PICKLE = "its pickle is damaged", "its pickle has content that no hypernetwork has"
-UNREADABLE: tuple[type[Exception], ...]  # NotImplementedError and RecursionError are RuntimeErrors
-UNREADABLE = (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, LookupError, TypeError, ValueError)
-UNREADABLE += (AttributeError, AssertionError, OverflowError, MemoryError)
+UNREADABLE: tuple[type[Exception], ...] = (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, LookupError, TypeError)
+UNREADABLE += (ValueError, AttributeError, AssertionError, OverflowError, MemoryError)
+UNREADABLE += (RuntimeError,)  # with its subclasses NotImplementedError and RecursionError
 Check = Callable[[Any], None]
 
 
@@ -54,20 +54,20 @@ class NotAHypernetwork(UserError):
 
 
 class _Refused(ValueError):
-    """Why a file is not read any further."""
+    """Stops the reading of a file. The message is the reason."""
 
 
 def read_plain(path: str | Path, check: Check = lambda content: None, kind: str = HYPERNETWORK_FILE) -> Any:
     """Return the dicts, lists, numbers, strings and tensors that `torch.save` has written to a file.
 
-    Tensors come on the CPU.
+    Tensors are on the CPU.
 
     Args:
         check: called with the file's content, None in place of each tensor, before any tensor is loaded; may raise.
-        kind: what the file should be, with its article, for messages.
+        kind: what the file should be, for messages, with its article: "a hypernetwork file".
 
     Raises:
-        NotAHypernetwork: if the file is something else (a LoRA, a model, ...), is damaged, or holds anything besides
+        NotAHypernetwork: if the file is something else (a LoRA, a model, ...), is damaged, or holds anything but
             plain data.
     """
     path = Path(path)
@@ -89,7 +89,7 @@ def read_plain(path: str | Path, check: Check = lambda content: None, kind: str 
         found = kind_of(words) if kind == HYPERNETWORK_FILE else None
         if found:
             raise NotAHypernetwork(f"{path}: it is not a hypernetwork but {found}") from None
-        reason = str(error) if isinstance(error, _Refused) else "its parts do not fit together"
+        reason = str(error) if isinstance(error, _Refused) else "its parts contradict each other"
         raise NotAHypernetwork(
             f"{path}: it is not {kind}, or it is damaged ({reason}; no code in it was run)"
         ) from None
@@ -98,7 +98,7 @@ def read_plain(path: str | Path, check: Check = lambda content: None, kind: str 
 def write_plain(data: Any, path: str | Path) -> None:
     """Write data for `read_plain` in torch's legacy format, which every version of the WebUI accepts.
 
-    The SHA-256 of all that precedes is appended, so that any later change of the file is detected.
+    The SHA-256 of everything before it is appended, so that any later change to the file is detected.
     """
     with atomic_write(path) as temporary:
         torch.save(data, temporary, _use_new_zipfile_serialization=False)
@@ -108,9 +108,9 @@ def write_plain(data: Any, path: str | Path) -> None:
 
 
 def _read_zip(file: BinaryIO, words: list[str], check: Check) -> Any:
-    """Read a zip: not compressed, no larger than the file, with one pickle and a record of the right size per storage.
+    """Read an uncompressed zip with one pickle and, for each storage, a record of the right size.
 
-    torch gets a new zip of these records alone, because another zip reader may see other records in the same file.
+    torch reads a new zip of these records only, because its zip reader may see other records in the original file.
     """
     with zipfile.ZipFile(file) as archive:
         records = {info.filename: info.file_size for info in archive.infolist()}
@@ -120,7 +120,7 @@ def _read_zip(file: BinaryIO, words: list[str], check: Check) -> Any:
             raise _Refused("it declares more than it holds")
         names = [name for name in records if name.endswith("data.pkl")]
         if len(names) != 1:
-            raise _Refused("it has no data.pkl, or several")
+            raise _Refused("it has no data.pkl, or more than one")
         scan = _Scanner(io.BytesIO(archive.read(names[0])), words)
         folder = names[0].removesuffix("data.pkl")
         storages = {f"{folder}data/{key}": storage.bytes for key, storage in scan.storages.items()}
@@ -138,8 +138,8 @@ def _read_zip(file: BinaryIO, words: list[str], check: Check) -> Any:
 def _read_legacy(file: BinaryIO, content: mmap.mmap, words: list[str], check: Check) -> Any:
     """Read the legacy format: five pickles (magic, version, machine, data, storage keys), storages, our trailer."""
     if content[: len(MAGIC)] != MAGIC:
-        words.append(content[:20].decode("latin-1"))  # its first bytes may tell what it is
-        raise _Refused("it does not start like one")
+        words.append(content[:20].decode("latin-1"))  # its first bytes may reveal what it is
+        raise _Refused("its first bytes are wrong")
     content.seek(len(MAGIC))
     _, _, scan, keys = [_Scanner(content, words) for _ in range(4)]
     if type(keys.content) is not list or sorted(keys.content) != sorted(scan.storages):
@@ -159,7 +159,7 @@ def _read_legacy(file: BinaryIO, content: mmap.mmap, words: list[str], check: Ch
 
 
 def _is_key(key: Any) -> bool:
-    """Whether this is a storage's key: torch numbers them, and a zip reader may take other names for other records."""
+    """Whether this can be a storage's key. torch numbers storages; a zip reader may resolve other names differently."""
     return type(key) is str and key.isascii() and key.isdigit()
 
 
@@ -174,13 +174,13 @@ class _Storage:
 
 
 class _Global(str):
-    """A class or function that the pickle names: "module name"."""
+    """A class or function that the pickle names, such as "collections OrderedDict"."""
 
 
 class _Scanner:
     """A small unpickler for one pickle: it builds only dicts, lists and tuples, and calls nothing.
 
-    Dict keys are strings and numbers only, because hashing nested tuples can take forever.
+    Only strings and numbers may be dict keys, because hashing nested tuples can take forever.
 
     Attributes:
         content: what the pickle holds, None in place of each tensor.
@@ -265,14 +265,14 @@ class _Scanner:
     def _storage(self, saved_id: Sequence[Any]) -> _Storage:
         kind, dtype, key, _, elements, *_ = saved_id
         if kind != "storage" or dtype not in STORAGES or not _is_key(key) or type(elements) is not int or elements < 0:
-            raise _Refused("a tensor has no data")
+            raise _Refused("a tensor's data is malformed")
         storage = self.storages.setdefault(key, _Storage(STORAGES[dtype], elements))
         if (storage.dtype, storage.elements) != (STORAGES[dtype], elements):
-            raise _Refused("a tensor's data has two types")
+            raise _Refused("a tensor's data has two different types or sizes")
         return storage
 
     def _call(self, function: Any, arguments: Any) -> dict | None:
-        """Return what stands for the call's result: a dict, or None for a tensor that is no larger than its storage."""
+        """Return a placeholder for the call's result: a dict, or None for a tensor, checked to fit into its storage."""
         if type(function) is not _Global or function in STORAGES or type(arguments) is not tuple:
             raise _Refused(DAMAGED_PICKLE)
         if function == "collections OrderedDict":
@@ -286,7 +286,7 @@ class _Scanner:
     def _check_tensor(self, storage: Any, offset: Any, sizes: Any, strides: Any, *_: Any) -> None:
         numbers = [offset, *sizes[:9], *strides[:9]]
         if len(sizes) > 8 or type(storage) is not _Storage or not all(type(n) is int and n >= 0 for n in numbers):
-            raise _Refused("a tensor has no sizes")
+            raise _Refused("a tensor's shape is malformed")
         last = offset + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
         if math.prod(sizes) > storage.elements or 0 not in sizes and last >= storage.elements:
             raise _Refused("a tensor is larger than its data")

@@ -1,4 +1,4 @@
-"""Read what a run's folder says of itself: run.json, the hypernetwork's config.json, `best` and the checkpoints."""
+"""Read the records in a run's folder: run.json, the hypernetwork's config.json, `best` and the checkpoints."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ RUN_FILE = "run.json"  # every option of the run
 
 
 def is_run_folder(folder: Path) -> bool:
-    """Whether a training run wrote this folder."""
+    """Return whether a training run wrote this folder."""
     return (folder / RUN_FILE).is_file()
 
 
@@ -26,7 +26,7 @@ def find_run_options(path: str | Path) -> dict[str, Any]:
 
 
 def is_best_state(folder: Path) -> bool:
-    """Whether the folder is the `best` of a run: its state with the lowest validation loss."""
+    """Return whether the folder is the `best` of a run: its state with the lowest validation loss."""
     return folder.name == "best" and is_run_folder(folder.parent)
 
 

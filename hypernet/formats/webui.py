@@ -78,7 +78,7 @@ def webui_fields(hypernetwork: Hypernetwork) -> dict[str, Any]:
 
 
 def _plain_state_dict(module: nn.Module, dtype: torch.dtype | None) -> OrderedDict[str, torch.Tensor]:
-    """Return contiguous CPU tensors that own their storage, all that the WebUI's unpickler accepts."""
+    """Return contiguous CPU tensors that own their storage: the WebUI's unpickler accepts no others."""
     tensors = module.state_dict().items()
     return OrderedDict((name, tensor.detach().cpu().to(dtype or tensor.dtype, copy=True)) for name, tensor in tensors)
 
@@ -117,7 +117,7 @@ def _check_widths(path: str | Path, content: Any) -> None:
 
 
 def _problem(key: Any, value: Any) -> str | None:
-    """Return what is wrong with an entry of the file, or None. The text shows nothing of the file's content."""
+    """Return what is wrong with an entry of the file, or None. The message quotes nothing from the file."""
     if type(key) is int:
         return _pair_problem(key, value)
     if key not in FIELDS or value is None:
@@ -142,10 +142,10 @@ def _pair_problem(width: int, pair: Any) -> str | None:
 
 
 def build_webui(path: str | Path, data: dict) -> Hypernetwork:
-    """Build the hypernetwork from what `read_webui` has read from `path`.
+    """Build the hypernetwork from what `read_webui` returned for `path`.
 
     Raises:
-        NotAHypernetwork: if there is no such structure, or the weights do not fit it.
+        NotAHypernetwork: if the structure is impossible, or the weights do not fit it.
     """
     structure = data.get("layer_structure") or [1, 2, 1]
     activation = (data.get("activation_func") or "linear").lower()
@@ -180,7 +180,7 @@ def build_webui(path: str | Path, data: dict) -> Hypernetwork:
 
 
 def _dropout_structure(data: dict, length: int) -> list[float] | None:
-    """Return the dropout structure. Old files have flags instead: 0, 0.3 inside, the last inner one if flagged, 0."""
+    """Return the dropout structure. Old files have flags instead: 0.3 on inner layers, on the last only if flagged."""
     if data.get("dropout_structure") is not None:
         return list(data["dropout_structure"])
     if not data.get("use_dropout", False):

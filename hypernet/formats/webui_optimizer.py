@@ -27,8 +27,8 @@ def short_hash(path: str | Path) -> str:
 def save_optim(optimizer_state: dict[str, Any], path: str | Path) -> None:
     """Write AdamW's state beside the WebUI file `path`, which must exist already because its hash goes in.
 
-    The WebUI numbers parameters as `Hypernetwork.parameters()` does: by the widths in the file's order, K before V.
-    The choice of a kernel (`fused`, `foreach`) is left out, because another PyTorch may not have it.
+    The WebUI numbers parameters as `Hypernetwork.parameters()` does: width by width in the file's order, K before V.
+    The choice of kernel (`fused`, `foreach`) is reset, because another PyTorch may not have it.
 
     Args:
         optimizer_state: `state_dict()` of a `torch.optim.AdamW` over the hypernetwork's parameters.
@@ -53,7 +53,7 @@ def find_optimizer(source: str | Path, hypernetwork: Hypernetwork) -> tuple[dict
         source: a checkpoint, a run folder (its checkpoint of the same step counts), or a WebUI `.pt`.
 
     Returns:
-        The state, or None, and a line that says which file it is from or why there is none.
+        The state, or None; and a line that says which file it is from, or why there is none.
 
     Raises:
         NotAHypernetwork: if there is one, but it is damaged or belongs to another hypernetwork.
@@ -71,8 +71,9 @@ def find_optimizer(source: str | Path, hypernetwork: Hypernetwork) -> tuple[dict
 def load_optim(path: str | Path, hypernetwork: Hypernetwork) -> tuple[dict[str, Any] | None, str]:
     """Read AdamW's state beside the WebUI file `path`; see `find_optimizer` for what it returns.
 
-    A wrong hash alone does not rule the state out, because the WebUI itself writes it beside intermediate checkpoints.
-    More steps than the file do. (Fewer do not: steps whose gradients overflowed are skipped.)
+    A wrong hash alone is no reason to reject the state, because the WebUI itself writes one beside intermediate
+    checkpoints. It is rejected if it also has more steps than the file. (Fewer are normal: steps whose gradients
+    overflow are skipped.)
 
     Raises:
         NotAHypernetwork: if there is such a file, but it is damaged or belongs to another hypernetwork.
@@ -98,7 +99,7 @@ def load_optim(path: str | Path, hypernetwork: Hypernetwork) -> tuple[dict[str, 
 
 
 def check_adamw(file: Path, state: dict[str, Any], hypernetwork: Hypernetwork) -> dict[str, Any]:
-    """Return the state if it is AdamW's over the parameters of `hypernetwork`.
+    """Return the state if it is AdamW's for the parameters of `hypernetwork`.
 
     Raises:
         NotAHypernetwork: if it is not; the message names `file`.
@@ -119,7 +120,7 @@ def check_adamw(file: Path, state: dict[str, Any], hypernetwork: Hypernetwork) -
 
 
 def _is_adamw(moments: Any, shape: torch.Size) -> bool:
-    """Whether this is AdamW's state of a parameter of this shape, all of it finite."""
+    """Return whether this is AdamW's state for a parameter of this shape, with finite values only."""
     if not isinstance(moments, dict) or not moments.keys() >= MOMENTS | {"step"}:
         return False
     if not all(_is_finite(moments[name]) and moments[name].shape == shape for name in MOMENTS):
@@ -136,7 +137,7 @@ def _is_finite(value: Any) -> bool:
 def rehash_optim(path: str | Path, old_hash: str) -> bool:
     """Update the hash in the `.optim` beside `path` to that of the current file, and return whether it was updated.
 
-    Only an `.optim` with the old hash is updated, whichever optimizer it is of; one that cannot be read is left alone.
+    Only an `.optim` with the old hash is updated, whatever its optimizer. One that cannot be read is left alone.
     """
     file = optim_path(path)
     try:

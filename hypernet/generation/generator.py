@@ -1,4 +1,4 @@
-"""Generate images in batches: the settings of an image, and the pipeline with hypernetworks attached."""
+"""Define the settings of an image, and generate images in batches with hypernetworks attached."""
 
 import dataclasses
 import functools
@@ -30,7 +30,7 @@ from hypernet.stable_diffusion.text_encoding import encode_prompts, truncation_n
 from hypernet.utils.errors import UserError
 from hypernet.utils.hashing import file_sha256
 
-SIZE_MULTIPLE = 8  # of an image's sides, in pixels
+SIZE_MULTIPLE = 8  # pixels; image sides are multiples of this
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ class GenerationSettings:
 
     @property
     def batch_key(self) -> tuple:
-        """What all images of a batch must have in common."""
+        """The settings that all images of a batch must share."""
         return self.hypernetworks, self.sampler, self.size, self.steps, self.guidance_scale
 
 
@@ -99,8 +99,8 @@ class ImageGenerator:
 
     Args:
         models: the base model; its pipeline is used as it is.
-        loaded: hypernetworks that are loaded already, by path. Others are loaded when they are first needed; all are
-            released after their last image.
+        loaded: hypernetworks loaded already, by path. Others are loaded when first needed. Each is released after its
+            last image.
     """
 
     def __init__(self, models: StableDiffusion, loaded: dict[str, Hypernetwork] | None = None):
@@ -111,7 +111,7 @@ class ImageGenerator:
     def generate_all(
         self, settings: Sequence[GenerationSettings], batch_size: int = 1
     ) -> Iterator[tuple[int, Image.Image]]:
-        """Generate one image for each of `settings`; images with the same hypernetworks come one after the other.
+        """Generate one image for each of `settings`; images with the same hypernetworks come consecutively.
 
         Yields:
             The index into `settings` and the image.
@@ -130,9 +130,9 @@ class ImageGenerator:
             self.loaded = {path: module for path, module in self.loaded.items() if path in ahead}
 
     def generate(self, batch: Sequence[GenerationSettings]) -> list[Image.Image]:
-        """Generate images whose settings have the same `batch_key` in one forward pass, each from its own noise.
+        """Generate images whose settings have the same `batch_key` as one batch, each from its own noise.
 
-        An empty prompt is embedded as the model's config says: for most SDXL models as zeros.
+        An empty prompt is embedded as the model's config says, which is zeros for most SDXL models.
         """
         first, pipe = batch[0], self.pipe
         pipe.scheduler = self._scheduler(first.sampler, [each.seed for each in batch])
@@ -157,7 +157,7 @@ class ImageGenerator:
             detach(pipe.unet)
 
     def infotext(self, settings: GenerationSettings, image: Image.Image) -> str:
-        """Return the WebUI's description of a generated image; hypernetworks and LoRAs become tags in the prompt."""
+        """Return the infotext of a generated image; hypernetworks and LoRAs become tags in its prompt."""
         sampler, schedule_type = webui_name(self._scheduler(settings.sampler, [settings.seed]))
         stack, source = settings.hypernetworks, self.models.base.source
         hashes = {tag_name(path): weights_sha256(path)[:10] for path, _ in stack}
@@ -192,12 +192,12 @@ class ImageGenerator:
             raise UserError(f"{path}: {error}") from None
 
     def _note_missing_loras(self, path: str) -> None:
-        """Print a note, once, if a hypernetwork was trained over LoRAs and none are loaded."""
+        """Print a note, once per hypernetwork, if it was trained on fused LoRAs and none are loaded."""
         recorded = self.loaded[path].config.optional_info or ""
         if recorded.startswith(FUSED_LORAS_PREFIX) and not self.models.base.source.lora and path not in self._noted:
             self._noted.add(path)
             names = recorded.removeprefix(FUSED_LORAS_PREFIX).strip()
-            print(f"note: {path} was trained over {names}; load them with --lora", file=sys.stderr)
+            print(f"note: {path} was trained with {names} fused; load them with --lora", file=sys.stderr)
 
     def _scheduler(self, name: str | None, seeds: list[int]) -> Any:
         if name is not None and name not in self.schedulers:
@@ -209,7 +209,7 @@ class ImageGenerator:
 
 
 def group_into_batches(settings: Sequence[GenerationSettings], batch_size: int) -> list[list[int]]:
-    """Return the indices of `settings` in batches of one `batch_key`, those of the same hypernetworks in a row."""
+    """Return batches of indices into `settings`: one `batch_key` per batch, the same hypernetworks consecutively."""
     groups: dict[tuple, dict[tuple, list[int]]] = {}  # paths -> batch_key -> indices
     for index, each in enumerate(settings):
         paths = tuple(path for path, _ in each.hypernetworks)
@@ -223,7 +223,7 @@ def group_into_batches(settings: Sequence[GenerationSettings], batch_size: int) 
 
 
 def check_steps(scheduler: Any, steps: int) -> None:
-    """Check that a sampler supports a number of steps; diffusers miscounts where its first timestep repeats.
+    """Check that a sampler supports a number of steps. If its first timestep repeats, diffusers miscounts them.
 
     Raises:
         UserError: if not.

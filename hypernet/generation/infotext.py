@@ -1,4 +1,4 @@
-"""Read and write the WebUI's description of how an image was generated, stored in a PNG under `parameters`.
+"""Read and write infotexts: the WebUI's descriptions of how an image was generated, under `parameters` in a PNG.
 
     a cat, <hypernet:my_style:0.8>
     Negative prompt: blurry
@@ -30,7 +30,7 @@ _FIELD = re.compile(
 
 
 def write_infotext(prompt: str, negative_prompt: str, fields: dict[str, Any]) -> str:
-    """Return prompts and fields in the WebUI's format, without the fields that are None."""
+    """Return prompts and fields in the WebUI's format, leaving out fields that are None."""
     settings = ", ".join(f"{name}: {_quote(value)}" for name, value in fields.items() if value is not None)
     negative = f"\n{NEGATIVE} {negative_prompt}" if negative_prompt else ""
     return f"{prompt}{negative}\n{settings}".strip()
@@ -73,7 +73,7 @@ def _unquote(value: str) -> str:
 
 
 def save_png(path: str | Path, image: Image.Image, infotext: str) -> None:
-    """Write an image with its infotext atomically."""
+    """Write an image with its infotext to a PNG, atomically."""
     info = PngInfo()
     info.add_text(KEY, infotext)
     with atomic_write(path) as temporary:
@@ -90,7 +90,7 @@ def read_png_infotext(path: str | Path) -> str | None:
 
 
 def free_path(path: Path, infotext: str) -> Path:
-    """Return `path`, or the first of NAME-2, NAME-3, ... that is free or holds an image with this very infotext."""
+    """Return `path`, or the first of NAME-2, NAME-3, ... that is free or is an image with this infotext."""
     candidate, number = path, 1
     while candidate.exists() and read_png_infotext(candidate) != infotext:
         number += 1

@@ -56,8 +56,8 @@ def write_tag(path: str | Path, strength: float) -> str:
 def tag_name(path: str | Path) -> str:
     """Return the name of a hypernetwork in prompts.
 
-    A file has its stem, a trained folder the name in its config, a repository on the Hub its own name. A checkpoint is
-    NAME-STEP, as the WebUI names its own; a run's best state is NAME-best.
+    A file is called by its stem, a trained folder by the name in its config, a Hub repository by its own name. A
+    checkpoint is NAME-STEP, as in the WebUI; a run's best state is NAME-best.
     """
     path = Path(path)
     config = read_trained_config(path)
@@ -76,7 +76,7 @@ def find_hypernetwork(name: str, folder: str | Path) -> Path:
     `name` may be preceded by parent folders, as in "run/name", to tell apart several of the same name.
 
     Raises:
-        UserError: if there is none (naming the nearest), or if there are several whose contents differ.
+        UserError: if there is none (with the nearest names), or if several match and their contents differ.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -95,7 +95,7 @@ def find_hypernetwork(name: str, folder: str | Path) -> Path:
     return found[0]
 
 
-Known = list[tuple[Path, list[tuple[str, ...]]]]  # hypernetworks and the names they go by, split at slashes
+Known = list[tuple[Path, list[tuple[str, ...]]]]  # hypernetworks and the names that refer to them, split at slashes
 
 
 def _longer_tag(known: Known, path: Path) -> str:
@@ -110,7 +110,7 @@ def _longer_tag(known: Known, path: Path) -> str:
 
 @functools.lru_cache
 def _scan(folder: Path) -> Known:
-    """List the hypernetworks below `folder`, sorted, each with all names it goes by."""
+    """List the hypernetworks below `folder`, sorted, each with all names that refer to it."""
     known: Known = []
     for root, subfolders, files in os.walk(folder):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
@@ -131,7 +131,7 @@ def _scan(folder: Path) -> Known:
 
 
 def _is_standalone(file: Path) -> bool:
-    """Whether a .safetensors has a hypernetwork's config in its header (8 bytes of length, then JSON)."""
+    """Return whether a .safetensors has a hypernetwork's config in its header (8 bytes of length, then JSON)."""
     try:
         with open(file, "rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
@@ -142,6 +142,6 @@ def _is_standalone(file: Path) -> bool:
 
 
 def _same_contents(a: Path, b: Path) -> bool:
-    """Whether two files, or the weights of two trained folders, are equal."""
+    """Return whether two files, or the weights of two trained folders, are equal."""
     a, b = (path / WEIGHTS_NAME if path.is_dir() else path for path in (a, b))
     return a.is_file() and b.is_file() and filecmp.cmp(a, b, shallow=False)

@@ -12,7 +12,7 @@ from typing import Any
 from hypernet.utils.errors import UserError
 
 KINDS = ("checkpoint", "strength", "seed", "guidance", "prompt", "steps")
-MAX_VALUES = 1000  # of a range; more is taken for a typo
+MAX_VALUES = 1000  # per range; more are likely a typo
 _NUMBERS: dict[str, type] = {"strength": float, "guidance": float, "seed": int, "steps": int}
 _NUMBER = r"([+-]?\d+(?:\.\d*)?)"
 _RANGE = re.compile(rf"{_NUMBER}\s*-\s*{_NUMBER}\s*(?:\(\s*{_NUMBER}\s*\)|\[\s*(\d+)\s*\])?")
@@ -57,7 +57,7 @@ def parse_numbers(option: str, words: list[str], whole: bool) -> list[float]:
     `whole`, the last form rounds toward zero.
 
     Raises:
-        UserError: for anything else, naming the word.
+        UserError: for anything else; it names the word.
     """
     numbers: list[Decimal] = []
     for word in (part.strip() for part in ",".join(words).split(",")):
@@ -74,26 +74,26 @@ def parse_numbers(option: str, words: list[str], whole: bool) -> list[float]:
 
 
 def _expand(start: str, end: str, step: str | None, count: str | None) -> list[Decimal]:
-    """Expand a range. Decimals keep 0.1 + 0.2 equal to 0.3.
+    """Expand a range, in decimal arithmetic, where 0.1 + 0.2 is 0.3.
 
     Raises:
         ValueError: if it is empty or has more than MAX_VALUES values.
     """
     first, last = Decimal(start), Decimal(end)
     if count is not None:
-        length, difference, parts = int(count), last - first, max(1, int(count) - 1)
+        length, numerator, denominator = int(count), last - first, max(1, int(count) - 1)
     else:
-        difference, parts = Decimal(step or 1), 1
-        length = int((last - first) / difference) + 1 if (last - first) * difference >= 0 else 0
+        numerator, denominator = Decimal(step or 1), 1
+        length = int((last - first) / numerator) + 1 if (last - first) * numerator >= 0 else 0
     if not 1 <= length <= MAX_VALUES:
         raise ValueError
-    return [first + i * difference / parts for i in range(length)]
+    return [first + i * numerator / denominator for i in range(length)]
 
 
 def find_checkpoints(option: str, words: list[str]) -> list[str | None]:
-    """Return paths as given, with patterns expanded and None for the word "none".
+    """Return the paths, with patterns expanded and None for the word "none".
 
-    Consecutive paths in one folder are sorted naturally, step-2 before step-10; shells expand patterns differently.
+    Consecutive paths in one folder are sorted naturally (step-2 before step-10), as shells do not sort them that way.
 
     Raises:
         UserError: if nothing matches a pattern.
@@ -111,8 +111,8 @@ def find_checkpoints(option: str, words: list[str]) -> list[str | None]:
             paths += found
     paths = list(dict.fromkeys(paths))
     ordered: list[str | None] = []
-    for _, run in groupby(paths, key=lambda path: path and Path(path).parent):
-        ordered += sorted(run, key=natural_order)
+    for _, siblings in groupby(paths, key=lambda path: path and Path(path).parent):
+        ordered += sorted(siblings, key=natural_order)
     return ordered
 
 
@@ -122,7 +122,7 @@ def natural_order(path: str | None) -> list[tuple[int, str]]:
 
 
 def label_checkpoints(paths: Sequence[str | None]) -> list[str]:
-    """Return "step 500" for step-000500, else the name; preceded by the run's name where labels would be equal."""
+    """Return "step 500" for step-000500, else the name. The run's name precedes labels that would be the same."""
     names = ["none" if path is None else _short_name(Path(path)) for path in paths]
     return [
         name if path is None or names.count(name) == 1 else f"{_run_name(Path(path))} {name}"

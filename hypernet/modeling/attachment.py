@@ -29,7 +29,7 @@ def attach(unet: nn.Module, hypernetwork: Hypernetwork, strength: float = 1.0) -
 
     The text is transformed once for all cross-attention layers and, in inference, once for all steps of an image. In
     training this happens outside the blocks that gradient checkpointing recomputes. The UNet may be moved, cast,
-    compiled or offloaded afterwards. Attention slicing has no effect: the attention used here needs none.
+    compiled or offloaded afterwards. Attention slicing has no effect: the attention used here does not need it.
 
     Args:
         unet: a diffusers UNet, compiled or not.
@@ -37,8 +37,8 @@ def attach(unet: nn.Module, hypernetwork: Hypernetwork, strength: float = 1.0) -
         strength: scales what the hypernetwork adds to a context; 0 turns it off.
 
     Raises:
-        ValueError: if the UNet has none of its widths, an attention layer has no plain to_k and to_v, or something else
-            has changed the attention (an IP-Adapter, say).
+        ValueError: if the UNet has none of the hypernetwork's widths, an attention layer has no plain to_k and to_v,
+            or something else has changed the attention (an IP-Adapter, say).
         TypeError: if an argument is not a UNet, a hypernetwork or a number.
     """
     check_is_hypernetwork(hypernetwork)
@@ -59,7 +59,7 @@ def set_strength(unet: nn.Module, strength: float, hypernetwork: Hypernetwork | 
     """Change the strength of one attached hypernetwork, or of all if none is given.
 
     Raises:
-        ValueError: if it is not attached to `unet`, or nothing is.
+        ValueError: if `hypernetwork` is not attached to `unet`, or nothing is.
         TypeError: if the strength is not a number.
     """
     stack, strength = _find_stack(unet, hypernetwork), _to_number(strength)
@@ -74,12 +74,12 @@ def detach(unet: nn.Module, hypernetwork: Hypernetwork | None = None) -> None:
     Detaching the last one restores the attention processors from before the first `attach`, or those set since.
 
     Raises:
-        ValueError: if it is not attached to `unet`.
+        ValueError: if `hypernetwork` is not attached to `unet`.
     """
     if hypernetwork is not None:
-        attached = _find_stack(unet, hypernetwork)
-        attached.layers[:] = [layer for layer in attached.layers if layer[0] is not hypernetwork]
-        if attached.layers:
+        layers = _find_stack(unet, hypernetwork).layers
+        layers[:] = [(attached, strength) for attached, strength in layers if attached is not hypernetwork]
+        if layers:
             return
     unet = _unwrap(unet)
     stack: HypernetworkStack | None = getattr(unet, "_hypernetworks", None)
@@ -90,7 +90,7 @@ def detach(unet: nn.Module, hypernetwork: Hypernetwork | None = None) -> None:
 
 
 def attention_layers(unet: nn.Module) -> dict[str, Attention]:
-    """Return the attention layers of a UNet by name: those a hypernetwork acts on.
+    """Return the attention layers of a UNet, on which hypernetworks act, by name.
 
     Raises:
         ValueError: if one has no plain to_k and to_v.
@@ -130,9 +130,9 @@ def _unwrap(unet: nn.Module) -> nn.Module:
 
 
 def _find_stack(unet: nn.Module, hypernetwork: Hypernetwork | None) -> HypernetworkStack:
-    """Return the UNet's stack. Raise ValueError if it has none, or not this hypernetwork in it."""
+    """Return the UNet's stack. Raise ValueError if it has none, or `hypernetwork` is not in it."""
     stack: HypernetworkStack | None = getattr(_unwrap(unet), "_hypernetworks", None)
-    if stack is None or hypernetwork is not None and all(layer is not hypernetwork for layer, _ in stack.layers):
+    if stack is None or hypernetwork is not None and all(attached is not hypernetwork for attached, _ in stack.layers):
         raise ValueError("no such hypernetwork is attached to this UNet")
     return stack
 
@@ -144,7 +144,7 @@ def _to_number(strength: object) -> float:
 
 
 def _wrap_processors(stack: HypernetworkStack) -> None:
-    """Wrap the processors that are not wrapped yet: all at first, later those set since.
+    """Wrap the processors that are not wrapped yet: all of them at first, later any set since.
 
     diffusers sets new ones in `enable_attention_slicing`, for example.
     """
@@ -162,9 +162,9 @@ def _unwrap_processors(stack: HypernetworkStack) -> None:
 
 
 def _before_forward(unet: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """Forward pre-hook: compute what all attention layers share, and pass it to their processors.
+    """Forward pre-hook: compute what the attention layers share, and pass it to their processors.
 
-    These are the text's contexts of keys and values, and the maps of linear hypernetworks.
+    Shared are the text's contexts of keys and values, and the maps of linear hypernetworks.
     """
     stack: HypernetworkStack = unet._hypernetworks
     if not torch.compiler.is_compiling():
@@ -197,6 +197,6 @@ class HypernetworkUNet(nn.Module):
     ) -> torch.Tensor:
         """Return the UNet's prediction, in the shape of `noisy_latents`.
 
-        `conditions` are the UNet's further arguments by diffusers' names: the text's mask, SDXL's extra conditions.
+        `conditions` are the UNet's other arguments, by diffusers' names: the text's mask, SDXL's extra conditions.
         """
         return self.unet(noisy_latents, timesteps, encoder_hidden_states, **conditions).sample

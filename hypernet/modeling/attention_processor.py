@@ -10,9 +10,9 @@ from hypernet.modeling.stack import Contexts, HypernetworkStack, Maps
 
 
 class HypernetworkAttnProcessor:
-    """diffusers' `AttnProcessor2_0`, with keys and values computed from the contexts of the hypernetworks.
+    """diffusers' `AttnProcessor2_0`, with keys and values computed from the hypernetworks' contexts.
 
-    Holds no parameters, so the UNet's state dict does not change. While all strengths are 0 it calls the original
+    It holds no parameters, so the UNet's state dict does not change. While all strengths are 0, it calls the original
     processor.
 
     Args:
@@ -43,9 +43,7 @@ class HypernetworkAttnProcessor:
         if attn.group_norm is not None:
             hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)  # (B, tokens, channels)
 
-        context = (
-            hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        )  # (B, context tokens, width)
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states  # (B, tokens, width)
         text, maps = hypernetwork_shared or (None, {})
         if encoder_hidden_states is not None and attn.norm_cross:
             context, text = attn.norm_encoder_hidden_states(context), None

@@ -14,7 +14,7 @@ from hypernet.modeling.hypernetwork import Hypernetwork
 def average(hypernetworks: Sequence[Hypernetwork], weights: Sequence[float]) -> Hypernetwork:
     """Return the weighted mean of hypernetworks of the same structure; `weights` are scaled to sum to 1.
 
-    The result has no dropout and the largest step count of them. Everything else comes from the first.
+    The result has no dropout; its step count is the largest of theirs. Everything else comes from the first.
 
     Raises:
         ValueError: if the structures differ (then only stacking works), or the weights do not sum to a number above 0.

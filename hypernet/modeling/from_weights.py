@@ -1,4 +1,4 @@
-"""Build a hypernetwork around weights that are there already, such as those of an untrusted file."""
+"""Build a hypernetwork from existing weights, such as those of an untrusted file."""
 
 import math
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ REQUIRED_STRINGS = ("activation", "weight_init", "layer_norm_init", "name")  # t
 
 
 def build_from_weights(config: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> Hypernetwork:
-    """Return the declared hypernetwork with the given weights, in float32 and evaluation mode.
+    """Return the hypernetwork that `config` describes with the given weights, in float32 and evaluation mode.
 
     Allocates memory only for the given weights, whatever sizes the config declares, and uses no random numbers. The
     result's `stored_dtype` is the dtype of the given weights, or float32 if they have several.
@@ -22,7 +22,7 @@ def build_from_weights(config: Mapping[str, Any], weights: Mapping[str, torch.Te
         weights: tensors by their names in its state dict.
 
     Raises:
-        ValueError: in one line, if there is no such structure or the weights do not fit it.
+        ValueError: if the structure is impossible or the weights do not fit it; the message is one line.
     """
     _check_types(config)
     hypernetwork = _build_on_meta(config, len(weights))
@@ -71,7 +71,7 @@ def _are_numbers(value: Any, *types: type) -> bool:
 
 
 def _build_on_meta(config: Mapping[str, Any], tensor_count: int) -> Hypernetwork:
-    """Return the hypernetwork without memory for its weights.
+    """Return the hypernetwork on the meta device, where its weights take no memory.
 
     Raises:
         ValueError: if it cannot be built, or would have more than `tensor_count` tensors.

@@ -25,7 +25,7 @@ def fuse(unet: nn.Module, hypernetwork: Hypernetwork, strength: float = 1.0) -> 
     Raises:
         ValueError: if the hypernetwork is not linear, the UNet has none of its widths, or the UNet's weights are
             quantized, fused or have LoRAs on them.
-        TypeError: for anything else than a hypernetwork.
+        TypeError: for anything but a hypernetwork.
     """
     check_is_hypernetwork(hypernetwork)
     if not is_linear(hypernetwork):

@@ -9,14 +9,14 @@ from torch import nn
 
 from hypernet.modeling.structure import ACTIVATIONS, check_structure
 
-WIDTHS_SD1 = (320, 640, 768, 1280)  # self-attention has 320, 640 and 1280; the text has 768
+WIDTHS_SD1 = (320, 640, 768, 1280)  # 768 is the text; 320, 640 and 1280 are self-attention
 
 
 class HypernetworkModule(nn.Module):
     """One MLP, named and laid out as in the WebUI (modules/hypernetworks/hypernetwork.py).
 
-    Structure (1, 2, 1) at width d is Linear(d, 2d), Linear(2d, d). Each Linear is followed by the activation, the
-    LayerNorm and the Dropout it has, in this order. The last Linear has an activation only with `activate_output`.
+    Structure (1, 2, 1) at width d is Linear(d, 2d), Linear(2d, d). Activation, LayerNorm and Dropout, where enabled,
+    follow each Linear in this order. The last Linear has an activation only with `activate_output`.
     """
 
     def __init__(
@@ -43,16 +43,16 @@ class HypernetworkModule(nn.Module):
         self.linear = nn.Sequential(*layers)
 
     def forward(self, context: torch.Tensor) -> torch.Tensor:  # (B, tokens, width)
-        return self.linear(context)  # (B, tokens, width); the caller scales it and adds it to the context
+        return self.linear(context)  # (B, tokens, width); the caller adds it to the context, scaled
 
     @torch.no_grad()
     def init_weights(self, weight_init: str, activation: str, layer_norm_init: str) -> None:
         """Initialize the weights from torch's global generator; do nothing on the meta device.
 
-        All names but "zero" initialize as the WebUI does: "normal" is N(0, 0.01), Kaiming uses the gain of leaky_relu
-        for leakyrelu and of relu otherwise, biases are 0. "zero" is Kaiming normal with the last Linear set to 0: the
-        hypernetwork starts as the identity. `layer_norm_init="normal"` is the WebUI's N(0, 0.01) for LayerNorm
-        weights, which all but switches the module off; "ones" is PyTorch's default.
+        Every `weight_init` but "zero" follows the WebUI: "normal" is N(0, 0.01), Kaiming uses the gain of leaky_relu
+        for leakyrelu and of relu for all others, and biases are 0. "zero" is Kaiming normal with the last Linear set to
+        0, so that the hypernetwork starts as the identity. `layer_norm_init="normal"` is the WebUI's N(0, 0.01) for
+        LayerNorm weights, which all but switches the module off; "ones" is PyTorch's default.
         """
         if next(self.parameters()).is_meta:
             return
@@ -77,25 +77,25 @@ class HypernetworkModule(nn.Module):
 
 
 class Hypernetwork(ModelMixin, ConfigMixin):
-    """Pairs of `HypernetworkModule`s by context width, which transform the contexts of keys and values.
+    """One pair of `HypernetworkModule`s per context width: one transforms the context of the keys, one of the values.
 
     Args:
-        widths: context widths to transform. In SD 1.x 768 is the text; 320, 640 and 1280 are self-attention.
+        widths: context widths to transform; see `WIDTHS_SD1`.
         layer_structure: layer widths as multiples of the context width; the first and last are 1.
-        activation: a name from `ACTIVATIONS`; "linear" for none.
-        weight_init: a name from `WEIGHT_INITS`.
+        activation: a key of `ACTIVATIONS`; "linear" for none.
+        weight_init: one of `WEIGHT_INITS`.
         layer_norm: whether a LayerNorm follows every Linear.
         layer_norm_init: "ones", or "normal" for the WebUI's initialization.
         activate_output: whether the activation follows the last Linear too.
         dropout_structure: a dropout probability per entry of `layer_structure`; the first and last are 0.
         name: the name used in prompts and file names.
-        step: how many optimizer updates it has been trained for.
+        step: number of optimizer updates it has been trained for.
         base_model_name: name of the base model it was trained on.
         base_model_hash: hash of that base model.
-        optional_info: the WebUI's note on how it was trained.
+        optional_info: the WebUI's free-text note on the training.
 
     Attributes:
-        stored_dtype: only after loading: the precision of the file; the weights themselves are float32.
+        stored_dtype: the precision of the file it was loaded from; unset otherwise. The weights are float32.
 
     Raises:
         ValueError: for an unknown or impossible structure, activation, initialization or dropout.
@@ -144,8 +144,8 @@ class Hypernetwork(ModelMixin, ConfigMixin):
         Args:
             context: (B, tokens, width).
             strength: scales what the MLPs add.
-            context_v: (B, tokens, width), the context of the values where it differs from that of the keys: in a stack,
-                the previous hypernetwork's. Default: `context`.
+            context_v: (B, tokens, width), the context of the values, which in a stack can differ from that of the keys.
+                Default: `context`.
         """
         context_v = context if context_v is None else context_v
         width = str(context.shape[-1])
@@ -160,7 +160,7 @@ class Hypernetwork(ModelMixin, ConfigMixin):
         return transform(pair["k"], context), transform(pair["v"], context_v)  # (B, tokens, width) each
 
     def parameters_of_width(self, width: int) -> list[nn.Parameter]:
-        """Return the parameters that transform contexts of this width; none if it has no such pair."""
+        """Return the parameters that transform contexts of this width; an empty list if there is no such pair."""
         return list(self.pairs[str(width)].parameters()) if str(width) in self.pairs else []
 
 
@@ -171,7 +171,7 @@ def activation_class(name: str) -> type[nn.Module] | None:
 
 
 def constructor_arguments(config: dict) -> dict:
-    """Return the arguments of `Hypernetwork` in a config, without diffusers' own entries such as `_class_name`."""
+    """Return the constructor arguments in a config, without diffusers' own entries such as `_class_name`."""
     return {key: value for key, value in config.items() if not key.startswith("_")}
 
 

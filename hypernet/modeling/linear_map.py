@@ -22,7 +22,7 @@ class MapPlan:
 
     Attributes:
         use_map: whether to build maps at all.
-        fuse_from: tokens of a batch from which a layer fuses the map into its projection.
+        fuse_from: the fewest tokens in a batch for which a layer fuses the map into its projection.
     """
 
     use_map: bool
@@ -67,7 +67,7 @@ def linear_map(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return matrix (width, width) and bias (width,) of a linear module, the product of its layers. Differentiable.
 
-    Multiplies from the output on. With `dtype=None` it keeps the precision of the weights.
+    Multiplies from the last layer back. `dtype=None` keeps the precision of the weights.
     """
     layers = [layer for layer in module.linear if isinstance(layer, nn.Linear)]
     *earlier, (matrix, bias) = [(layer.weight.to(dtype=dtype), layer.bias.to(dtype=dtype)) for layer in layers]
@@ -91,8 +91,8 @@ def make_plan(structure: Sequence[float], width: int, layers: list[tuple[int, fl
 
     Args:
         structure: layer widths as multiples of `width`.
-        layers: (tokens of the batch, output width of the projection) of each layer of this width. The output width is
-            infinite where several projections share the transformed context, as they share the text's.
+        layers: (tokens in the batch, output width of the projection) for each layer of this width. The output width is
+            infinite where fusing is no option, such as for the text, whose context many projections share.
         training: whether gradients are computed.
     """
     sizes, passes = [int(multiple * width) for multiple in structure], 3 if training else 1
@@ -107,7 +107,7 @@ def make_plan(structure: Sequence[float], width: int, layers: list[tuple[int, fl
 
 
 def tokens_per_layer(unet: nn.Module, batch: int, height: int, width: int) -> dict[str, int]:
-    """Return layer name -> tokens of the whole batch in its self-attention, for latents of this height and width."""
+    """Return layer name -> tokens of the batch in its self-attention, for latents of this height and width."""
     levels, tokens = len(unet.config.block_out_channels), {}
     for name in unet.attn_processors:
         block, number = name.split(".")[:2]

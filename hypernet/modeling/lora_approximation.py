@@ -16,21 +16,21 @@ from hypernet.modeling.linear_map import linear_map
 
 CONTEXTS_PER_CALL = 256  # sampled from each call of the hypernetwork
 MAX_CONTEXTS = 32768  # per width
-VALIDATION_STRIDE = 5  # every fifth context is kept from the fit, to measure on
+VALIDATION_STRIDE = 5  # every fifth context is kept out of the fit, to measure it
 RIDGE = 1e-6  # relative to the mean square of the contexts
 
 
 @dataclasses.dataclass
 class Lora:
-    """The LoRA factors of every projection, and how close they come to the hypernetwork.
+    """The LoRA factors of each projection, and how well they approximate the hypernetwork.
 
     Attributes:
         factors: "down_blocks.0. ... .attn1.to_k" -> (down (rank, in), up (out, rank), bias (out,)).
-        without_bias: the same names -> (down, up) that do best without a bias, for formats that have none.
-        fit_errors: width -> the share of what the modules add that their linear maps miss, on contexts not fitted on; 0
-            for linear modules.
+        without_bias: the same names -> (down, up), the best factors for a format without biases.
+        fit_errors: width -> share of what the modules add that their linear maps miss, measured on contexts kept out of
+            the fit; 0 for linear modules.
         kept: width -> {"peft": share, "kohya": share} of what the hypernetwork adds to keys and values that each format
-            keeps: 1 - |LoRA - hypernetwork|^2 / |hypernetwork|^2. kohya's has no biases.
+            keeps: 1 - |LoRA - hypernetwork|^2 / |hypernetwork|^2. kohya's format has no biases.
     """
 
     factors: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
@@ -53,7 +53,8 @@ def to_lora(
         strength: the hypernetwork's strength that corresponds to a LoRA of strength 1.
 
     Raises:
-        ValueError: if the hypernetwork has non-finite weights, or the UNet has attention layers that none can act on.
+        ValueError: if the hypernetwork has non-finite weights, or the UNet has attention layers that no hypernetwork
+            can act on.
     """
     if not all(parameter.isfinite().all() for parameter in hypernetwork.parameters()):
         raise ValueError(f"{hypernetwork.config.name} has weights that are not finite")
@@ -84,11 +85,11 @@ def to_lora(
 
 @dataclasses.dataclass
 class _Fit:
-    """The linear map of a module, x -> matrix x + bias, and what reducing its rank takes. All float64."""
+    """The linear map of a module, x -> matrix x + bias, and what is needed to reduce its rank. All float64."""
 
     matrix: torch.Tensor  # (width, width)
     bias: torch.Tensor  # (width,)
-    matrix_alone: torch.Tensor  # (width, width), the best one without a bias
+    matrix_alone: torch.Tensor  # (width, width), the best matrix without a bias
     mean: torch.Tensor  # (width,), of the contexts
     moment: torch.Tensor  # (width, width), the square root of E[x x^T]
     spread: torch.Tensor  # (width, width), the square root of the contexts' covariance
@@ -154,7 +155,7 @@ def gather_contexts(
 
     Args:
         pipe: a diffusers pipeline.
-        hypernetwork: the hypernetwork; detached again at the end.
+        hypernetwork: the hypernetwork to attach; detached at the end.
         prompts: one image is generated for each.
         strength: strength of the hypernetwork, which shapes the contexts of deeper layers.
         seed: seed of the noise and of the sample.

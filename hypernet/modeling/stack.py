@@ -23,7 +23,7 @@ class HypernetworkStack:
         attention: the UNet's attention layers by name.
         use_linear_maps: whether a linear hypernetwork may run as a `LinearMap` instead of module by module.
         plans: plans by context width, for each combination of shapes seen so far.
-        undo: functions that take the stack off the UNet.
+        undo: functions that remove the stack from the UNet.
         cached_text: the last forward's text, its other inputs, and the contexts computed from them.
     """
 
@@ -83,7 +83,7 @@ class HypernetworkStack:
         return torch.stack(sums) if sums else text.new_zeros(0)
 
     def _settings(self, text: torch.Tensor) -> list:
-        """Return everything but text and weights that the text's contexts depend on."""
+        """Return everything the text's contexts depend on except the text and the weights."""
         kind = text.device.type
         autocast = [torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)]
         return [

@@ -1,4 +1,4 @@
-"""Which layers a hypernetwork may have. Needs no torch, so that mistakes in options are reported at once."""
+"""The structures a hypernetwork may have. Does not import torch, so that mistakes in options are reported at once."""
 
 from collections.abc import Collection, Sequence
 
@@ -28,7 +28,7 @@ def check_structure(
     """Check that a module can be built from these arguments of `Hypernetwork`.
 
     Raises:
-        ValueError: if not; one line that says what would be right.
+        ValueError: if not; the message is one line and says what would be right.
     """
     shown = ",".join(f"{multiple:g}" for multiple in layer_structure)
     if len(layer_structure) < 2 or layer_structure[0] != 1 or layer_structure[-1] != 1 or min(layer_structure) <= 0:
@@ -37,7 +37,9 @@ def check_structure(
     _check_choice("weight_init", weight_init, WEIGHT_INITS)
     _check_choice("layer_norm_init", layer_norm_init, LAYER_NORM_INITS)
     if weight_init == "zero" and activate_output and activation in NONZERO_AT_ZERO:
-        raise ValueError(f"weight_init zero: {activation}(0) is not 0, so with activate_output this is not the identity")
+        raise ValueError(
+            f"weight_init zero: {activation}(0) is not 0, so with activate_output this is not the identity"
+        )
     if dropout_structure is not None:
         in_range = all(0 <= p < 1 for p in dropout_structure)
         same_length = len(dropout_structure) == len(layer_structure)

@@ -1,4 +1,4 @@
-"""Identify a base model, and what it needs, from its configs, before any weights are read."""
+"""Identify a base model and its requirements from its configs, before any weights are read."""
 
 import dataclasses
 from pathlib import Path
@@ -31,9 +31,9 @@ class BaseModel:
     vae_config: Config  # of the VAE in use
     own_vae_config: Config  # of the model's own VAE
     prediction_type: str
-    config_prediction_type: str  # what the config says, which an option may override
+    config_prediction_type: str  # from the config, before an option overrides it
     zero_terminal_snr: bool
-    clip_skip: int  # of the option, else the model's default
+    clip_skip: int  # from the option, else the model's default
     zeros_for_empty_prompt: bool  # whether an empty prompt is embedded as zeros
 
     @property
@@ -46,11 +46,11 @@ class BaseModel:
 
     @property
     def image_multiple(self) -> int:
-        """The VAE's downsampling factor, of which the sides of images are multiples."""
+        """The VAE's downsampling factor. Image sides must be multiples of it."""
         return 2 ** (len(self.vae_config["block_out_channels"]) - 1)  # as diffusers' pipelines compute it
 
     def describe(self) -> str:
-        """Return a line on the kind of model, what it predicts, and what is added to it."""
+        """Return a line that says what kind of model it is, what it predicts, and what is added to it."""
         width, source = self.unet_config.get("cross_attention_dim", 1280), self.source
         kinds = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x"}
         kind = "SDXL" if self.is_xl else kinds.get(width, f"Stable Diffusion with text width {width}")
@@ -66,10 +66,10 @@ class BaseModel:
 
 
 def identify_base_model(source: ModelSource) -> BaseModel:
-    """Read the model's configs, and check that everything the options name exists and goes with it.
+    """Read the model's configs, and check that everything the options name exists and fits the model.
 
     Raises:
-        UserError: if there is no such model, it is of a kind that cannot be trained, or an option does not go with it.
+        UserError: if there is no such model, it is of a kind that cannot be trained, or an option does not fit it.
     """
     source.check()
     single_file = open_single_file(source) if source.is_file else None
@@ -106,7 +106,7 @@ def identify_base_model(source: ModelSource) -> BaseModel:
 def _read_config(
     source: ModelSource, single_file: SingleFile | None, model_class: type[ConfigMixin], subfolder: str | None = None
 ) -> Config:
-    """Read one config of a folder or Hub repository: the model's, or the one that supplies a single file's configs."""
+    """Read one config from the model's folder or Hub repository; for a single file, from the one with its configs."""
     path = single_file.configs if single_file else source.path
     kwargs = {} if subfolder is None else {"subfolder": subfolder}
     try:
@@ -119,7 +119,7 @@ def _read_config(
 
 
 def _read_pipeline(source: ModelSource, single_file: SingleFile | None) -> tuple[Config, Config]:
-    """Return the pipeline's index and its scheduler's config. Raises: UserError for another kind of model."""
+    """Return the pipeline's index and its scheduler's config. Raise UserError for another kind of model."""
     if single_file and single_file.configs is None:
         return _index_of_single_file(single_file.kind), {"prediction_type": "epsilon"}
     index = _read_config(source, single_file, DiffusionPipeline)
@@ -128,7 +128,7 @@ def _read_pipeline(source: ModelSource, single_file: SingleFile | None) -> tuple
 
 
 def _index_of_single_file(kind: str) -> Config:
-    """Return what a model_index.json would say of a single file."""
+    """Return what a model_index.json would say about a single file."""
     encoders = {"text_encoder": ["transformers", TEXT_ENCODERS[0]]}
     if kind == "xl_base":
         encoders["text_encoder_2"] = ["transformers", TEXT_ENCODERS[1]]
@@ -136,7 +136,7 @@ def _index_of_single_file(kind: str) -> Config:
 
 
 def _class_of(index: Config, part: str) -> str | None:
-    """Return the class of a part of the pipeline; None if there is none."""
+    """Return the class of a part of the pipeline; None if there is no such part."""
     return (index.get(part) or [None, None])[1]
 
 
@@ -144,7 +144,7 @@ def _class_of(index: Config, part: str) -> str | None:
 
 
 def _check_index(source: ModelSource, index: Config) -> None:
-    """Check the classes of the pipeline's parts. Raises: UserError if one is not Stable Diffusion's."""
+    """Check the classes of the pipeline's parts. Raise UserError if one is not Stable Diffusion's."""
     unet, vae = _class_of(index, "unet"), _class_of(index, "vae")
     if not unet:
         raise source.error(f"it is a {index.get('_class_name', 'model')}, which has no UNet; {TRAINABLE}")
@@ -163,7 +163,7 @@ def _check_index(source: ModelSource, index: Config) -> None:
 
 
 def _check_text_width(source: ModelSource, single_file: SingleFile | None, unet: Config) -> int:
-    """Return the UNet's text width. Raises: UserError if a single file's configs are of another kind of model."""
+    """Return the UNet's text width. Raise UserError if a single file's configs are of another kind of model."""
     width = unet.get("cross_attention_dim", 1280)
     if single_file and single_file.text_width != width:
         option = "original_config" if single_file.unet_config else "model_config"
@@ -173,7 +173,7 @@ def _check_text_width(source: ModelSource, single_file: SingleFile | None, unet:
 
 
 def _check_kind(source: ModelSource, index: Config, unet: Config, own_vae: Config, is_xl: bool) -> None:
-    """Check that the UNet takes only noisy latents and text. Raises: UserError if not."""
+    """Check that the UNet takes only noisy latents and text. Raise UserError if not."""
     channels, latent_channels = unet.get("in_channels", 4), own_vae.get("latent_channels", 4)
     if channels != latent_channels:
         kind = OTHER_CHANNELS.get(channels, f"another kind of model, with {channels} input channels")
@@ -186,7 +186,7 @@ def _check_kind(source: ModelSource, index: Config, unet: Config, own_vae: Confi
 
 
 def _check_clip_skip(source: ModelSource, single_file: SingleFile | None) -> None:
-    """Check --clip_skip. Raises: UserError if it exceeds the number of the text encoder's layers."""
+    """Check --clip_skip. Raise UserError if it exceeds the number of the text encoder's layers."""
     if source.clip_skip is None:
         return
     path = single_file.configs if single_file else source.path
@@ -200,11 +200,11 @@ def _check_clip_skip(source: ModelSource, single_file: SingleFile | None) -> Non
         raise UserError(f"--clip_skip {source.clip_skip}: the text encoder has {layers} layers")
 
 
-# --- Options before configs
+# --- Options take precedence over configs
 
 
 def _choose_prediction_type(source: ModelSource, configured: str) -> str:
-    """Return the option, else what the config says. Raises: UserError if that cannot be trained."""
+    """Return the option, else the config's value. Raise UserError if that cannot be trained."""
     prediction_type = source.prediction_type or configured
     if prediction_type not in PREDICTION_TYPES:
         raise source.error(f"it predicts {prediction_type}; {', '.join(PREDICTION_TYPES)} can be trained")
@@ -218,10 +218,10 @@ def _choose_zero_terminal_snr(source: ModelSource, single_file: SingleFile | Non
 
 
 def _choose_zeros(source: ModelSource, index: Config, is_xl: bool) -> bool:
-    """Return whether an empty prompt is zeros. Raises: UserError if the option is given for another model than SDXL."""
+    """Return whether an empty prompt is zeros. Raise UserError if the option is given and the model is not SDXL."""
     zeros = source.force_zeros_for_empty_prompt
     if zeros is not None and not is_xl:
-        raise UserError("--force_zeros_for_empty_prompt: it belongs to SDXL")
+        raise UserError("--force_zeros_for_empty_prompt: it applies only to SDXL")
     return is_xl and index.get("force_zeros_for_empty_prompt", True) if zeros is None else zeros
 
 
@@ -229,7 +229,7 @@ def _zero_terminal_snr_error(source: ModelSource) -> UserError:
     """Return the error for a model that predicts the noise although its last timestep is nothing but noise."""
     problem = "with zero terminal SNR, a model that predicts the noise learns nothing at the last timestep"
     if source.rescale_betas_zero_snr:
-        hint = "it belongs to --prediction_type v_prediction or sample"
+        hint = "it requires --prediction_type v_prediction or sample"
         return UserError(f"--rescale_betas_zero_snr: {problem}; {hint}")
     hint = "add --rescale_betas_zero_snr false, or --prediction_type v_prediction"
     return source.error(f"its schedule has zero terminal SNR, and it predicts epsilon; {problem}; {hint}")

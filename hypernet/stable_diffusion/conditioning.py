@@ -1,4 +1,4 @@
-"""The UNet's inputs beside noisy latents and timesteps: text embeddings, and SDXL's sizes."""
+"""The UNet's inputs besides noisy latents and timesteps: text embeddings, and SDXL's sizes."""
 
 import contextlib
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ Conditions = dict[str, Any]  # tensors by the names of the UNet's arguments, som
 def build_conditions(embeds: list[Embeds], time_ids: torch.Tensor | None = None) -> Conditions:
     """Return the UNet's arguments for a batch of prompts.
 
-    Shorter prompts are padded with zeros that a mask excludes, so no image depends on what else is in its batch.
+    Shorter prompts are padded with zeros, which a mask excludes. So no image depends on the others in its batch.
 
     Args:
         time_ids: (B, 6), for SDXL: height and width of the original, top and left of the crop, target height and width
@@ -34,7 +34,7 @@ def build_conditions(embeds: list[Embeds], time_ids: torch.Tensor | None = None)
 
 
 def cast_conditions(conditions: Conditions, device: torch.device | None, dtype: torch.dtype) -> Conditions:
-    """Move to a device (None: stay) and cast the embeddings to the UNet's precision; sizes and mask keep theirs."""
+    """Move to a device (None: stay) and cast the embeddings to the UNet's precision, but not sizes and mask."""
     kept = ("time_ids", "encoder_attention_mask")
     return {
         key: cast_conditions(value, device, dtype)
@@ -52,7 +52,7 @@ def take_first(conditions: Conditions, count: int) -> Conditions:
 
 
 def time_ids(original: tuple[float, float], corner: tuple[float, float], target: tuple[int, int]) -> torch.Tensor:
-    """Return SDXL's six numbers, float32, of (height, width), (top, left) and (height, width), in pixels."""
+    """Return SDXL's size conditioning, (6,) float32: (height, width), (top, left), (height, width), all in pixels."""
     return torch.tensor([*original, *corner, *target], dtype=torch.float32)
 
 
@@ -75,7 +75,7 @@ def text_mask(unet: torch.nn.Module, mask: torch.Tensor | None) -> Iterator[None
     """Mask padding tokens in the UNet; diffusers' pipelines have no argument for that.
 
     Args:
-        mask: of `pipeline_arguments`. Without guidance, the pipeline runs only the prompts, its second half.
+        mask: from `pipeline_arguments`. Without guidance, the pipeline runs only the prompts, the mask's second half.
     """
     if mask is None:
         yield

@@ -1,4 +1,4 @@
-"""LoRAs fused into the base model, through PEFT, before a hypernetwork is attached. Needs no torch to parse options."""
+"""Fuse LoRAs into the base model, through PEFT, before a hypernetwork is attached. Imports no torch."""
 
 import contextlib
 import math
@@ -64,20 +64,20 @@ def write_lora_tag(path: str, scale: float) -> str:
 
 
 def record_loras(hypernetwork: "Hypernetwork", loras: Sequence[str]) -> None:
-    """Record the fused LoRAs in the hypernetwork's `optional_info`; text that others wrote there stays."""
+    """Record the fused LoRAs in the hypernetwork's `optional_info`. Without LoRAs, text by other programs stays."""
     note = hypernetwork.config.optional_info
     if loras or (note or "").startswith(FUSED_LORAS_PREFIX):
         hypernetwork.register_to_config(optional_info=f"{FUSED_LORAS_PREFIX} {lora_names(loras)}" if loras else None)
 
 
 def check_loras(loras: Sequence[str], text_width: int) -> None:
-    """Check that each LoRA exists and fits; of one on the Hub, only that it exists.
+    """Check that each LoRA exists and fits the model; on the Hub, only that it exists.
 
     Args:
         text_width: width of the base model's text embeddings.
 
     Raises:
-        UserError: if one does not, or is named twice.
+        UserError: if one does not, or if one is named twice.
     """
     paths = [split_lora(text)[0] for text in loras]
     for path, text in zip(paths, loras):
@@ -116,7 +116,7 @@ def find_lora(text: str) -> Path | None:
 
 
 def _check_file(text: str, file: Path, text_width: int) -> None:
-    """Check that a file is a LoRA for models with this text width. Raises: UserError if not."""
+    """Check that a file is a LoRA for models with this text width. Raise UserError if not."""
     try:
         with safe_open(file, framework="pt") as opened:
             names = list(opened.keys())
@@ -133,9 +133,9 @@ def _check_file(text: str, file: Path, text_width: int) -> None:
 
 
 def fuse_loras(pipeline: "DiffusionPipeline", loras: Sequence[str]) -> None:
-    """Load LoRAs and add them permanently to the weights of UNet and text encoders.
+    """Load LoRAs and fuse them into the weights of UNet and text encoders.
 
-    Fused, they cost nothing per step, and caches keyed by a text encoder's weights notice them.
+    Fused, they cost nothing per step, and change the keys of caches that hash a text encoder's weights.
 
     Raises:
         UserError: if one cannot be loaded, or has no layer of this model.

@@ -1,4 +1,4 @@
-"""The frozen Stable Diffusion model: load it, place its parts, encode images."""
+"""Load the frozen Stable Diffusion model, move its parts between devices, encode images."""
 
 import contextlib
 import dataclasses
@@ -34,7 +34,7 @@ from hypernet.stable_diffusion.vae import load_vae
 class StableDiffusion:
     """A pipeline with frozen parts, and what the base model's configs say.
 
-    Loaded for training, VAE and text encoders are float32, and only the UNet is in half precision.
+    For training, VAE and text encoders are loaded in float32; only the UNet may be in half precision.
     """
 
     pipeline: DiffusionPipeline
@@ -43,7 +43,7 @@ class StableDiffusion:
     device: torch.device  # where the parts run
 
     def on_device(self, *modules: torch.nn.Module) -> None:
-        """Move these of VAE and text encoders to the device, and the others to the CPU: small GPUs cannot hold all."""
+        """Move these of VAE and text encoders to the device, the others to the CPU. Small GPUs cannot hold them all."""
         for module in (self.vae, *self.text_encoders):
             module.to(self.device if any(module is wanted for wanted in modules) else "cpu")
 
@@ -71,7 +71,7 @@ class StableDiffusion:
 
     @cached_property
     def hash(self) -> str:
-        """Ten hex digits by which a hypernetwork records the base model; fused LoRAs do not change them."""
+        """Ten hex digits that identify the base model in a hypernetwork; fused LoRAs do not change them."""
         return model_hash(self.base.source, self.unet)
 
 
@@ -111,10 +111,10 @@ def load_stable_diffusion(
         pipeline.scheduler = choose_sampler(pipeline.scheduler, base.prediction_type, base.zero_terminal_snr)
     models = StableDiffusion(pipeline, base, scheduler, torch.device(device))
     for tokenizer, encoder in zip(models.tokenizers, models.text_encoders):
-        if len(tokenizer) < encoder.config.vocab_size:  # without files, transformers builds one with two tokens
+        if len(tokenizer) < encoder.config.vocab_size:  # without files, transformers builds one of two tokens
             raise base.source.error(f"its tokenizer is missing or damaged; it has {len(tokenizer)} tokens")
     if base.source.lora:
-        _ = models.hash  # cache it before LoRAs change the weights
+        _ = models.hash  # computed and cached before LoRAs change the weights
         with _quiet():
             fuse_loras(pipeline, base.source.lora)
     return models
@@ -168,23 +168,24 @@ def _load_text_encoders(base: BaseModel, dtype: torch.dtype) -> dict[str, PreTra
         except OSError:
             if not source.variant:
                 raise
-            parts[name], found = encoder_class.from_pretrained(source.path, **kwargs)  # only the UNet may have it
+            # the variant may exist for the UNet alone
+            parts[name], found = encoder_class.from_pretrained(source.path, **kwargs)
         if found["missing_keys"]:
             raise ValueError(f"tensors are missing in its {name}, such as {sorted(found['missing_keys'])[0]}")
     return parts
 
 
 def _without_extras(is_xl: bool) -> dict[str, Any]:
-    """Return the pipeline's arguments for images as the model makes them: no watermark, no safety checker."""
+    """Return the pipeline's arguments that turn off watermark and safety checker."""
     return {"add_watermarker": False} if is_xl else {"safety_checker": None, "requires_safety_checker": False}
 
 
 def latents_pipeline(models: StableDiffusion) -> DiffusionPipeline:
-    """Return a pipeline of the same UNet and sampler that turns embeddings into latents."""
+    """Return a pipeline with the same UNet and sampler that turns embeddings into latents, and has no other part."""
     components = dict.fromkeys(models.pipeline.components)
     components |= {"unet": models.unet, "scheduler": models.pipeline.scheduler, **_without_extras(models.base.is_xl)}
     pipeline = type(models.pipeline)(**components)
-    pipeline.vae_scale_factor = models.base.image_multiple  # without a VAE it is 8
+    pipeline.vae_scale_factor = models.base.image_multiple  # without a VAE, it defaults to 8
     return pipeline
 
 
@@ -213,7 +214,7 @@ def encode_images(
 
     Args:
         pixels: (B, 3, height, width) in [-1, 1].
-        dtype: precision of the products; float16 may overflow.
+        dtype: autocast precision; float16 may overflow.
     """
     vae = models.vae
     with torch.autocast(vae.device.type, dtype, enabled=dtype is not torch.float32):
@@ -228,7 +229,7 @@ def weight_dtype(mixed_precision: str) -> torch.dtype:
 def vae_dtype(unet_dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """Return the VAE's precision: float16 beside a half-precision UNet on a GPU, else float32.
 
-    bfloat16 has too few digits for an image, and CPUs have no fast float16.
+    bfloat16 is too coarse for images, and float16 is slow on CPUs.
     """
     half = unet_dtype is not torch.float32 and device.type != "cpu"
     return torch.float16 if half else torch.float32

@@ -1,4 +1,4 @@
-"""Hashes that tell base models and their parts apart: of files, weights, and the configs that shape the output."""
+"""Hash base models and their parts: files, weights, and the config entries that shape the output."""
 
 import hashlib
 import re
@@ -16,15 +16,15 @@ from hypernet.utils.hub import hub_file
 
 
 def model_hash(source: ModelSource, unet: torch.nn.Module) -> str:
-    """Return the ten hex digits by which a hypernetwork records its base model.
+    """Return the ten hex digits that identify the base model in a hypernetwork.
 
-    For a file they are the start of its SHA-256, as in the WebUI; for a folder, a hash of the UNet's weights in float16.
+    For a file they start its SHA-256, as in the WebUI; for a folder they are a hash of the UNet's weights in float16.
     """
     if source.is_file:
         return file_sha256(source.path)[:10]
     try:
         of_files = _files_hash(_unet_files(source))
-    except (OSError, SafetensorError):  # do not ask the Hub again: hash the loaded weights
+    except (OSError, SafetensorError):  # such as no connection to the Hub; the weights are loaded anyway
         of_files = None
     return of_files or weights_hash(unet, torch.float16)
 
@@ -38,7 +38,7 @@ def weights_hash(module: torch.nn.Module, dtype: torch.dtype | None = None) -> s
 
 
 def _files_hash(files: list[Path]) -> str | None:
-    """Return the `weights_hash` in float16 of .safetensors files, whatever precision was loaded; None without files."""
+    """Return the `weights_hash` of .safetensors files in float16, whatever their precision; None if there are none."""
     file_of: dict[str, Path] = {}
     for path in files:
         with safe_open(path, framework="pt") as file:
@@ -65,15 +65,15 @@ def _unet_files(source: ModelSource) -> list[Path]:
 
 
 def vae_hash(vae: AutoencoderKL) -> str:
-    """Return ten hex digits that change with whatever shapes the unscaled moments: config and weights."""
-    return short_hash(config_items(vae.config, "scaling_factor"), weights_hash(vae))
+    """Return ten hex digits that change with everything that shapes the unscaled moments: config and weights."""
+    return parts_hash(config_items(vae.config, "scaling_factor"), weights_hash(vae))
 
 
 def config_items(config: Mapping[str, Any], *ignored: str) -> dict[str, Any]:
-    """Return a config's sorted entries, without private ones and those to ignore: the ones that shape no output."""
+    """Return a config's entries, sorted, without private ones and the `ignored` ones, which do not shape the output."""
     return {key: value for key, value in sorted(config.items()) if key[0] != "_" and key not in ignored}
 
 
-def short_hash(*parts: object) -> str:
+def parts_hash(*parts: object) -> str:
     """Return ten hex digits of the parts' `repr`."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:10]

@@ -1,4 +1,4 @@
-"""The options that choose the base model and how it reads prompts, shared by training and generation. Needs no torch."""
+"""The options that choose the base model and how it reads prompts, for training and generation. Imports no torch."""
 
 import dataclasses
 import hashlib
@@ -23,7 +23,7 @@ SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth")  # of a whole model in one f
 class ModelSource:
     """A base model (diffusers folder, Hub id or single file), what is added to it, and how it reads prompts.
 
-    The fields are options of `TrainingConfig` of the same names.
+    The fields are the options of the same names in `TrainingConfig`.
 
     Raises:
         UserError: for a value that cannot work. `check` tests whether paths exist.
@@ -88,7 +88,7 @@ class ModelSource:
         return UserError(f"{self.option} {self.path}: {problem}")
 
     def check(self) -> None:
-        """Check that the path can be a model, and that the options on files go with it.
+        """Check that the path can be a model, and that the options about files fit it.
 
         Raises:
             UserError: if not.
@@ -103,17 +103,17 @@ class ModelSource:
         for option in ("revision", "variant") if self.is_file else ("original_config", "model_config"):
             if getattr(self, option):
                 where = "on the Hub or in a folder" if self.is_file else "in a single file"
-                raise UserError(f"--{option} {getattr(self, option)}: it belongs to a model {where}")
+                raise UserError(f"--{option} {getattr(self, option)}: it applies only to a model {where}")
         if self.revision and path.exists():
-            raise UserError(f"--revision {self.revision}: it belongs to a model on the Hub; {self.path} is local")
+            raise UserError(f"--revision {self.revision}: it applies only to a model on the Hub; {self.path} is local")
         if self.original_config and not Path(self.original_config).is_file():
             problem = "it is a folder" if Path(self.original_config).exists() else "there is no such file"
             raise UserError(f"--original_config {self.original_config}: {problem}; name a YAML file")
 
     def identity(self) -> str:
-        """Return a text that changes with everything that shapes the model's images.
+        """Return a string that changes with everything that shapes the model's images.
 
-        It covers commits on the Hub, the content of configs, and the sizes and times of other files.
+        It covers commits on the Hub, the content of configs, and the sizes and modification times of other files.
 
         Raises:
             UserError: if the model is neither local nor on the Hub.
@@ -131,7 +131,7 @@ MODEL_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Mode
 
 
 def _describe_folder(folder: Path) -> str:
-    """Return a hint at what a folder without a model_index.json holds, to append to a message."""
+    """Return a hint, to append to a message, about what a folder without a model_index.json holds."""
     config = folder / "config.json"
     if config.is_file():
         found = re.search(r'"_class_name": "(\w+)"', config.read_text(encoding="utf-8", errors="replace"))
@@ -142,10 +142,10 @@ def _describe_folder(folder: Path) -> str:
 
 
 def _fingerprint(path: str, revision: str | None = None, option: str | None = None) -> str:
-    """Return what changes with a file, folder or Hub repository.
+    """Return a string that changes with a file, folder or Hub repository.
 
     Args:
-        option: that of the base model, which must exist; anything else that is not found is "unknown".
+        option: the base model's option, since the base model must exist. Without it, anything not found is "unknown".
     """
     local = Path(path)
     if not local.exists():

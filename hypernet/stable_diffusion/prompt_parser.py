@@ -1,6 +1,6 @@
 """The WebUI's prompt syntax: `(word)`, `(word:1.3)`, `[word]`, `BREAK`, and escaped brackets.
 
-It follows the WebUI's wiki, "Features, Attention/emphasis", and the WebUI's behavior where that is silent.
+It follows the WebUI's wiki, "Features, Attention/emphasis", and the WebUI's behavior where the wiki says nothing.
 """
 
 import re

@@ -12,12 +12,12 @@ BLOCK = 64  # weights that share a scale in nf4
 def quantize(unet: nn.Module, kind: Quantization, dtype: torch.dtype, device: torch.device | str) -> None:
     """Replace the linear layers of the attention blocks by quantized ones on `device`.
 
-    Convolutions, norms and timestep embeddings are not touched, nor moved.
+    Convolutions, norms and timestep embeddings are neither changed nor moved.
 
     Args:
         kind: "nf4", the 4-bit format of QLoRA (Dettmers et al. 2023), or "int8" with a scale per row, as LLM.int8()
             stores weights (Dettmers et al. 2022).
-        dtype: what the products are computed in.
+        dtype: precision of the matrix products.
     """
     for name, layer in _attention_linears(unet):
         unet.set_submodule(name, QuantizedLinear(layer, kind, dtype, device))
@@ -93,7 +93,7 @@ class _Product(torch.autograd.Function):
 
 
 def weight_bytes(unet: nn.Module, kind: Quantization | None, dtype: torch.dtype) -> int:
-    """Return the memory of a UNet's weights once quantized, from shapes alone: a UNet on the meta device will do.
+    """Return the bytes of a UNet's weights once quantized. Only shapes count, so a UNet on the meta device will do.
 
     nf4 takes half a byte per weight and four per block of 64; int8 a byte per weight and four per row.
     """

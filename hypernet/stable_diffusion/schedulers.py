@@ -1,4 +1,4 @@
-"""Samplers by their names in the WebUI or in diffusers."""
+"""Samplers by their names in the WebUI or in diffusers. The noise schedule of training is set up in `model.py`."""
 
 import contextlib
 import difflib
@@ -68,7 +68,7 @@ def _options(sampler: str, schedule_type: str | None) -> dict[str, Any] | None:
 
 
 def _all_names() -> dict[str, tuple[str, dict[str, Any]]]:
-    """Map every name that users may write to class name and options, the WebUI's names first."""
+    """Map every name a user may write to class name and options; the WebUI's names come first."""
     names: dict[str, tuple[str, dict[str, Any]]] = {}
     for sampler, (class_name, _) in SAMPLERS.items():
         for schedule_type in (None, *SCHEDULE_TYPES):
@@ -99,7 +99,7 @@ def find_sampler(name: str) -> tuple[type[SchedulerMixin], dict[str, Any]]:
         raise _unknown_sampler(name, wanted)
     class_name, options = known[wanted]
     scheduler_class = getattr(diffusers, class_name)
-    needed = [*getattr(scheduler_class, "_backends", [])]  # of diffusers' placeholder where a package is missing
+    needed = [*getattr(scheduler_class, "_backends", [])]  # on diffusers' placeholder for a missing package
     needed += ["scipy"] if options.get("use_beta_sigmas") else []
     missing = [package for package in needed if importlib.util.find_spec(package) is None]
     if missing:
@@ -125,7 +125,7 @@ def build_scheduler(name: str, config: Mapping[str, Any]) -> SchedulerMixin:
     """Build the scheduler of this name for a model.
 
     Args:
-        config: that of another scheduler of the model.
+        config: the config of another scheduler of the model.
 
     Raises:
         UserError: if there is none, or it does not support the model.
@@ -144,7 +144,7 @@ def build_scheduler(name: str, config: Mapping[str, Any]) -> SchedulerMixin:
 
 
 def choose_sampler(scheduler: SchedulerMixin, prediction_type: str, zero_snr: bool) -> SchedulerMixin:
-    """Return the model's own sampler, set to what the model predicts; DDIM if that one does not support it."""
+    """Return the model's own sampler, set to what the model predicts; DDIM if its own does not support that."""
     changes = {"prediction_type": prediction_type, **(_ZERO_TERMINAL_SNR if zero_snr else {})}
     if all(scheduler.config.get(key) == value for key, value in changes.items()):
         return scheduler
@@ -172,7 +172,7 @@ def _supports(scheduler: SchedulerMixin, prediction_type: str | None, zero_snr: 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence diffusers' warnings on options of one scheduler that another ignores."""
+    """Silence diffusers' warnings that a scheduler ignores options of another."""
     verbosity = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity_error()
     try:
@@ -192,7 +192,7 @@ def webui_name(scheduler: SchedulerMixin) -> tuple[str, str | None]:
 
 
 def _schedule_type(config: Mapping[str, Any]) -> str:
-    """Return a schedule type, never none: without one, the WebUI uses Karras for some samplers."""
+    """Return the schedule type, never None: where it is missing, the WebUI uses Karras for some samplers."""
     for name in ("Karras", "Exponential", "Beta"):
         if config.get(f"use_{name.lower()}_sigmas"):
             return name

@@ -1,7 +1,7 @@
-"""A whole model in one file, as the WebUI keeps it: find out what it holds from names and shapes of tensors alone.
+"""Identify a whole model in one file, as the WebUI keeps it, from nothing but the names and shapes of its tensors.
 
-`from_single_file`, diffusers' public API, reads the weights. What a file is, and what an original config means, must be
-known before that, and only diffusers' `single_file_utils` can tell.
+diffusers' public `from_single_file` reads the weights. Before that, the kind of the file and the meaning of an original
+config must be known, which only diffusers' internal `single_file_utils` can tell.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from hypernet.utils.errors import UserError
 from hypernet.utils.file_kinds import kind_of
 from hypernet.utils.hub import is_hub_id
 
-# Diffusers' name of a kind of model -> the repository that diffusers takes its configs from
+# diffusers' name of a kind of model -> the repository where diffusers gets its configs
 KINDS = {
     "v1": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "v2": "stabilityai/stable-diffusion-2-1",
@@ -38,7 +38,7 @@ NEEDED = {  # prefixes of tensor names -> what is missing if no name has one
     ("cond_stage_model.", "conditioner."): "text encoder; use a file that holds the whole model",
 }
 CONFIG_FILES = ["*.json", "*.txt", "*/*.json", "*/*.txt"]
-# Where tokenizers come from if only an original config is given: where diffusers then looks for text encoders' configs
+# Where to get tokenizers if only an original config is given: where diffusers gets the text encoders' configs
 CLIP, OPEN_CLIP = ("openai/clip-vit-large-patch14", ""), ("stabilityai/stable-diffusion-2", "tokenizer")
 BIG_CLIP = ("laion/CLIP-ViT-bigG-14-laion2B-39B-b160k", "")
 TOKENIZERS = {"v1": [CLIP], "v2": [OPEN_CLIP], "xl_base": [CLIP, BIG_CLIP]}
@@ -54,7 +54,7 @@ class SingleFile:
     original: dict[str, Any] | None  # the original config, a YAML in CompVis' or Stability's format
     unet_config: dict[str, Any] | None  # diffusers' configs, derived from the original config
     vae_config: dict[str, Any] | None
-    prediction_type: str | None  # if the file or the original config says it
+    prediction_type: str | None  # None if neither the file nor the original config says
     zero_terminal_snr: bool
     text_width: int  # width of the text embeddings that the UNet takes
 
@@ -92,7 +92,7 @@ def open_single_file(source: ModelSource) -> SingleFile:
 
 
 def _identify_kind(source: ModelSource, tensors: dict[str, torch.Tensor]) -> str:
-    """Return the kind of model. Raises: UserError if it cannot be trained, or a part is missing."""
+    """Return the kind of model. Raise UserError if it cannot be trained, or a part is missing."""
     if UNET not in tensors:
         kind = kind_of(name.removeprefix("first_stage_model.") for name in tensors)
         raise source.error(f"it is {kind or 'something else'}, not a whole Stable Diffusion model in one file")
@@ -109,7 +109,7 @@ def _identify_kind(source: ModelSource, tensors: dict[str, torch.Tensor]) -> str
 def _find_prediction_type(
     source: ModelSource, kind: str, tensors: dict[str, torch.Tensor], original: dict[str, Any] | None
 ) -> str | None:
-    """Return what the file or the original config says the model predicts, None if neither does.
+    """Return the prediction type that the file or the original config states; None if neither does.
 
     Trainers of v-prediction models add an empty tensor `v_pred`, and `ztsnr` for zero terminal SNR; ComfyUI reads them
     too.
@@ -173,7 +173,7 @@ def _read_original_config(source: ModelSource) -> dict[str, Any] | None:
 def _find_configs(source: ModelSource, kind: str, original: dict[str, Any] | None) -> str | None:
     """Return a folder with configs and tokenizers: --model_config, or the kind's from the Hub or its local cache.
 
-    Returns None if there is none, but an original config, and tokenizers for it.
+    Returns None if there is no such folder, but an original config and tokenizers to go with it.
 
     Raises:
         UserError: if that is not enough to load the model.
@@ -208,7 +208,7 @@ def _find_configs(source: ModelSource, kind: str, original: dict[str, Any] | Non
 def tokenizers_without_configs(kind: str) -> dict[str, CLIPTokenizer]:
     """Return the tokenizers, by the pipeline's names, for a model with only an original config.
 
-    Diffusers then builds the other parts, but no tokenizers with transformers 5.
+    diffusers then builds the other parts, but with transformers 5 no tokenizers.
     """
     return {
         f"tokenizer{suffix}": CLIPTokenizer.from_pretrained(repo, subfolder=subfolder)

@@ -10,7 +10,7 @@ import torch
 from transformers import CLIPTokenizer, PreTrainedModel
 
 from hypernet.stable_diffusion.model import StableDiffusion
-from hypernet.stable_diffusion.model_hash import config_items, short_hash, weights_hash
+from hypernet.stable_diffusion.model_hash import config_items, parts_hash, weights_hash
 from hypernet.stable_diffusion.prompt_parser import BREAK, parse_emphasis, unescape
 
 COMMA = ",</w>"  # in CLIP's vocabulary
@@ -31,7 +31,7 @@ def encode_prompts(models: StableDiffusion, prompts: Sequence[str]) -> list[Embe
     """Return the embeddings of prompts of any length, on the text encoders' device and in their precision.
 
     Up to 75 tokens they equal those of the pipeline's own `encode_prompt`, bit for bit. SDXL's pooled embedding is the
-    first chunk's. An empty prompt is zeros for models configured so, as in classifier-free guidance.
+    first chunk's. An empty prompt is all zeros for models configured so, as in classifier-free guidance.
     """
     hidden, pooled = [], None
     for encoder, tokenizer in zip(models.text_encoders, models.tokenizers):
@@ -51,7 +51,7 @@ def encode_prompts(models: StableDiffusion, prompts: Sequence[str]) -> list[Embe
 def _encode_chunks(
     models: StableDiffusion, encoder: PreTrainedModel, tokenizer: CLIPTokenizer, chunks: list[list[Chunk]]
 ) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
-    """Return for each prompt its hidden states, (chunks * 77, width), and its first chunk's pooled embedding, if any."""
+    """Return each prompt's hidden states, (chunks * 77, width), and the pooled embedding of its first chunk, if any."""
     ids = torch.tensor([token_ids(tokenizer, chunk) for of_prompt in chunks for chunk in of_prompt])
     weights = torch.tensor([_weights(tokenizer, chunk) for of_prompt in chunks for chunk in of_prompt])
     counts = [len(of_prompt) for of_prompt in chunks]
@@ -87,7 +87,7 @@ def _hidden_states(models: StableDiffusion, encoder: PreTrainedModel, outputs: A
         return outputs.hidden_states[-clip_skip if is_first else -2]
     if clip_skip == 1:
         return outputs.last_hidden_state
-    norm = getattr(encoder, "text_model", encoder).final_layer_norm  # transformers before 5.6 wraps it
+    norm = getattr(encoder, "text_model", encoder).final_layer_norm  # CLIPTextModelWithProjection wraps it
     return norm(outputs.hidden_states[-clip_skip])
 
 
@@ -128,8 +128,8 @@ def _tokenize(tokenizer: CLIPTokenizer, text: str) -> list[int]:
 def make_chunks(texts: Iterable[tuple[list[int] | None, float]], comma: int | None, length: int = 75) -> list[Chunk]:
     """Distribute tokens with their weights over chunks of at most `length`; (None, weight) starts a new one.
 
-    If a comma is among the last 20 tokens of a full chunk, what follows it moves to the next one, so that tags stay
-    whole, as in the WebUI.
+    If a comma is among the last 20 tokens of a full chunk, the tokens after it move to the next one, so that tags
+    stay whole, as in the WebUI.
     """
     chunks: list[Chunk] = []
     chunk: Chunk = []
@@ -159,13 +159,13 @@ def token_ids(tokenizer: CLIPTokenizer, chunk: Chunk) -> list[int]:
 
 
 def _weights(tokenizer: CLIPTokenizer, chunk: Chunk) -> list[float]:
-    """Return the weights of `token_ids`; those of added tokens are 1."""
+    """Return the weight of each of `token_ids`: 1 for the added ones."""
     rest = tokenizer.model_max_length - 1 - len(chunk)
     return [1.0, *(weight for _, weight in chunk), *[1.0] * rest]
 
 
 def truncated_prompts(models: StableDiffusion, prompts: Iterable[str]) -> list[tuple[str, int, int]]:
-    """Return the prompts that --max_token_chunks truncates, each with its lost tokens and all its tokens."""
+    """Return the prompts that --max_token_chunks truncates, each with the number of tokens it loses and has."""
     read = [(prompt, *read_prompt(models, models.tokenizers[0], prompt)[1:]) for prompt in prompts]
     return [(prompt, lost, count) for prompt, lost, count in read if lost]
 
@@ -176,7 +176,7 @@ def truncation_note(
     """Return a line to print if --max_token_chunks truncates prompts, which names the one that loses most.
 
     Args:
-        images: the image that each prompt belongs to, to name instead of the prompt.
+        images: prompt -> name of its image, to name instead of the prompt.
     """
     limit = models.base.source.max_token_chunks
     truncated = truncated_prompts(models, dict.fromkeys(prompts)) if limit else []
@@ -188,7 +188,7 @@ def truncation_note(
 
 
 def text_hash(models: StableDiffusion) -> str:
-    """Return ten hex digits that change with whatever shapes an embedding: tokenizers, encoders, and these options."""
+    """Return ten hex digits that change with everything that shapes an embedding: tokenizers, encoders, options."""
     parts: list[Any] = []
     for tokenizer, encoder in zip(models.tokenizers, models.text_encoders):
         config = config_items(encoder.config.to_dict(), "transformers_version", "dtype")
@@ -196,4 +196,4 @@ def text_hash(models: StableDiffusion) -> str:
         parts += [sorted(tokenizer.get_vocab().items()), special, config, weights_hash(encoder)]
     base = models.base
     options = base.clip_skip, base.source.max_token_chunks, base.source.prompt_emphasis, base.zeros_for_empty_prompt
-    return short_hash(*parts, options)
+    return parts_hash(*parts, options)

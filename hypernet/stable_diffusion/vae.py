@@ -1,4 +1,4 @@
-"""Another VAE than the model's own: check that it goes with the model, and load it."""
+"""Replace the model's own VAE by another: check that it fits the model, and load it."""
 
 import pickle
 from pathlib import Path
@@ -28,7 +28,7 @@ def read_vae_config(source: ModelSource, own: dict[str, Any]) -> dict[str, Any]:
         own: config of the model's own VAE.
 
     Raises:
-        UserError: if there is no such VAE, or its latents have another number of channels or size than the model's.
+        UserError: if there is no such VAE, or its latents differ from the model's in size or number of channels.
     """
     path = source.pretrained_vae_model_name_or_path
     if path is None:
@@ -69,7 +69,7 @@ def _read_folder(source: ModelSource, path: str) -> dict[str, Any]:
 
 
 def _subfolder(path: str) -> str | None:
-    """Return where the VAE is in a folder: "vae" in that of a whole model, None in its own."""
+    """Return the VAE's subfolder: "vae" in the folder of a whole model, None in the VAE's own."""
     return "vae" if (Path(path) / "model_index.json").is_file() else None
 
 

@@ -21,10 +21,10 @@ TIMEOUT = datetime.timedelta(hours=6)  # other processes wait while the main one
 
 
 def choose_mixed_precision(config: TrainingConfig) -> None:
-    """Fill in Accelerate's precision where --mixed_precision is not given.
+    """Use Accelerate's precision if --mixed_precision is not given.
 
     Raises:
-        UserError: if it is none that can be trained in here.
+        UserError: if training does not support the precision, or this machine does not.
     """
     precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision not in PRECISIONS:
@@ -36,9 +36,9 @@ def choose_mixed_precision(config: TrainingConfig) -> None:
 
 def build_accelerator(config: TrainingConfig, folder: RunFolder, trackers: Sequence[str]) -> Accelerator:
     """Return the `Accelerator` of the run."""
-    several_on_cpu = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available()
+    distributed_on_cpu = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available()
     accelerator = Accelerator(
-        cpu=several_on_cpu,  # otherwise Accelerate treats processes without a GPU as unrelated
+        cpu=distributed_on_cpu,  # otherwise Accelerate treats processes without a GPU as unrelated
         mixed_precision=config.mixed_precision,
         log_with=list(trackers) or None,
         project_config=ProjectConfiguration(project_dir=str(folder.root), logging_dir=str(folder.logs)),
@@ -53,19 +53,19 @@ def build_accelerator(config: TrainingConfig, folder: RunFolder, trackers: Seque
 
 
 def set_cpu_threads() -> None:
-    """Give this process its share of the cores; `accelerate launch` and torchrun leave it one thread, unasked.
+    """Give this process its share of the cores; `accelerate launch` and torchrun limit it to one thread by default.
 
-    OpenMP's OMP_THREAD_LIMIT is an upper bound, for running beside other runs. Without a launcher OMP_NUM_THREADS applies.
+    OMP_THREAD_LIMIT is an upper bound, for several runs on one machine. Without a launcher, OMP_NUM_THREADS applies.
     """
     launched = {"ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE"} & set(os.environ)  # set by every launcher
     if launched and torch.get_num_threads() == 1:
         cores, limit = os.cpu_count() or 1, os.environ.get("OMP_THREAD_LIMIT", "")
-        most = int(limit) if limit.isdecimal() else cores
-        torch.set_num_threads(max(1, min(most, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))))
+        upper_bound = int(limit) if limit.isdecimal() else cores
+        torch.set_num_threads(max(1, min(upper_bound, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))))
 
 
 def describe_accelerator(accelerator: Accelerator) -> str:
-    """Return where and how the run trains, in a line: a launcher that starts fewer processes than meant shows here."""
+    """Return one line on where and how the run trains. It reveals a launcher that started too few processes."""
     count, device = accelerator.num_processes, accelerator.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
@@ -74,10 +74,10 @@ def describe_accelerator(accelerator: Accelerator) -> str:
 
 
 def check_shared_folder(accelerator: Accelerator, folder: RunFolder, checkpoint: Path | None) -> None:
-    """Check that every process sees the folder the main one has made, and the same checkpoint in it.
+    """Check that every process sees the folder that the main process created, and the same checkpoint in it.
 
     Raises:
-        UserError: if not.
+        UserError: if one does not.
     """
     accelerator.wait_for_everyone()
     seen = gather_object([(folder.holds_run(), checkpoint and checkpoint.name)])
@@ -88,10 +88,10 @@ def check_shared_folder(accelerator: Accelerator, folder: RunFolder, checkpoint:
 
 @contextlib.contextmanager
 def report_dead_processes(accelerator: Accelerator) -> Iterator[None]:
-    """Turn the error that a process gets when another one has died into one line.
+    """Report the death of another process in one line.
 
     Raises:
-        OtherProcessError: in place of that error.
+        OtherProcessError: in place of the communication error that follows from it.
     """
     try:
         yield
@@ -100,11 +100,11 @@ def report_dead_processes(accelerator: Accelerator) -> Iterator[None]:
         if accelerator.num_processes == 1 or not from_communication:
             raise
         hint = "the same command resumes from the last checkpoint"
-        raise OtherProcessError(f"another process of this run has died or hangs; {hint}") from None
+        raise OtherProcessError(f"another process of this run has died or is stuck; {hint}") from None
 
 
 def print_main(accelerator: Accelerator, *lines: str) -> None:
-    """Print on the main process, above a progress bar if there is one."""
+    """Print on the main process only, above the progress bar if there is one."""
     if accelerator.is_main_process:
         for line in lines:
             tqdm.write(line)

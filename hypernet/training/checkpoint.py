@@ -27,7 +27,7 @@ from hypernet.utils.atomic_files import atomic_write, remove
 from hypernet.utils.hashing import write_manifest
 
 PROGRESS = "progress.json"  # place in the data, losses not logged yet, state of the guard
-AVERAGE = "average.pt"  # with --ema_decay, the trained weights; those beside config.json are the EMA
+AVERAGE = "average.pt"  # with --ema_decay: the trained weights, since those beside config.json are then the EMA
 BEST = "best"  # inside a checkpoint: the best state as of then
 SAVE_ERRORS = (OSError, RuntimeError, SafetensorError)  # a full disk raises a different one in every library
 
@@ -35,7 +35,7 @@ SAVE_ERRORS = (OSError, RuntimeError, SafetensorError)  # a full disk raises a d
 class Checkpointer:
     """Saves, loads and rolls back weights, optimizer, loss scaler, EMA, place in the data, and the guard.
 
-    There are no random generators to save: whatever is drawn at random follows from seed, epoch and image
+    No random generators are saved: everything random is a function of seed, epoch and image
     (`hypernet.utils.hashing.derive_seed`).
 
     Attributes:
@@ -99,7 +99,7 @@ class Checkpointer:
             return
         self._good = self._read(checkpoint / BEST)
         if self.accelerator.is_main_process:
-            with atomic_write(self.folder.best) as temporary:  # the one there may be of a later step
+            with atomic_write(self.folder.best) as temporary:  # the existing one may be from a later step
                 link_folder(checkpoint / BEST, temporary)
         self._written_step = self._good["step"]
 
@@ -126,7 +126,7 @@ class Checkpointer:
         self._good = good
 
     def roll_back(self) -> None:
-        """Restore weights, optimizer, loss scaler and EMA; the step count and the data go on."""
+        """Restore weights, optimizer, loss scaler and EMA; the step count and the data order continue."""
         good = self._require_good()
         self.hypernetwork.load_state_dict(good["weights"])
         self.optimizer.load_state_dict(copy.deepcopy(good["optimizer"]))
@@ -205,7 +205,7 @@ class Checkpointer:
 
     @staticmethod
     def _read(folder: Path) -> dict[str, Any]:
-        """Return what `remember` keeps, from the files of a checkpoint."""
+        """Read the state that `remember` keeps from the files of a checkpoint."""
         saved = load(folder)
         state: dict[str, Any] = {"weights": saved.state_dict(), "average": {}, "step": saved.config.step}
         if (folder / AVERAGE).is_file():
@@ -219,7 +219,7 @@ class Checkpointer:
 
 
 def _save_average(weights: dict, state: dict, folder: Path) -> None:
-    """Save what of the EMA's state is not in the exported weights: the trained ones, and its counters."""
+    """Save the part of the EMA's state that the exported weights lack: the trained weights, and its counters."""
     counters = {key: value for key, value in state.items() if key != "shadow_params"}
     torch.save({"weights": weights, "average": counters}, folder / AVERAGE)
 

@@ -14,7 +14,8 @@ OPTIONS = {"layout_optimization": False, "fallback_random": True}  # keep the me
 def memory_format(device: torch.device, compiled: bool) -> torch.memory_format:
     """Return the memory format of the UNet's weights: channels_last, which suits convolutions.
 
-    Not for compiled code on a CPU: there inductor loses the gradients below a UNet's upsamplers (torch 2.13).
+    Compiled code on a CPU gets contiguous weights: with channels_last, inductor loses the gradients below a UNet's
+    upsamplers (torch 2.13).
     """
     return torch.contiguous_format if compiled and device.type == "cpu" else torch.channels_last
 
@@ -28,13 +29,13 @@ def check_compiler(device: torch.device) -> None:
     weight = torch.ones(4, requires_grad=True, device=device)
     try:
         torch.compile(lambda x: (x * x).sin(), backend=BACKEND)(weight).sum().backward()
-    except Exception as error:  # every backend raises its own kinds
+    except Exception as error:  # every backend raises its own kinds of errors
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"--compile: torch.compile does not work here ({reason}); leave it out") from None
 
 
 def check_shapes(shapes: int) -> None:
-    """Raise UserError if there are more batch shapes than anyone would wait for."""
+    """Raise UserError if there are too many batch shapes to compile in reasonable time."""
     if shapes > MAX_SHAPES:
         problem = f"batches come in {shapes} shapes, and each would take minutes to compile"
         raise UserError(f"--compile: {problem}; train at one size, use --aspect_buckets, or leave it out")

@@ -13,7 +13,7 @@ def diffusers_recipe(base: BaseModel, source: str, prompt: str, shown_path: Call
     """Return a program that loads the base model and the hypernetwork, and generates an image.
 
     Args:
-        source: where the hypernetwork is, as `hypernet.load` takes it.
+        source: path or Hub id of the hypernetwork, as for `hypernet.load`.
         shown_path: maps a local path to the one to show instead.
     """
     model, is_local = base.source, Path(base.source.path).exists()
@@ -50,7 +50,7 @@ def diffusers_recipe(base: BaseModel, source: str, prompt: str, shown_path: Call
 
 
 def _needs_scheduler(base: BaseModel) -> bool:
-    """Whether the scheduler that diffusers would take does not fit the model."""
+    """Whether the scheduler that diffusers would choose does not fit the model."""
     overridden = base.source.rescale_betas_zero_snr is not None or base.source.prediction_type
     return bool(overridden or base.zero_terminal_snr or base.single_file and base.single_file.prediction_type)
 
@@ -68,7 +68,7 @@ def _literal(text: str) -> str:
 
 
 def usage_notes(base: BaseModel, source: str, prompt: str) -> str:
-    """Return how prompts were read and which LoRAs were fused, where it differs from the defaults; may be empty."""
+    """Return notes on LoRAs that were fused, and on prompts not read in the default way; may be empty."""
     model, notes = base.source, []
     if model.lora:
         tags = " ".join(write_lora_tag(*split_lora(lora)) for lora in model.lora)

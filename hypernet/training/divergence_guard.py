@@ -1,7 +1,7 @@
 """The divergence guard: which state is best so far, when a run has diverged, and what happens then.
 
-Pure arithmetic on floats, no tensors. The remedy is the one that guides to the WebUI's trainer recommend: roll back to the
-last good state and continue at a tenth of the learning rate.
+Pure arithmetic on floats, no tensors. The remedy is what guides to the WebUI's trainer recommend: roll back to the last
+good state and continue at a tenth of the learning rate.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ _KEYS = {"learning_rate_factor": "rate_factor", "rollbacks": "returns", "validat
 
 @dataclasses.dataclass
 class DivergenceGuard:
-    """What the guard has seen of a run, and what follows from it. Saved with every checkpoint.
+    """The guard's record of a run. Saved with every checkpoint.
 
     With `watches_loss` (`--guard`) a rising validation loss counts; non-finite values always do.
     """
@@ -41,7 +41,7 @@ class DivergenceGuard:
     def check_perturbation(self, perturbations: dict[str, float]) -> str | None:
         """Return why the run has diverged if the hypernetwork drowns out the contexts, else None.
 
-        The loss may not show it: where the base model is bad at the images, noise is no worse.
+        The loss may not show it: where the base model does badly on the images, noise may do no worse.
         """
         too_large = {name: value for name, value in perturbations.items() if not value <= MAX_PERTURBATION}
         return next((f"{name} is {value:.3g}: it drowns out the context" for name, value in too_large.items()), None)

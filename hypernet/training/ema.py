@@ -11,7 +11,7 @@ from hypernet.modeling.hypernetwork import Hypernetwork
 class EMA:
     """diffusers' `EMAModel` of a hypernetwork; with a decay of 0 it does nothing.
 
-    The decay warms up as (1 + n) / (10 + n) over the updates n, so that the start is soon forgotten.
+    The decay warms up as (1 + n) / (10 + n) after n updates, so that the initial weights are soon forgotten.
     """
 
     def __init__(self, hypernetwork: Hypernetwork, decay: float):

@@ -48,8 +48,8 @@ def load_init_from(config: TrainingConfig) -> InitialHypernetwork | None:
         None without the option, or if the output folder has a checkpoint of this run to resume from.
 
     Raises:
-        UserError: if it is not a hypernetwork, its structure differs from the options, its optimizer state is damaged, or
-            the run has no steps left.
+        UserError: if it is not a hypernetwork, its structure differs from the options, its optimizer state is damaged,
+            or the run has no steps left.
     """
     if config.init_from is None:
         return None

@@ -37,12 +37,12 @@ class Schedule:
 def parse_schedule(text: str, max_steps: int) -> Schedule:
     """Parse "value", or comma-separated "value:step" pairs.
 
-    The rules are those of the WebUI's LearnScheduleIterator: a pair without a step, or with step -1, runs to `max_steps`
-    and ends the list; a last boundary before `max_steps` ends the training there; a trailing comma is allowed. Unlike
-    there, boundaries must increase.
+    The rules are those of the WebUI's LearnScheduleIterator: a pair without a step, or with step -1, runs to
+    `max_steps` and ends the list; a last boundary before `max_steps` ends the training there; a trailing comma is
+    allowed. Unlike in the WebUI, boundaries must increase.
 
     Raises:
-        ScheduleError: for anything else, with the place marked.
+        ScheduleError: for anything else; the message marks the place.
     """
     pieces: list[tuple[float, int]] = []
     previous, start, ended = 0, 0, False
@@ -95,7 +95,8 @@ def _error(text: str, place: slice, problem: str) -> ScheduleError:
 def learning_rate_function(config: TrainingConfig) -> Callable[[int], float]:
     """Return a function from the step, counted from 0, to its learning rate.
 
-    It depends only on the options and the step, so checkpoints need not save it, and changed options apply at once.
+    It depends only on the options and the step, so checkpoints need not save it, and a resumed run may
+    change the options.
     """
     schedule = parse_schedule(config.learning_rate, config.max_train_steps)
     if config.lr_scheduler == "constant":
@@ -116,6 +117,6 @@ def learning_rate_function(config: TrainingConfig) -> Callable[[int], float]:
 
 
 def clipping_schedule(config: TrainingConfig) -> Schedule:
-    """Return the schedule of the clipping threshold: of values with --clip_grad_mode value, else of the norm."""
+    """Return the schedule of the clipping threshold: --max_grad_value in mode value, else --max_grad_norm."""
     text = config.max_grad_value if config.clip_grad_mode == "value" else config.max_grad_norm
     return parse_schedule(text, config.max_train_steps)

@@ -106,7 +106,7 @@ def _table_cell(value: Any) -> str:
 
 
 def check_hub_login(config: TrainingConfig) -> None:
-    """Check that the run can be pushed to the Hub, if it is to be.
+    """Check that the run can be pushed to the Hub, if --push_to_hub is given.
 
     Raises:
         UserError: if the repository name is not valid, or nobody is logged in.
@@ -128,7 +128,7 @@ def push_to_hub(folder: RunFolder, config: TrainingConfig, base: BaseModel, hype
         A line to print: the address of the page, or why the upload failed. A failure does not end the finished run.
     """
     api, name = HfApi(), str(config.hub_model_id or config.name)
-    write_card(folder, config, base, hypernetwork, name)  # stays if the Hub cannot be reached
+    write_card(folder, config, base, hypernetwork, name)  # remains if the Hub cannot be reached
     try:
         repo_id = api.create_repo(name, exist_ok=True).repo_id
         write_card(folder, config, base, hypernetwork, repo_id)
@@ -138,7 +138,7 @@ def push_to_hub(folder: RunFolder, config: TrainingConfig, base: BaseModel, hype
             ignore_patterns=NOT_PUSHED,
             commit_message="Upload hypernetwork",
         )
-    except Exception as error:  # whatever it is, training has succeeded
+    except Exception as error:  # whatever went wrong, training has succeeded
         reason = " ".join(str(error).split())
         return f"The upload to the Hub failed ({reason}); everything is in {folder.root}, run the same command again."
     return f"  on the Hub      https://huggingface.co/{repo_id}"

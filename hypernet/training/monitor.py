@@ -1,4 +1,4 @@
-"""Measure a run, log it, judge it, and carry out what the divergence guard decides."""
+"""Measure and log a run, detect divergence, and carry out the divergence guard's decisions."""
 
 import math
 import sys
@@ -19,13 +19,13 @@ from hypernet.utils.csv_log import CsvLog
 from hypernet.utils.errors import UserError
 
 MIN_LOSS_SCALE = 2**-10  # below it every step overflows, whatever the scale
-PLOT_SECONDS = 60  # between two drawings of loss.png
+PLOT_SECONDS = 60  # between two updates of loss.png
 
 
 class Monitor:
-    """Everything measured beside the training itself. All processes call its methods.
+    """All measurements of a run. All processes call its methods.
 
-    The methods that judge return why the run has diverged, or None; `roll_back` is the remedy.
+    Methods that check for divergence return why the run has diverged, or None; `roll_back` is the remedy.
 
     Attributes:
         progress: texts for the progress bar.
@@ -58,12 +58,12 @@ class Monitor:
             changed: options changed since the last run.
 
         Raises:
-            UserError: if the model computes nothing finite.
+            UserError: if the model's output is not finite.
         """
         if {"learning_rate", "lr_scheduler"} & set(changed):
             self.guard.reset()
         if self.guard.learning_rate_factor != 1:
-            line = f"  the divergence guard's {self.guard.learning_rate_factor:g} times the learning rate still applies"
+            line = f"  the divergence guard still multiplies the learning rate by {self.guard.learning_rate_factor:g}"
             print_main(self.accelerator, line)
         if self.validation is not None:
             self._begin_validation(step, self.validation)
@@ -73,7 +73,7 @@ class Monitor:
     def _begin_validation(self, step: int, validation: ValidationLoss) -> None:
         self.base_loss = validation.measure_base(self.model)
         if self.guard.validation_fingerprint not in ("", validation.fingerprint):
-            line = "  the validation images or their captions have changed: the best state is searched anew"
+            line = "  the validation images or their captions have changed: the search for the best state starts over"
             print_main(self.accelerator, line)
             self.guard.forget_best()
         self.guard.validation_fingerprint = validation.fingerprint
@@ -89,7 +89,7 @@ class Monitor:
     def after_step(
         self, step: int, place: tuple[int, int], learning_rate: float, started: float, last: bool, saves: bool
     ) -> bool:
-        """Measure and judge what is due after `step` steps; roll back if the run has diverged.
+        """Take the measurements due after `step` steps; roll back if the run has diverged.
 
         Args:
             place: epoch and batch within it.
@@ -121,7 +121,7 @@ class Monitor:
         self.seconds += time.monotonic() - started
         norms, scaler = torch.stack(self.grad_norms), self.accelerator.scaler
         if scaler is not None:
-            norms = norms[norms.isfinite()]  # steps that overflow are skipped, and usual
+            norms = norms[norms.isfinite()]  # the scaler skips steps that overflow, as some always do
         values = {"loss": loss, "learning_rate": learning_rate, "epoch": epoch, "grad_norm": norms.mean().item()}
         perturbations = self.perturbation.measure(self.checkpointer.hypernetwork)
         values |= perturbations
@@ -150,7 +150,7 @@ class Monitor:
         self.accelerator.log(values, step=step)
         self.folder.validation_losses.columns = ["step", *values]
         self._write(self.folder.validation_losses, [step, *(f"{value:.7f}" for value in values.values())])
-        # before the loss, or a state that drowns the context could count as the best
+        # before the loss, so that a state that drowns out the context cannot become the best
         problem = self._check_perturbation(step, self.perturbation.measure(self.checkpointer.hypernetwork))
         problem = problem or self.guard.check_loss(step, values["val_loss"])
         if self.guard.best_step == step:
@@ -158,7 +158,7 @@ class Monitor:
         return problem
 
     def _check_perturbation(self, step: int, perturbations: dict[str, float]) -> str | None:
-        """Return what the guard says of it; without validation images, or with the guard off, only warn, once."""
+        """Return why the run has diverged, or None. Without validation images or guard, only warn, once."""
         problem = self.guard.check_perturbation(perturbations)
         if problem is None or (self.validation is not None and self.guard.watches_loss):
             return problem
@@ -192,8 +192,8 @@ class Monitor:
         self.accelerator.log(values, step=step)
         if not continues and best is None:
             raise UserError(
-                f"{problem} at step {step}: the run has diverged {self.guard.rollbacks + 1} times, at ever lower learning "
-                "rates; start over with a lower --learning_rate and --overwrite, or from an earlier checkpoint"
+                f"{problem} at step {step}: the run has diverged {self.guard.rollbacks + 1} times, at ever lower "
+                "learning rates; start over with a lower --learning_rate and --overwrite, or from an earlier checkpoint"
             )
         return continues
 
@@ -217,7 +217,7 @@ class Monitor:
                 from hypernet.training.loss_plot import plot_losses  # matplotlib, which nothing else here needs
 
                 plot = plot_losses(losses, str(self.config.name), validation_losses, rollbacks)
-            except Exception as error:  # matplotlib's settings may be broken; a plot never ends a run
+            except Exception as error:  # matplotlib's settings may be broken; a failed plot must not end the run
                 print_main(self.accelerator, f"{self.folder.loss_plot} could not be drawn ({error})")
                 self._plotted = math.inf
             else:
@@ -225,7 +225,7 @@ class Monitor:
                 self._plotted = time.monotonic()
 
     def result(self) -> dict:
-        """Return how the run has ended, for result.json: its step, and the validation losses."""
+        """Return the outcome of the run for result.json: its step and the validation losses."""
         found = {"step": self.checkpointer.hypernetwork.config.step, "guard_returns": self.guard.rollbacks}
         if self.validation is not None:
             found |= {"val_loss": self.guard.last_loss, "val_loss_base": self.base_loss}
@@ -237,7 +237,7 @@ class Monitor:
         if self.validation is None:
             return ""
         best = f"the best, {self.guard.best_loss:.4g} at step {self.guard.best_step}, is in {self.folder.best}"
-        last = f"{self.guard.last_loss:.4g} with what is exported"
+        last = f"{self.guard.last_loss:.4g} with the exported one"
         line = f"  validation loss {self.base_loss:.4g} without the hypernetwork, {last}; {best}"
         if self.guard.best_loss >= self.base_loss:
             line += "\n  never better than without it: try another --learning_rate, with --overwrite"

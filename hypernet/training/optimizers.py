@@ -16,7 +16,7 @@ from hypernet.training.lr_schedule import parse_schedule
 from hypernet.utils.errors import UserError
 
 MODULES = ("torch.optim", "bitsandbytes.optim", "prodigyopt")  # searched in this order
-# Option -> the optimizer's argument that it belongs to
+# Option -> the optimizer's argument that it sets
 ARGUMENTS = {"adam_beta1": "betas", "adam_beta2": "betas", "adam_weight_decay": "weight_decay", "adam_epsilon": "eps"}
 Parameters = Iterable[torch.nn.Parameter]
 
@@ -61,7 +61,7 @@ def check_optimizer(config: TrainingConfig, device: torch.device) -> None:
         build_optimizer(config, weights, device).step()
     except UserError:
         raise
-    except Exception as error:  # every optimizer raises its own kinds
+    except Exception as error:  # every optimizer raises its own kinds of errors
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"--optimizer {config.optimizer}: it cannot train a hypernetwork here ({reason})") from None
 

@@ -48,7 +48,7 @@ class Perturbation:
 
     @torch.no_grad()
     def measure(self, hypernetwork: Hypernetwork) -> dict[str, float]:
-        """Return "effect/WIDTH" -> the norm of what is added to the contexts of K and V, relative to the contexts' norm."""
+        """Return "effect/WIDTH" -> the norm of what is added to the contexts, of K and V, relative to their own norm."""
         ratios, training = {}, hypernetwork.training
         hypernetwork.eval()
         for width, contexts in self.contexts.items():

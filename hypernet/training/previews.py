@@ -13,17 +13,17 @@ from hypernet.stable_diffusion.model import StableDiffusion, latents_pipeline
 from hypernet.stable_diffusion.text_encoding import Embeds, encode_prompts, truncation_note
 from hypernet.utils.image_grid import preview_grid
 
-TILE = 512  # pixels per side, the size SD 1.x's VAE was trained at
+TILE = 512  # pixels per side; SD 1.x was trained at this size
 
 
 class Previewer:
     """Generates previews of the validation prompts with the current weights, always from the same noise.
 
-    It encodes the prompts when it is built. The VAE is on the device only while it decodes, and torch's global random
-    state stays untouched. Several processes split the prompts among them.
+    The constructor encodes the prompts. The VAE is on the device only while it decodes, and torch's global random state
+    is untouched. Several processes split the prompts among themselves.
 
     Attributes:
-        without: the previews without the hypernetwork, a row per prompt; None until they are generated.
+        base_previews: the previews without the hypernetwork, a row per prompt; None until they are generated.
     """
 
     def __init__(self, models: StableDiffusion, config: TrainingConfig, accelerator: Accelerator):
@@ -35,7 +35,7 @@ class Previewer:
         self.embeds = encode_prompts(models, [*self.prompts, ""])
         if note := truncation_note(models, self.prompts):
             accelerator.print(note)
-        self.without: list[list[Image.Image]] | None = None
+        self.base_previews: list[list[Image.Image]] | None = None
         self.pipeline = latents_pipeline(models)  # only the UNet: the other parts may be on another device
         self.pipeline.set_progress_bar_config(disable=True)
 
@@ -52,20 +52,23 @@ class Previewer:
         return [rows[number] for number in sorted(rows)] if self.accelerator.is_main_process else None
 
     def compare(self, label: str) -> tuple[list[list[Image.Image]] | None, Image.Image | None]:
-        """Return the current previews, and a grid of them (labeled `label`) beside those without the hypernetwork.
+        """Return the current previews, and a grid that shows those without the hypernetwork beside them.
 
-        Returns None twice except on the main process.
+        Both are None on all but the main process.
+
+        Args:
+            label: the column label of the current previews.
         """
         previews = self.generate()
         if previews is None:
             return None, None
-        assert self.without is not None
-        rows = [[*without, *current] for without, current in zip(self.without, previews)]
+        assert self.base_previews is not None
+        rows = [[*base, *current] for base, current in zip(self.base_previews, previews)]
         count = self.config.num_validation_images
         return previews, preview_grid(rows, self.prompts, ["without"] * count + [label] * count)
 
     def _sample(self, embeds: Embeds) -> torch.Tensor:
-        """Return the latents of all previews of a prompt, (images, channels, height, width)."""
+        """Return the latents of a prompt's previews, (images, channels, height, width)."""
         config, unet = self.config, self.pipeline.unet
         count, (width, height) = config.num_validation_images, config.size
         arguments, mask = pipeline_arguments([embeds] * count, [self.embeds[-1]] * count, unet.dtype)

@@ -1,4 +1,4 @@
-"""The folder a run writes to: whose it is, its checkpoints, its tables."""
+"""The folder a run writes to: which run it holds, its checkpoints and its tables."""
 
 import dataclasses
 import itertools
@@ -24,11 +24,11 @@ from hypernet.utils.hashing import find_damage
 LOCK = "run.lock"
 LOSS_COLUMNS = ["step", "epoch", "epoch_step", "loss", "learn_rate"]  # the WebUI's
 GUARD_COLUMNS = ["step", "event", "learning_rate_factor"]
-UNREPORTED = {"output_dir", "overwrite", "resume_from_checkpoint"}  # changes not worth a line on resume
+UNREPORTED = {"output_dir", "overwrite", "resume_from_checkpoint"}  # changes that a resumed run does not report
 
 
 class RunFolder:
-    """The paths below `--output_dir`, and what is done with them as a whole."""
+    """The paths below `--output_dir`, and operations on the folder as a whole."""
 
     def __init__(self, config: TrainingConfig):
         self.root = Path(config.output_dir)
@@ -59,10 +59,10 @@ class RunFolder:
         self._written += [*self._exported, *files]
 
     def check(self, overwrite: bool) -> list[str]:
-        """Check that the folder is new, empty, or holds this very run.
+        """Check that the folder is new or empty, or holds this same run.
 
         Returns:
-            A line for each option that has changed since then and may.
+            A line for each option that has changed since then, where that is allowed.
 
         Raises:
             UserError: if it holds another run (naming the options that differ) or other files.
@@ -202,14 +202,14 @@ class RunFolder:
         return lines
 
     def prune(self, limit: int | None) -> None:
-        """Delete all but the newest checkpoints, and all but as many of the abandoned ones."""
+        """Keep only the newest `limit` checkpoints, and as many of the abandoned ones; delete the rest."""
         if limit:
             abandoned = sorted(self.checkpoints.glob("abandoned-step-*"), key=lambda path: path.stat().st_mtime)
             for path in [*self.checkpoint_paths()[:-limit], *abandoned[:-limit]]:
                 shutil.rmtree(path)
 
     def flush(self) -> None:
-        """Flush the tables to disk; a checkpoint counts on their rows."""
+        """Flush the tables to disk; a checkpoint relies on their rows."""
         for table in self._tables:
             table.flush()
 
@@ -232,7 +232,7 @@ class RunFolder:
 
 
 def portable_options(config: TrainingConfig) -> dict[str, Any]:
-    """Return all options with the paths of base model and images made absolute, so that they hold in any folder."""
+    """Return all options with the paths of base model and images made absolute, so that they work from any folder."""
     options = dataclasses.asdict(config)
     for key in PATH_OPTIONS:
         if options[key] and Path(options[key]).exists():

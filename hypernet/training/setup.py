@@ -49,7 +49,7 @@ from hypernet.utils.errors import UserError
 
 @dataclasses.dataclass
 class Run:
-    """What is known of a run once its options have been checked against the machine and the files they name."""
+    """A run whose options have been checked against the machine and the files they name."""
 
     config: TrainingConfig
     accelerator: Accelerator
@@ -82,20 +82,20 @@ class RunImages:
 
 @dataclasses.dataclass
 class Trainee:
-    """The hypernetwork with what trains it."""
+    """The hypernetwork and everything that trains it."""
 
     hypernetwork: Hypernetwork
-    unet: HypernetworkUNet  # the UNet with the hypernetwork on it
+    bare_model: HypernetworkUNet  # the UNet with the hypernetwork attached
     model: torch.nn.Module  # the same, prepared by Accelerate
     optimizer: AcceleratedOptimizer
     ema: EMA
 
 
 def start_run(config: TrainingConfig) -> Run:
-    """Check whatever the user may have got wrong, before anything slow.
+    """Check everything the user may have gotten wrong, before anything slow starts.
 
     Raises:
-        UserError: for an option that does not go with the machine, or a file that does not do what it should.
+        UserError: for an option that this machine does not support, or a file that is unusable.
     """
     choose_mixed_precision(config)
     initial = load_init_from(config)
@@ -181,8 +181,8 @@ def find_images(run: Run) -> RunImages:
     )
     config.count_steps(len(batches))
     if config.compile:
-        check_shapes(batches.shapes)
-        accelerator.print(f"--compile: each of {batches.shapes} batch shapes takes some minutes to compile")
+        check_shapes(batches.shape_count)
+        accelerator.print(f"--compile: each of {batches.shape_count} batch shapes takes some minutes to compile")
     accelerator.print(describe_data(run.source, records, problems, batches, config))
     if validation_source is not None:
         accelerator.print(describe_validation(validation_source, validation_records))
@@ -219,7 +219,7 @@ def create_folder(run: Run, images: RunImages) -> None:
     """Lock the run folder and write the run's options into it.
 
     Raises:
-        UserError: if another process trains in it, or not all processes see it.
+        UserError: if another process is training in it, or not all processes see it.
     """
     if run.accelerator.is_main_process:
         run.folder.lock()
@@ -239,15 +239,15 @@ def place_models(run: Run, models: StableDiffusion, dataset: TrainingDataset) ->
     if config.quantize:
         quantize(models.unet, config.quantize, run.dtype, device)
         run.accelerator.print(f"The UNet's attention blocks are held in {config.quantize}")
-    models.unet.to(device, memory_format=memory_format(device, config.compile))  # the other parts have left by now
+    models.unet.to(device, memory_format=memory_format(device, config.compile))  # the VAE is back on the CPU by now
     if previewer is not None:
         run.accelerator.print("Generating previews without the hypernetwork")
-        previewer.without = previewer.generate()
+        previewer.base_previews = previewer.generate()
     return previewer
 
 
 def build_trainee(run: Run, models: StableDiffusion) -> Trainee:
-    """Build the hypernetwork, or take the one of --init_from, and prepare it and its optimizer for training."""
+    """Build the hypernetwork, or use the one from --init_from, and prepare it and its optimizer for training."""
     config, device = run.config, run.accelerator.device
     set_seed(config.seed)
     if run.initial is not None:
@@ -256,11 +256,11 @@ def build_trainee(run: Run, models: StableDiffusion) -> Trainee:
         hypernetwork = Hypernetwork(run.widths, **config.structure())
     hypernetwork.register_to_config(name=config.name, base_model_name=run.base.source.name, base_model_hash=models.hash)
     record_loras(hypernetwork, config.lora or [])
-    unet = HypernetworkUNet(models.unet, hypernetwork)
-    model, optimizer = run.accelerator.prepare(unet, build_optimizer(config, hypernetwork.parameters(), device))
+    bare_model = HypernetworkUNet(models.unet, hypernetwork)
+    model, optimizer = run.accelerator.prepare(bare_model, build_optimizer(config, hypernetwork.parameters(), device))
     if config.compile:
-        compile_model(unet)
-    return Trainee(hypernetwork, unet, model, optimizer, EMA(hypernetwork, config.ema_decay))
+        compile_model(bare_model)
+    return Trainee(hypernetwork, bare_model, model, optimizer, EMA(hypernetwork, config.ema_decay))
 
 
 def resume(run: Run, checkpointer: Checkpointer, batches: EpochBatchSampler) -> int:

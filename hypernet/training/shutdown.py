@@ -1,4 +1,4 @@
-"""Turn SIGINT (Ctrl-C, a notebook's stop button) and SIGTERM (a preempted machine) into a question the loop can ask."""
+"""Turn SIGINT (Ctrl-C, a notebook's stop button) and SIGTERM (a preempted machine) into a flag that the loop polls."""
 
 import os
 import signal
@@ -12,8 +12,8 @@ from accelerate import Accelerator
 class ShutdownSignals:
     """A context in which the first signal is recorded and a second SIGINT raises KeyboardInterrupt.
 
-    `accelerate launch` does not pass signals on to a single process, so its own death counts as SIGTERM. Signals reach only
-    the main thread; in other threads nothing is recorded.
+    `accelerate launch` does not pass signals on to a single process, so the launcher's death counts as SIGTERM.
+    Signals reach only the main thread; in other threads nothing is recorded.
     """
 
     def __init__(self, accelerator: Accelerator):
@@ -27,7 +27,7 @@ class ShutdownSignals:
 
     def __enter__(self) -> "ShutdownSignals":
         if self._distributed and torch.distributed.get_backend() != "gloo":
-            self._group = torch.distributed.new_group(backend="gloo")  # asks without waiting for the GPUs
+            self._group = torch.distributed.new_group(backend="gloo")  # communicates without waiting for the GPUs
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous_handlers[number] = signal.signal(number, self._record)

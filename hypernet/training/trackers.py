@@ -50,7 +50,7 @@ def start_trackers(
     """Start a run in each tracker, or resume it, with all options and the environment as its config.
 
     Args:
-        label: what W&B calls the run if `--run_name` does not say.
+        label: W&B's name for the run, unless `--run_name` is given.
         fingerprint: of the data.
     """
     run: dict[str, str | None] = {}
@@ -67,7 +67,7 @@ def start_trackers(
 
 
 def environment(accelerator: Accelerator) -> dict[str, str | int]:
-    """Return what a result depends on besides the options: the git revision, the device, the versions."""
+    """Return what else the results depend on besides the options: the git revision, the device, the versions."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         revision = subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip() or "unknown"

@@ -1,6 +1,6 @@
 """The validation loss: the loss on images never trained on, with fixed noise and timesteps.
 
-Neither the images nor noise and timesteps depend on the seed of the run. So two measurements differ only by the weights, in one
+The images, noise and timesteps do not depend on the run's seed, so measurements differ only by the weights, within a
 run and between runs.
 """
 
@@ -28,7 +28,7 @@ class ValidationLoss:
 
     def __init__(self, dataset: TrainingDataset, models: StableDiffusion, accelerator: Accelerator, batch_size: int):
         self.dataset, self.models, self.accelerator = dataset, models, accelerator
-        self.batch_size = max(2, batch_size)  # without gradients, two fit where one is trained
+        self.batch_size = max(2, batch_size)  # without gradients, two fit into the memory of one in training
         total = models.scheduler.config.num_train_timesteps
         self.timesteps = torch.tensor([int((i + 0.5) * total / TIMESTEPS) for i in range(TIMESTEPS)])
         edges = [round(band * total / BANDS) for band in range(BANDS + 1)]

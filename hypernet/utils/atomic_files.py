@@ -14,7 +14,7 @@ _UMASK_LOCK = threading.Lock()
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path next to `path`, and move what is written there to `path` once it is flushed to disk.
+    """Yield a temporary path beside `path`; flush what is written there to disk, then move it to `path`.
 
     It may be a file or a folder. If the block raises, `path` stays as it was.
     """
@@ -38,8 +38,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @functools.cache
 def _umask() -> int:
-    """Return the process's umask, which can only be read by setting it."""
-    with _UMASK_LOCK:  # a second thread would read the one set here
+    """Return the process's umask. The only way to read it is to set it."""
+    with _UMASK_LOCK:  # otherwise a second thread could read the temporary one
         os.umask(umask := os.umask(0o077))
     return umask
 

@@ -1,4 +1,4 @@
-"""A CSV file that a run appends to, and that survives a crash and a full disk."""
+"""A CSV file that a run appends to. It survives a crash and a full disk."""
 
 import csv
 import io
@@ -22,10 +22,10 @@ class CsvLog:
         self.pending: list[list] = []  # rows not written yet
 
     def append(self, row: list) -> str | None:
-        """Write a row, after the pending ones.
+        """Write the pending rows and this one.
 
         Returns:
-            Why that failed, the first time in a row that it does; otherwise None.
+            Why that failed, for the first of several failures in a row; otherwise None.
         """
         self.pending.append(row)
         new = not self.path.exists() or self.path.stat().st_size == 0  # a full disk leaves it empty
@@ -42,14 +42,14 @@ class CsvLog:
         return None
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return the complete rows by column."""
+        """Return the complete rows, each as column -> cell."""
         if not self.path.exists():
             return []
         with open(self.path, newline="", encoding="utf-8") as file:
             return [row for row in csv.DictReader(file) if None not in row.values() and None not in row]
 
     def roll_back_to(self, step: int) -> None:
-        """Delete the rows of later steps, and the file if none is left."""
+        """Delete the rows of later steps, and the file if no row is left."""
         if not self.path.exists():
             return
         rows = [row for row in self.rows() if row["step"].isdigit() and int(row["step"]) <= step]
@@ -62,7 +62,7 @@ class CsvLog:
             writer.writerows(rows)
 
     def flush(self) -> None:
-        """Flush what has been written to disk."""
+        """Flush the file to disk."""
         if self.path.exists():
             with open(self.path, "rb+") as file:
                 os.fsync(file.fileno())

@@ -24,7 +24,7 @@ _KINDS = [
 
 
 def kind_of(names: Iterable[str]) -> str | None:
-    """Return what kind of file has these names in it, with its article, such as "a LoRA"; None if it is unknown.
+    """Return the kind of file that contains these names, with its article, such as "a LoRA"; None if unknown.
 
     Args:
         names: names of tensors, fields and classes, or a file's first bytes decoded as Latin-1.

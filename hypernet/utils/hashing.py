@@ -18,7 +18,7 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
 
 
 def write_manifest(folder: Path) -> None:
-    """Write the SHA-256 of every file in the folder and below to its manifest."""
+    """Write a manifest into the folder: the SHA-256 of every file in it and below."""
     files = {str(path.relative_to(folder)): file_sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
     (folder / MANIFEST).write_text(json.dumps(files, indent=1), encoding="utf-8")
 
@@ -39,9 +39,9 @@ def find_damage(folder: Path) -> str | None:
 
 
 def derive_seed(*parts: object) -> int:
-    """Return the seed that `parts` name: the first 63 bits of SHA-256("part/part/...").
+    """Return a seed for `parts`: the first 63 bits of SHA-256("part/part/...").
 
-    Equal parts give the same seed in any run and on any machine, so nothing drawn at random needs to be saved.
+    Equal parts give the same seed in any run and on any machine, so random numbers need not be saved.
     """
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

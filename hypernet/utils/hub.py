@@ -1,4 +1,4 @@
-"""Hub ids, and files of Hub repositories."""
+"""Recognize Hub ids, and download files of Hub repositories."""
 
 from pathlib import Path
 

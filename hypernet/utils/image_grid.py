@@ -8,22 +8,22 @@ from PIL import Image, ImageDraw, ImageFont
 
 LATIN = ("DejaVuSans.ttf", "LiberationSans-Regular.ttf", "arial.ttf", "Arial.ttf")
 EAST_ASIAN = ("NotoSansCJK-Regular.ttc", "msgothic.ttc", "msyh.ttc", "Hiragino Sans GB.ttc", "wqy-zenhei.ttc")
-MAX_LINES = 6  # of a label
+MAX_LINES = 6  # per label
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-Lines = Sequence[str]  # of a label
+Lines = Sequence[str]  # a wrapped label
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where things are on a grid, in pixels."""
+    """Positions and sizes on a grid, in pixels."""
 
     font: Font
     line: float  # height of a line of text
-    left: int  # of the first image
-    top: int  # of the first image
+    left: int  # of the first column of images
+    top: int  # of the first row of images
     gap: int  # to the right of every image and below it
-    row_labels: tuple[int, str]  # x, and the Pillow anchor that goes there ("lm": the left end)
+    row_labels: tuple[int, str]  # x, and the Pillow anchor placed there ("lm": left end, "rm": right end)
     heading: int = 0  # height of the caption above the column labels
 
 
@@ -32,11 +32,11 @@ def labeled_grid(
 ) -> Image.Image:
     """Return images of one size on white, with labels beside the rows and above the columns.
 
-    Labels wrap at the width of an image, the caption on top at the width of the grid.
+    Labels wrap at the width of an image, the caption at the width of the grid.
 
     Args:
         rows: the images.
-        row_labels: a label for each row; [""] for a single row without one.
+        row_labels: a label for each row; [""] for a single unlabeled row.
         column_labels: a label for each column.
         caption: text above the grid.
     """
@@ -62,7 +62,7 @@ def compose_grid(
     layout: Layout,
     caption: Lines = (),
 ) -> Image.Image:
-    """Return images of one size on white, each label centered on its row or column. Labels come as wrapped lines."""
+    """Return images of one size on white, each label centered on its row or column. Labels are already wrapped."""
     (width, height), gap = rows[0][0].size, layout.gap
     columns = [layout.left + column * (width + gap) for column in range(len(rows[0]) + 1)]
     tops = [layout.top + row * (height + gap) for row in range(len(rows) + 1)]
@@ -85,9 +85,9 @@ def compose_grid(
 
 
 def wrap(text: str, font: Font, width: float) -> list[str]:
-    """Wrap text to lines of at most `width` pixels and at most `MAX_LINES`; the rest is cut off.
+    """Wrap text to at most `MAX_LINES` lines of at most `width` pixels; cut off the rest.
 
-    Lines break at spaces. A word wider than a line breaks after a comma or another sign if it has one.
+    Lines break at spaces. A word wider than a line breaks after a comma or one of "=_-/" if it has one.
     """
     lines = [""]
     for word in text.split():
@@ -110,9 +110,10 @@ def _after_sign(text: str) -> int:
 
 
 def load_font(size: int, text: str = "") -> Font:
-    """Return a font of `size` pixels that has the letters of `text`.
+    """Return a font of `size` pixels that has glyphs for `text`.
 
-    Pillow's own font for ASCII, else one of the system's, an East Asian one if needed; Pillow's own if none is found.
+    ASCII uses Pillow's own font. Other text uses a system font, an East Asian one if needed, or Pillow's if none is
+    installed.
     """
     if text.isascii():
         return ImageFont.load_default(size)
@@ -125,7 +126,7 @@ def load_font(size: int, text: str = "") -> Font:
 
 
 def preview_grid(rows: list[list[Image.Image]], row_labels: list[str], column_labels: list[str]) -> Image.Image:
-    """Return a labeled grid whose margins do not depend on the labels, so that the grids of a run line up."""
+    """Return a labeled grid whose margins do not depend on the labels, so that all grids of a run line up."""
     size = max(11, rows[0][0].height // 18)
     font = load_font(size, "".join([*row_labels, *column_labels]))
     line, gap = font.getbbox("A")[3] + 4, max(2, rows[0][0].height // 64)

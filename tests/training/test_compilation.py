@@ -48,8 +48,8 @@ def test_compiled_training_equals_eager(models_dir, images_dir, tmp_path, monkey
 def test_batch_shapes_are_counted():
     sizes = [(64, 64)] * 5 + [(64, 128)] * 4
     records = [ImageRecord(row, str(row), *size, False, size) for row, size in enumerate(sizes)]
-    assert EpochBatchSampler(records, 2, seed=0).shapes == 3  # 2 and 1 of the first size, 2 of the second
-    assert EpochBatchSampler(records, 2, seed=0, num_processes=2).shapes == 3  # 4 and 1; 4
+    assert EpochBatchSampler(records, 2, seed=0).shape_count == 3  # 2 and 1 of the first size, 2 of the second
+    assert EpochBatchSampler(records, 2, seed=0, num_processes=2).shape_count == 3  # 4 and 1; 4
 
 
 def test_too_many_shapes_are_refused():

@@ -78,9 +78,9 @@ def build_table(rows: list[Row], section: str, base: dict[str, Any], times: dict
 
 
 def build_changes_table(changes: Changes) -> str:
-    """Return a Markdown table of the mean changes; in brackets if less than two standard errors of the difference.
+    """Return a Markdown table of the mean changes, in parentheses if less than two standard errors of the difference.
 
-    All settings are taken to vary between seeds as the baseline does. Its own line shows this standard deviation.
+    All settings are assumed to vary between seeds as the baseline does. Its own line shows this standard deviation.
     """
     styles = sorted({style for style, _ in changes[BASELINE]})
     headings = [f"{style}: {measure}" for style in styles for measure in MEASURES]

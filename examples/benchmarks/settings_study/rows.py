@@ -12,11 +12,11 @@ TABLE = Path(__file__).with_name("settings.csv")
 COLUMNS = ["section", "style", "run", "seed", "options", "val_loss", "val_loss_base", "half_at_step", "style_share"]
 COLUMNS += ["subject_share", "file_bytes", "rank"]
 
-Row = Mapping[str, Any]  # texts by column
+Row = Mapping[str, Any]  # column -> cell; all cells are text after reading
 
 
 def read_rows() -> list[Row]:
-    """Return all rows; none if there is no table yet."""
+    """Return all rows; an empty list if there is no table yet."""
     if not TABLE.is_file():
         return []
     with open(TABLE, newline="", encoding="utf-8") as file:
@@ -24,7 +24,7 @@ def read_rows() -> list[Row]:
 
 
 def write_rows(rows: list[Row]) -> None:
-    """Write the table, sorted."""
+    """Write the table, sorted by section, style, run and seed."""
     with atomic_write(TABLE) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
@@ -32,24 +32,24 @@ def write_rows(rows: list[Row]) -> None:
 
 
 def baseline_rows(rows: list[Row], base: dict[str, Any]) -> list[Row]:
-    """Return the runs with the options `base`, with which all others are compared; they have more seeds."""
+    """Return the runs with the options `base`: the ones every other setting is compared with, on more seeds."""
     return [row for row in rows if row["section"] in ("rate", "baseline") and json.loads(row["options"]) == base]
 
 
 def at_learning_rate(rows: list[Row], learning_rate: str) -> list[Row]:
-    """Leave out the runs of the section "rate" that have another learning rate."""
+    """Return the rows without the runs of the section "rate" that use another learning rate."""
     return [
         row for row in rows if row["section"] != "rate" or json.loads(row["options"])["learning_rate"] == learning_rate
     ]
 
 
 def sort_key(row: Row) -> list[tuple[float, str]]:
-    """Sort learning rates by value, everything else alphabetically."""
+    """Return the key that sorts settings: learning rates by value, everything else alphabetically."""
     options = json.loads(row["options"])
     return [(0.0, str(value)) if key != "learning_rate" else (float(value), "") for key, value in options.items()]
 
 
 def setting_label(row: Row) -> str:
-    """Return what tables and plots call the setting of a run."""
+    """Return the label of a run's setting in tables and plots."""
     text = ", ".join(f"{key} {value}" for key, value in json.loads(row["options"]).items())
     return f"LoRA of rank {row['rank']}, {text}" if row["rank"] else text

@@ -1,19 +1,21 @@
 """Measure the quickstart's model, and what a hypernetwork changes in it.
 
-    python examples/quickstart/tools/measure.py model                                # does it draw what the prompt says?
+    python examples/quickstart/tools/measure.py model                             # does it follow its prompts?
     python examples/quickstart/tools/measure.py model --samples 120 --sheet model.png
-    python examples/quickstart/tools/measure.py hypernetwork output/quickstart          # does it draw in the new style now?
+    python examples/quickstart/tools/measure.py hypernetwork output/quickstart    # does it generate in its style?
     python examples/quickstart/tools/measure.py hypernetwork output/quickstart --strength 0.5 --sheet neon.png --json
 
-A small classifier, trained on drawn images only (about a minute, once), says what is in a sample. Everything is
-drawn from fixed seeds and computed on the CPU, so the same weights give the same figures.
+A small classifier says what is in a sample. It is trained once, in about a minute, on images drawn by draw.py. All
+seeds are fixed and everything runs on the CPU, so the same weights give the same figures.
 """
 
 import argparse
 import json
 import random
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -45,20 +47,23 @@ from examples.quickstart.tools.draw import (
 
 COLUMNS = len(SUBJECTS)
 
+Judged = dict[str, list[str]]  # what the classifier is asked -> its answer for each image
+
 
 # --- Samples and losses
 
 
-def load_pipeline(folder):
+def load_pipeline(folder: Path) -> StableDiffusionPipeline:
+    """Load the model in float32, without progress bars."""
     pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def prompt_scenes(count, seed=240):
-    """Scenes for prompts without a size: the subjects in turn, every fourth round of them combinations not in training.
+def prompt_scenes(count: int, seed: int = 240) -> list[Scene]:
+    """Return scenes for prompts that name no size. Subjects take turns, so that `COLUMNS` scenes are a round.
 
-    A subject without combinations not in training gets ordinary ones in these rounds.
+    Every fourth round uses combinations of subject and colors that are not in training, for the subjects that have any.
     """
     rng, scenes = random.Random(seed), []
     for i in range(count):
@@ -68,8 +73,15 @@ def prompt_scenes(count, seed=240):
     return scenes
 
 
-def sample(pipeline, scenes, guidance_scale=4.0, steps=20, batch_size=COLUMNS, seed=1000):
-    """One PIL image for each scene's caption; the i-th starts from noise of seed + i, whatever the batch size."""
+def sample(
+    pipeline: StableDiffusionPipeline,
+    scenes: Sequence[Scene],
+    guidance_scale: float = 4.0,
+    steps: int = 20,
+    batch_size: int = COLUMNS,
+    seed: int = 1000,
+) -> list[Image.Image]:
+    """Generate an image for each scene's caption; the i-th starts from noise of seed + i, whatever the batch size."""
     images = []
     for at in range(0, len(scenes), batch_size):
         prompts = [caption(scene) for scene in scenes[at : at + batch_size]]
@@ -80,8 +92,10 @@ def sample(pipeline, scenes, guidance_scale=4.0, steps=20, batch_size=COLUMNS, s
 
 
 @torch.no_grad()
-def denoising_loss(pipeline, style, count=16, draws=4, seed=999):
-    """The denoising loss on `count` new images in a style, each at `draws` timesteps spread over 20 to 980."""
+def denoising_loss(
+    pipeline: StableDiffusionPipeline, style: str, count: int = 16, draws: int = 4, seed: int = 999
+) -> float:
+    """Return the denoising loss on `count` new images in a style, each at `draws` timesteps between 20 and 980."""
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     scenes = [random_scene(rng) for _ in range(count)]
     pixels = torch.from_numpy(to_array(draw(scene, style) for scene in scenes))
@@ -100,8 +114,8 @@ def denoising_loss(pipeline, style, count=16, draws=4, seed=999):
     return sum(losses) / draws
 
 
-def save_sheet(images, path, rows=8, border=2):
-    """A PNG of the first `rows` x 12 images, a subject in each column."""
+def save_sheet(images: Sequence[Image.Image], path: Path, rows: int = 8, border: int = 2) -> None:
+    """Write a PNG of the first `rows` rows of images, one column per subject."""
     cell = images[0].width + 2 * border
     rows = min(rows, len(images) // COLUMNS)
     sheet = Image.new("RGB", (COLUMNS * cell, rows * cell), (128, 128, 128))
@@ -113,18 +127,19 @@ def save_sheet(images, path, rows=8, border=2):
 # --- The figures
 
 
-def share(right):
+def share(right: Iterable[bool]) -> float:
+    """Return the fraction that is True."""
     right = list(right)
     return sum(right) / len(right)
 
 
-def matches(scenes, judged, *heads):
-    """For each scene, whether the classifier saw it so in all these heads."""
+def matches(scenes: Sequence[Scene], judged: Judged, *heads: str) -> list[bool]:
+    """Return for each scene whether the classifier is right about it on all these heads, such as "subject"."""
     return [all(judged[head][i] == getattr(scene, head) for head in heads) for i, scene in enumerate(scenes)]
 
 
-def prompt_accuracy(scenes, judged):
-    """{what: share of the samples where the classifier saw what the prompt said}."""
+def prompt_accuracy(scenes: Sequence[Scene], judged: Judged) -> dict[str, float]:
+    """Return the share of samples that show what the prompt asked for, in each respect and in several at once."""
     return {
         "subject": share(matches(scenes, judged, "subject")),
         "color": share(matches(scenes, judged, "color")),
@@ -134,8 +149,8 @@ def prompt_accuracy(scenes, judged):
     }
 
 
-def measure_model(args):
-    """How well the model follows its prompts, as a nested dict of shares."""
+def measure_model(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Measure how well the model follows its prompts; return counts and shares by group and name."""
     classifier, scenes = load_classifier(), prompt_scenes(args.samples)
     images = sample(load_pipeline(args.model), scenes)
     if args.sheet:
@@ -153,12 +168,12 @@ def measure_model(args):
     }
 
 
-def measure_hypernetwork(args):
-    """What a hypernetwork changes in the losses and in the samples, as a nested dict of numbers and shares."""
+def measure_hypernetwork(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Measure how a hypernetwork changes losses and samples; return counts, losses and shares by group and name."""
     classifier, scenes = load_classifier(), prompt_scenes(args.samples)
-    pipeline, network = load_pipeline(args.model), hypernet.load(args.path)
+    pipeline, hypernetwork = load_pipeline(args.model), hypernet.load(args.path)
 
-    def measure():
+    def measure() -> tuple[dict[str, float], list[Image.Image]]:
         images = sample(pipeline, scenes)
         judged = judge(classifier, images)
         figures = {
@@ -170,7 +185,7 @@ def measure_hypernetwork(args):
         return figures, images
 
     before, images_before = measure()
-    hypernet.attach(pipeline.unet, network, strength=args.strength)
+    hypernet.attach(pipeline.unet, hypernetwork, strength=args.strength)
     after, images_after = measure()
     hypernet.detach(pipeline.unet)
     if args.sheet:
@@ -181,10 +196,10 @@ def measure_hypernetwork(args):
     return {"samples": {"all": len(scenes)}, "without": before, "with": after, "fall": falls}
 
 
-def report(figures):
-    """The figures as text: one line for each group; counts and losses as numbers, shares in percent."""
+def report(figures: dict[str, dict[str, Any]]) -> str:
+    """Format the figures for the console, one group per line: counts and losses as numbers, shares in percent."""
 
-    def text(name, value):
+    def text(name: str, value: float) -> str:
         number = str(value) if isinstance(value, int) else f"{value:.4f}" if "loss" in name else f"{value:.1%}"
         return f"{name} {number}"
 
@@ -194,24 +209,24 @@ def report(figures):
     )
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    model = commands.add_parser("model", help="how well the model follows its prompts")
+    model = commands.add_parser("model", help="measure how well the model follows its prompts")
     model.set_defaults(measure=measure_model, samples=240)
-    hypernetwork = commands.add_parser("hypernetwork", help="what a hypernetwork changes")
+    hypernetwork = commands.add_parser("hypernetwork", help="measure what a hypernetwork changes")
     hypernetwork.set_defaults(measure=measure_hypernetwork, samples=120)
-    hypernetwork.add_argument("path", type=Path, help="a trained folder, a checkpoint or a file")
+    hypernetwork.add_argument("path", type=Path, help="trained folder, checkpoint or file")
     hypernetwork.add_argument("--strength", type=float, default=1.0)
     hypernetwork.add_argument("--style", choices=STYLES, default="neon")
     for command in (model, hypernetwork):
-        command.add_argument("--model", type=Path, default=QUICKSTART / "model", help="a diffusers folder")
-        command.add_argument("--samples", type=int, help="a multiple of 12: every subject equally often")
+        command.add_argument("--model", type=Path, default=QUICKSTART / "model", help="the base model's folder")
+        command.add_argument("--samples", type=int, help="number of samples, a multiple of 12: one per subject")
         command.add_argument("--sheet", type=Path, help="write samples to this PNG, one subject in each column")
         command.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     args = parser.parse_args()
     if args.samples < 1 or args.samples % COLUMNS:
-        parser.error(f"--samples {args.samples}: it must be a multiple of {COLUMNS}, one for each subject")
+        parser.error(f"--samples {args.samples}: it must be a positive multiple of {COLUMNS}, the number of subjects")
     figures = args.measure(args)
     print(json.dumps(figures, indent=2) if args.json else report(figures))
 
