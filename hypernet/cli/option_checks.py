@@ -11,7 +11,8 @@ from pathlib import Path
 
 from hypernet.config import LRScheduler, TrainingConfig, parse_numbers
 from hypernet.data.buckets import aspect_buckets
-from hypernet.data.captions import check_word_regex, read_templates
+from hypernet.data.captions import check_word_regex
+from hypernet.data.prompts import read_templates
 from hypernet.modeling.structure import check_structure
 from hypernet.stable_diffusion.model_source import ModelSource
 from hypernet.training.lr_schedule import parse_schedule

@@ -1,20 +1,16 @@
-"""Turn captions into prompts by the WebUI's rules: templates, tags, and a new random prompt at every access.
+"""Where captions come from: text files beside the images, metadata files, file names, cells of a dataset."""
 
-Captions are found by `image_folder.py` and `image_source.py`.
-"""
-
-import dataclasses
-import difflib
-import os
-import random
+import csv
+import io
+import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from hypernet.utils.errors import UserError
-from hypernet.utils.hashing import derive_seed
 
-TEMPLATES = Path(__file__).parent / "templates"
+METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
+
+Entries = dict[Path, tuple[str, ...] | UserError]  # image -> its captions, or what is wrong with them
 
 
 def caption_from_name(stem: str, word_regex: str | None = None, join_string: str = " ") -> str:
@@ -51,129 +47,83 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path}: it cannot be read ({error.strerror})") from None
 
 
-def shipped_templates() -> list[str]:
-    """Return the names of the template files that come with this package."""
-    return sorted(path.stem for path in TEMPLATES.glob("*.txt"))
+def has_surrogates(text: str) -> bool:
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
-def read_templates(template: str) -> list[str]:
-    """Return the prompt templates that `--template` stands for.
+def read_captions(path: Path, sidecars: dict[tuple[Path, str], Path], entries: Entries) -> tuple[str, ...] | None:
+    """Return the captions from NAME.txt, else from a metadata file, else None."""
+    sidecar = sidecars.get((path.parent, path.stem))
+    if sidecar:
+        return (read_text(sidecar).strip(),)
+    entry = entries.get(path)
+    if isinstance(entry, UserError):
+        raise entry
+    return entry
 
-    Args:
-        template: the name of a shipped template file, the path of another one, or a template itself. In a file, each
-            non-empty line is a template.
+
+def read_metadata(files: list[Path], images: list[Path], column: str) -> tuple[Entries, list[str]]:
+    """Merge the entries of metadata files; the file nearest to an image takes precedence.
+
+    Returns:
+        The entries, and a note for each file that names images which do not exist.
 
     Raises:
-        ValueError: for an empty file, a misspelled placeholder, or a text that must be meant as a file name.
+        UserError: if a file cannot be read.
     """
-    if template in shipped_templates():
-        path = TEMPLATES / f"{template}.txt"
-    elif os.path.isfile(template):  # Path.is_file raises for a long text
-        path = Path(template)
-    elif re.search(r"[\s\[]", template.strip()):
-        check_placeholders(template)
-        return [template]
-    elif re.search(r"[_./\\]", template) or not template.strip() or _nearest(template, shipped_templates()):
-        # one word like style_fileword is a typo, not a prompt
-        shown, shipped = template if template.strip() else '""', ", ".join(shipped_templates())
-        raise ValueError(f"{shown}: there is no such file, and the shipped templates are {shipped}")
-    else:
-        return [template]
-    lines = [line.strip() for line in read_text(path).splitlines()]
-    if not any(lines):
-        raise ValueError(f"{template}: it is empty; write a line such as: a painting of [filewords] by [name]")
-    for line in lines:
-        check_placeholders(line)
-    return [line for line in lines if line]
+    merged: Entries = {}
+    known, notes = set(images), []
+    for file in sorted(files, key=lambda file: len(file.parts)):  # the nearest comes last
+        entries = _read_metadata_file(file, column)
+        unknown = [path for path in entries if path not in known]
+        if unknown:
+            which = f"{len(unknown)} of {len(entries)} entries name no image, such as {unknown[0].name}"
+            notes.append(f"{file}: {which}")
+        merged.update(entries)
+    return merged, notes
 
 
-def check_placeholders(template: str) -> None:
-    """Raise ValueError if the template contains a near miss of [filewords] or [name]."""
-    for word in re.findall(r"\[[^]\s]*\]", template):
-        nearest = _nearest(word.lower(), ["[filewords]", "[name]"], 0.85)  # "[game]" may be meant
-        if nearest and word != nearest:
-            raise ValueError(f"{template}: it has {word}; did you mean {nearest}?")
-
-
-def _nearest(word: str, words: Sequence[str], cutoff: float = 0.8) -> str | None:
-    return next(iter(difflib.get_close_matches(word, words, 1, cutoff)), None)
-
-
-def fill_template(template: str, caption: str, name: str) -> str:
-    """Replace `[filewords]` with the caption and `[name]` with the hypernetwork's name."""
-    return template.replace("[filewords]", caption).replace("[name]", name)
-
-
-def sample_tags(caption: str, rng: random.Random, shuffle: bool, keep: int, dropout: float) -> str:
-    """Drop and shuffle the comma-separated tags of a caption.
-
-    Args:
-        shuffle: whether to shuffle the tags after the first `keep`.
-        keep: number of leading tags that stay, in place.
-        dropout: probability of dropping each of the other tags.
-    """
-    tags = [tag.strip() for tag in caption.split(",") if tag.strip()]
-    rest = [tag for tag in tags[keep:] if rng.random() >= dropout]
-    if shuffle:
-        rng.shuffle(rest)
-    return ", ".join(tags[:keep] + rest)
-
-
-@dataclasses.dataclass
-class PromptSampler:
-    """Samples a prompt for an image in an epoch, determined by seed, epoch and image id.
-
-    With `variants`, each image has that many random prompts for the whole run, and each epoch picks one of them.
-
-    Attributes:
-        ids: a unique id per image.
-        captions: one or several captions per image.
-    """
-
-    ids: list[str]
-    captions: list[tuple[str, ...]]
-    templates: list[str]
-    name: str
-    seed: int
-    shuffle_tags: bool = False
-    keep_tags: int = 0
-    tag_dropout: float = 0.0
-    caption_dropout: float = 0.0
-    variants: int | None = None
-
-    @property
-    def samples_tags(self) -> bool:
-        """Whether tags are shuffled or dropped."""
-        return self.shuffle_tags or self.tag_dropout > 0
-
-    def sample(self, epoch: int, index: int) -> str:
-        """Return the prompt of image `index` in an epoch; empty with probability `caption_dropout`."""
-        rng = random.Random(derive_seed(self.seed, "prompt", epoch, self.ids[index]))
-        if rng.random() < self.caption_dropout:
-            return ""
-        return self._variant(index, rng.randrange(self.variants)) if self.variants else self._sample(index, rng)
-
-    def _variant(self, index: int, variant: int) -> str:
-        return self._sample(index, random.Random(derive_seed(self.seed, "prompt variant", variant, self.ids[index])))
-
-    def _sample(self, index: int, rng: random.Random) -> str:
-        template, caption = rng.choice(self.templates), rng.choice(self.captions[index])
-        if self.samples_tags:
-            caption = sample_tags(caption, rng, self.shuffle_tags, self.keep_tags, self.tag_dropout)
-        return fill_template(template, caption, self.name)
-
-    def full_prompts(self, index: int) -> list[str]:
-        """Return the prompts of an image with all its tags in their order: one per template and caption."""
-        captions = self.captions[index]
-        return [fill_template(template, caption, self.name) for template in self.templates for caption in captions]
-
-    def all_prompts(self) -> list[str] | None:
-        """Return every prompt that can be sampled, sorted; None if their number is unlimited."""
-        images = range(len(self.captions))
-        if self.variants:
-            found = {self._variant(index, variant) for index in images for variant in range(self.variants)}
-        elif self.samples_tags:
-            return None
+def _read_metadata_file(file: Path, column: str) -> Entries:
+    """Return the entries of a metadata file, in the format of https://huggingface.co/docs/datasets/image_load."""
+    text = read_text(file)
+    try:
+        if file.suffix == ".csv":
+            rows = list(csv.DictReader(io.StringIO(text, newline="")))
         else:
-            found = {prompt for index in images for prompt in self.full_prompts(index)}
-        return sorted(found | {""} if self.caption_dropout else found)
+            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+    except (ValueError, RecursionError, csv.Error) as error:
+        raise UserError(f"{file}: it cannot be read ({error})") from None
+    entries: Entries = {}
+    for number, row in enumerate(rows, start=1):
+        columns = row if isinstance(row, dict) else {}
+        if None in columns or (file.suffix == ".csv" and None in columns.values()):
+            problem = "it has more or fewer cells than the header; put captions with commas in quotes"
+            raise UserError(f"{file}: row {number}: {problem}")
+        found = ", ".join(map(str, columns)) or "no columns"
+        if not isinstance(columns.get("file_name"), str):
+            raise UserError(f"{file}: row {number} has no 'file_name'; it has {found}")
+        image = file.parent / columns["file_name"]
+        try:
+            if column and column not in columns:
+                hint = 'name the caption column with --caption_column, "" for none'
+                raise ValueError(f"there is no such column; it has {found}; {hint}")
+            entries[image] = caption_alternatives(row[column] if column else "")
+        except ValueError as error:  # matters only if the image has no other caption
+            entries[image] = UserError(f"{file}: row {number}, column {column}: {error}")
+    return entries
+
+
+def caption_alternatives(cell: object) -> tuple[str, ...]:
+    """Return the captions in a cell: a text, a list of texts, or nothing.
+
+    Raises:
+        ValueError: if it holds anything else.
+    """
+    texts = []
+    for text in cell if isinstance(cell, list) else [cell]:
+        if text is not None and not isinstance(text, str):
+            raise ValueError(f"it must be text, not {type(text).__name__}")
+        if text and has_surrogates(text):
+            raise ValueError("it contains half of a character (an unpaired surrogate)")
+        texts.append((text or "").strip())
+    return tuple(texts) or ("",)

@@ -10,11 +10,11 @@ from torch.utils.data import DataLoader
 from hypernet.config import TrainingConfig
 from hypernet.data.batch_sampler import Batch, EpochBatchSampler
 from hypernet.data.buckets import size_table
-from hypernet.data.captions import PromptSampler, read_templates
 from hypernet.data.image_index import ImageRecord
 from hypernet.data.image_source import ImageSource
 from hypernet.data.latents import ImageLatents, encode_latents
 from hypernet.data.prompt_cache import CachedEmbeds, PromptEmbeds, open_embeds
+from hypernet.data.prompts import PromptSampler, read_templates
 from hypernet.stable_diffusion.conditioning import build_conditions
 from hypernet.stable_diffusion.model import StableDiffusion
 from hypernet.stable_diffusion.text_encoding import truncation_note

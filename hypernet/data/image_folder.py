@@ -1,21 +1,15 @@
 """Find the images below a folder and their captions, by the rules of the WebUI and of datasets' `imagefolder`."""
 
 import collections
-import csv
 import dataclasses
-import io
-import json
 import os
 from pathlib import Path
 
-from hypernet.data.captions import caption_from_name, read_text
+from hypernet.data.captions import METADATA_NAMES, caption_from_name, has_surrogates, read_captions, read_metadata
 from hypernet.utils.errors import UserError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 UNSUPPORTED_SUFFIXES = {".heic", ".heif", ".avif", ".jxl", ".psd", ".svg", ".jfif", ".jp2", ".tga"}
-METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
-
-Entries = dict[Path, tuple[str, ...] | UserError]  # image -> its captions, or what is wrong with them
 
 
 @dataclasses.dataclass
@@ -69,11 +63,11 @@ def read_image_folder(
         raise UserError(f"{option} {root}: it contains no images ({reasons})")
     if caption_column not in ("text", "") and not files.metadata:
         raise UserError(f"--caption_column {caption_column}: {root} has no {' or '.join(METADATA_NAMES)}")
-    entries = _read_all_metadata(files, caption_column)
+    entries, notes = read_metadata(files.metadata, files.images, caption_column)
     sidecars = {(path.parent, path.stem): path for path in files.texts}
-    folder = ImageFolder(files.images, [], [], files.problems, files.notes)
+    folder = ImageFolder(files.images, [], [], files.problems, files.notes + notes)
     for path in files.images:
-        captions = _read_captions(path, sidecars, entries)
+        captions = read_captions(path, sidecars, entries)
         folder.captioned.append(captions is not None)
         folder.captions.append(captions or (caption_from_name(path.stem, word_regex, join_string),))
     stems = {(path.parent, path.stem) for path in files.images + files.misnamed}
@@ -106,7 +100,7 @@ def _find_files(root: Path) -> _Files:
                 found.metadata.append(Path(path))
             elif suffix == ".txt":
                 found.texts.append(Path(path))
-            elif suffix in IMAGE_SUFFIXES and _has_surrogates(path):
+            elif suffix in IMAGE_SUFFIXES and has_surrogates(path):
                 found.misnamed.append(Path(path))
                 found.problems.append(f"{ascii(path)[1:-1]}: its name is not UTF-8; rename it")
             elif suffix in IMAGE_SUFFIXES:
@@ -118,81 +112,3 @@ def _find_files(root: Path) -> _Files:
     for paths in (found.images, found.metadata, found.texts):
         paths.sort()
     return found
-
-
-def _has_surrogates(text: str) -> bool:
-    return any("\ud800" <= letter <= "\udfff" for letter in text)
-
-
-def _read_captions(path: Path, sidecars: dict[tuple[Path, str], Path], entries: Entries) -> tuple[str, ...] | None:
-    """Return the captions from NAME.txt, else from a metadata file, else None."""
-    sidecar = sidecars.get((path.parent, path.stem))
-    if sidecar:
-        return (read_text(sidecar).strip(),)
-    entry = entries.get(path)
-    if isinstance(entry, UserError):
-        raise entry
-    return entry
-
-
-# --- Metadata files
-
-
-def _read_all_metadata(files: _Files, column: str) -> Entries:
-    """Merge the entries of all metadata files; the file nearest to an image takes precedence."""
-    merged: Entries = {}
-    images = set(files.images)
-    for file in sorted(files.metadata, key=lambda file: len(file.parts)):  # the nearest comes last
-        entries = _read_metadata(file, column)
-        unknown = [path for path in entries if path not in images]
-        if unknown:
-            which = f"{len(unknown)} of {len(entries)} entries name no image, such as {unknown[0].name}"
-            files.notes.append(f"{file}: {which}")
-        merged.update(entries)
-    return merged
-
-
-def _read_metadata(file: Path, column: str) -> Entries:
-    """Return the entries of a metadata file, in the format of https://huggingface.co/docs/datasets/image_load."""
-    text = read_text(file)
-    try:
-        if file.suffix == ".csv":
-            rows = list(csv.DictReader(io.StringIO(text, newline="")))
-        else:
-            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-    except (ValueError, RecursionError, csv.Error) as error:
-        raise UserError(f"{file}: it cannot be read ({error})") from None
-    entries: Entries = {}
-    for number, row in enumerate(rows, start=1):
-        columns = row if isinstance(row, dict) else {}
-        if None in columns or (file.suffix == ".csv" and None in columns.values()):
-            problem = "it has more or fewer cells than the header; put captions with commas in quotes"
-            raise UserError(f"{file}: row {number}: {problem}")
-        found = ", ".join(map(str, columns)) or "no columns"
-        if not isinstance(columns.get("file_name"), str):
-            raise UserError(f"{file}: row {number} has no 'file_name'; it has {found}")
-        image = file.parent / columns["file_name"]
-        try:
-            if column and column not in columns:
-                hint = 'name the caption column with --caption_column, "" for none'
-                raise ValueError(f"there is no such column; it has {found}; {hint}")
-            entries[image] = caption_alternatives(row[column] if column else "")
-        except ValueError as error:  # matters only if the image has no other caption
-            entries[image] = UserError(f"{file}: row {number}, column {column}: {error}")
-    return entries
-
-
-def caption_alternatives(cell: object) -> tuple[str, ...]:
-    """Return the captions in a cell: a text, a list of texts, or nothing.
-
-    Raises:
-        ValueError: if it holds anything else.
-    """
-    texts = []
-    for text in cell if isinstance(cell, list) else [cell]:
-        if text is not None and not isinstance(text, str):
-            raise ValueError(f"it must be text, not {type(text).__name__}")
-        if text and _has_surrogates(text):
-            raise ValueError("it contains half of a character (an unpaired surrogate)")
-        texts.append((text or "").strip())
-    return tuple(texts) or ("",)

@@ -7,7 +7,8 @@ from pathlib import Path
 import datasets
 
 from hypernet.config import TrainingConfig
-from hypernet.data.image_folder import IMAGE_SUFFIXES, caption_alternatives, read_image_folder
+from hypernet.data.captions import caption_alternatives
+from hypernet.data.image_folder import IMAGE_SUFFIXES, read_image_folder
 from hypernet.data.image_io import MAX_BYTES
 from hypernet.utils.errors import UserError
 

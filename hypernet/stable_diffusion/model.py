@@ -25,7 +25,7 @@ from hypernet.stable_diffusion.base_model import BaseModel
 from hypernet.stable_diffusion.loras import fuse_loras
 from hypernet.stable_diffusion.model_hash import model_hash
 from hypernet.stable_diffusion.model_source import UNSAFE
-from hypernet.stable_diffusion.schedulers import choose_sampler
+from hypernet.stable_diffusion.schedulers import build_training_scheduler, choose_sampler
 from hypernet.stable_diffusion.single_file import SingleFile, tokenizers_without_configs
 from hypernet.stable_diffusion.vae import load_vae
 
@@ -105,9 +105,8 @@ def load_stable_diffusion(
         reason = " ".join(str(error).split())[:300]
         reason = "tensors are missing" if "meta tensor" in reason else reason
         raise base.source.error(f"it cannot be loaded: {reason}") from None
-    changes = {"prediction_type": base.prediction_type, "rescale_betas_zero_snr": base.zero_terminal_snr}
     with _quiet():
-        scheduler = DDPMScheduler.from_config(pipeline.scheduler.config, **changes)
+        scheduler = build_training_scheduler(pipeline.scheduler, base.prediction_type, base.zero_terminal_snr)
         pipeline.scheduler = choose_sampler(pipeline.scheduler, base.prediction_type, base.zero_terminal_snr)
     models = StableDiffusion(pipeline, base, scheduler, torch.device(device))
     for tokenizer, encoder in zip(models.tokenizers, models.text_encoders):

@@ -1,4 +1,4 @@
-"""Samplers by their names in the WebUI or in diffusers. The noise schedule of training is set up in `model.py`."""
+"""Noise schedulers: the one for training, and samplers by their names in the WebUI or in diffusers."""
 
 import contextlib
 import difflib
@@ -9,7 +9,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import SchedulerMixin
+from diffusers import DDPMScheduler, SchedulerMixin
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils import logging as diffusers_logging
 
@@ -141,6 +141,12 @@ def build_scheduler(name: str, config: Mapping[str, Any]) -> SchedulerMixin:
         reason = "has zero terminal SNR" if zero_snr else f"predicts {prediction_type}"
         raise UserError(f"--sampler {name}: it does not support this model, which {reason}; DDIM does")
     return scheduler
+
+
+def build_training_scheduler(scheduler: SchedulerMixin, prediction_type: str, zero_snr: bool) -> DDPMScheduler:
+    """Return the noise schedule for training, with the betas of the model's own scheduler."""
+    changes = {"prediction_type": prediction_type, "rescale_betas_zero_snr": zero_snr}
+    return DDPMScheduler.from_config(scheduler.config, **changes)
 
 
 def choose_sampler(scheduler: SchedulerMixin, prediction_type: str, zero_snr: bool) -> SchedulerMixin:

@@ -16,7 +16,7 @@ USE = """
 import sys, hypernet
 assert not {"torch", "diffusers", "transformers"} & set(sys.modules)
 assert set(hypernet.__all__) <= set(dir(hypernet))
-from hypernet.data.captions import shipped_templates
+from hypernet.data.prompts import shipped_templates
 print(hypernet.__version__, *shipped_templates())
 print(hypernet.Hypernetwork(widths=[8]).config.layer_structure)
 """

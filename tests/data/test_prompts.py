@@ -1,0 +1,96 @@
+"""Templates, tags and prompts by the documented rules."""
+
+import random
+
+import pytest
+
+from hypernet.data.prompts import (
+    PromptSampler,
+    fill_template,
+    read_templates,
+    sample_tags,
+    shipped_templates,
+)
+from hypernet.utils.errors import UserError
+
+
+def test_templates(tmp_path):
+    assert read_templates("art by [name]") == ["art by [name]"]
+    assert read_templates("a cat") == ["a cat"] and read_templates("[game] cat") == ["[game] cat"]
+    assert read_templates("a long prompt " * 100) == ["a long prompt " * 100]
+    file = tmp_path / "style.txt"
+    file.write_text("a [filewords]\n\nart by [name], [filewords]\n")
+    assert read_templates(str(file)) == ["a [filewords]", "art by [name], [filewords]"]
+    file.write_text("just this\n")
+    assert read_templates(str(file)) == ["just this"]
+    (tmp_path / "lines").write_text("x [name]")
+    assert read_templates(str(tmp_path / "lines")) == ["x [name]"]
+    assert fill_template("art by [name], [filewords]", "a [name] cat", "me") == "art by me, a me cat"
+
+
+def test_refuses_unreadable_template_files(tmp_path):
+    file = tmp_path / "style.txt"
+    file.write_text("\n")
+    with pytest.raises(ValueError, match=r"style\.txt"):
+        read_templates(str(file))
+    file.write_bytes("grün".encode("latin-1"))
+    with pytest.raises(UserError, match=r"style\.txt: .*UTF-8"):
+        read_templates(str(file))
+    with pytest.raises(ValueError, match=r"none\.txt"):
+        read_templates(str(tmp_path / "none.txt"))
+
+
+@pytest.mark.parametrize("template", ["style_fileword", "templates/style", "", " "])
+def test_refuses_misspelled_template_names(template):
+    with pytest.raises(ValueError, match="hypernetwork, none, style, ") as error:
+        read_templates(template)
+    assert str(error.value).startswith(template.strip() or '""')
+
+
+def test_shipped_templates_have_what_their_names_say():
+    names = {"hypernetwork", "none", "style", "style_filewords", "subject", "subject_filewords"}
+    assert set(shipped_templates()) == names
+    for name in names:
+        for line in read_templates(name):
+            assert ("[filewords]" in line) == ("filewords" in name or name == "hypernetwork"), (name, line)
+            assert ("[name]" in line) == ("style" in name or "subject" in name), (name, line)
+
+
+def test_sample_tags():
+    caption, rng = "a cat, red ,blue,, green", random.Random(0)
+    assert sample_tags(caption, rng, shuffle=False, keep=0, dropout=0) == "a cat, red, blue, green"
+    assert sample_tags(caption, rng, shuffle=False, keep=0, dropout=1) == ""
+    assert sample_tags(caption, rng, shuffle=True, keep=2, dropout=1) == "a cat, red"
+    shuffled = [sample_tags(caption, rng, shuffle=True, keep=1, dropout=0).split(", ") for _ in range(600)]
+    assert all(tags[0] == "a cat" and sorted(tags[1:]) == ["blue", "green", "red"] for tags in shuffled)
+    orders = {tuple(tags[1:]) for tags in shuffled}
+    assert len(orders) == 6 and all(70 < sum(tuple(t[1:]) == order for t in shuffled) < 130 for order in orders)
+    kept = sum(len(sample_tags("a,b,c,d", rng, False, 0, 0.3).split(", ")) for _ in range(1000))
+    assert 2700 < kept < 2900
+
+
+def test_prompts_change_with_epoch_and_seed_and_are_reproducible():
+    captions, templates = [("a, b, c",), ("d",)], ["[filewords]", "x [filewords]"]
+    prompts = PromptSampler(["x", "y"], captions, templates, "me", seed=4, shuffle_tags=True)
+    sampled = [prompts.sample(epoch, 0) for epoch in range(200)]
+    assert len(set(sampled)) == 12 and sampled == [prompts.sample(epoch, 0) for epoch in range(200)]
+    assert prompts.all_prompts() is None
+    moved = PromptSampler(["y", "x"], captions[::-1], templates, "me", seed=4, shuffle_tags=True)
+    assert [moved.sample(epoch, 1) for epoch in range(200)] == sampled  # the image counts, not its position
+    other = PromptSampler(["x", "y"], captions, templates, "me", seed=5, shuffle_tags=True)
+    assert [other.sample(epoch, 0) for epoch in range(200)] != sampled
+
+
+def test_variants_limit_the_number_of_prompts():
+    captions = [("a, b, c, d, e, f",)]
+    prompts = PromptSampler(["x"], captions, ["[filewords]"], "me", seed=4, shuffle_tags=True, variants=3)
+    assert {prompts.sample(epoch, 0) for epoch in range(200)} == set(prompts.all_prompts())
+    assert len(prompts.all_prompts()) == 3
+
+
+def test_all_prompts_are_exactly_those_sampled():
+    templates = ["[filewords]", "x [filewords] [name]"]
+    prompts = PromptSampler(["x", "y"], [("a", "b"), ("c",)], templates, "me", seed=4, caption_dropout=0.25)
+    sampled = [prompts.sample(epoch, index) for epoch in range(400) for index in (0, 1)]
+    assert prompts.all_prompts() == ["", "a", "b", "c", "x a me", "x b me", "x c me"] == sorted(set(sampled))
+    assert 150 < sampled.count("") < 250
