@@ -66,11 +66,11 @@ def set_cpu_threads() -> None:
 
 def describe_accelerator(accelerator: Accelerator) -> str:
     """Return one line on where and how the run trains. It reveals a launcher that started too few processes."""
-    count, device = accelerator.num_processes, accelerator.device
+    device = accelerator.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
-    processes = f"{count} process{'es' * (count > 1)}"
-    return f"Training on {name}{threads}, {processes}, mixed precision {accelerator.mixed_precision}"
+    threads = f", threads: {torch.get_num_threads()}" if device.type == "cpu" else ""
+    processes = f"processes: {accelerator.num_processes}"
+    return f"Training on {name}{threads}, {processes}, mixed precision: {accelerator.mixed_precision}"
 
 
 def check_shared_folder(accelerator: Accelerator, folder: RunFolder, checkpoint: Path | None) -> None:

@@ -17,7 +17,7 @@ import hypernet
 from hypernet import Hypernetwork, UserError, save_webui
 from hypernet.cli.training_options import parse_config
 from hypernet.training.init_from import load_init_from
-from tests.helpers.scripts import REPO, run, same_weights, train_here, unexpected
+from tests.helpers.scripts import REPO, one_line_error, run, same_weights, train_here, unexpected
 from tests.helpers.tiny_models import tiny_hypernetwork
 
 
@@ -63,9 +63,7 @@ def test_converts_from_every_format_to_every_format(trained, tmp_path):
 def test_an_error_is_one_line_and_exit_code_2(tmp_path):
     path = tmp_path / "a.pt"
     save_webui(tiny_hypernetwork(), path)
-    done = run(REPO / "convert_to_webui.py", path, path)
-    (line,) = done.stderr.splitlines()
-    assert done.returncode == 2 and line.startswith(f"error: {path}")
+    assert one_line_error(convert_to_webui.main, path, path).startswith(str(path))
 
 
 def test_half_for_inference_rename_and_overwrite(trained, tmp_path):

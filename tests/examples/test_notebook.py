@@ -149,7 +149,7 @@ def test_notebook_has_no_outputs_and_no_long_cells():
         assert len(lines) <= 25 and max(map(len, lines)) <= 120, cell.id
         if cell.cell_type == "code":
             assert not cell.outputs and cell.execution_count is None, cell.id
-            assert before.cell_type == "markdown" and re.search(r"\*\*Look (for|at)\*\*", before.source), cell.id
+            assert before.cell_type == "markdown" and re.search(r"\*\*(Look|Check)\b", before.source), cell.id
         before = cell
     for link in re.findall(r"\]\(([^)h][^)]*)\)", "".join(cell.source for cell in notebook.cells)):
         assert (NOTEBOOK.parent / link).exists(), link

@@ -9,10 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 from accelerate.state import AcceleratorState
 
 import hypernet
+from hypernet.cli.script import run_script
 from hypernet.cli.training_options import parse_config
 
 REPO = Path(__file__).resolve().parents[2]
@@ -117,3 +119,13 @@ def same_weights(path_a, path_b):
 def step_of(path):
     """Return the number of steps the hypernetwork at `path` was trained for."""
     return hypernet.load(path).config.step
+
+
+def one_line_error(main, *arguments):
+    """Call `main` as its script does; return the one line of its error, after checking exit code 2."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr), pytest.raises(SystemExit) as end:
+        run_script(lambda: main(list(map(str, arguments))))
+    (line,) = stderr.getvalue().splitlines()
+    assert end.value.code == 2 and line.startswith("error: ") and not stdout.getvalue()
+    return line.removeprefix("error: ")
