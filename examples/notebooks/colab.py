@@ -29,8 +29,6 @@ from IPython.display import display
 from PIL import Image
 
 REPO = Path(__file__).resolve().parents[2]
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--num_processes=1", "--num_machines=1"]
-LAUNCH += ["--mixed_precision=no", "--dynamo_backend=no"]  # Accelerate warns about defaults
 POLL_SECONDS, MAX_LINES = 2, 30
 MAX_WIDTH, MAX_PNG_PIXELS = 1100, 2**20  # of an image below a cell; larger ones are shown as JPEG
 PROGRESS_BAR = re.compile(r"\d+/\d+ \[\d\d:\d\d<|\d+it \[\d\d:\d\d")
@@ -74,7 +72,7 @@ def train(options: dict[str, Any]) -> list[str]:
         loss.show_newest(output.glob("loss.png"))
         previews.show_newest(output.glob("previews/*.png"))
 
-    return _run_and_show([*LAUNCH, REPO / "train_hypernetwork.py", *flags(options)], show_images)
+    return _run_and_show([sys.executable, REPO / "train_hypernetwork.py", *flags(options)], show_images)
 
 
 def show(path: str | Path) -> None:
@@ -171,24 +169,14 @@ def _forward_interrupt(process: psutil.Process) -> Iterator[list[int]]:
     def on_interrupt(number: int, frame: FrameType | None) -> None:
         interrupts.append(number)
         if len(interrupts) == 1:
-            for script in _script_processes(process):
-                script.send_signal(signal.SIGINT)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGINT)
 
     before = signal.signal(signal.SIGINT, on_interrupt)
     try:
         yield interrupts
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _script_processes(process: psutil.Process) -> list[psutil.Process]:
-    """Return the process of the script itself: `accelerate launch` would die of a signal with a traceback."""
-    with contextlib.suppress(psutil.Error):
-        if "accelerate.commands.launch" in process.cmdline():
-            return [child for child in process.children() if "train_hypernetwork" in " ".join(child.cmdline())] or [
-                process
-            ]
-    return [process]
 
 
 def _visible_lines(text: str) -> list[str]:

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,10 @@ from PIL import Image
 from wandb.proto.wandb_internal_pb2 import Record, RunRecord
 
 from examples import compare
+from examples.comparison import runs
 from hypernet.cli.training_options import parse_config
 from hypernet.utils.errors import UserError
-from tests.helpers.grids import required_options, write_yaml
+from tests.helpers.grids import ProcessWithin, required_options, write_yaml
 from tests.helpers.scripts import REPO, run, train_here
 
 
@@ -55,7 +57,8 @@ def test_reports_a_bad_grid_before_training(tmp_path, models_dir, images_dir, en
     assert not (tmp_path / "out" / "runs").exists()
 
 
-def test_refuses_a_folder_that_holds_another_run(tmp_path, models_dir, images_dir):
+def test_refuses_a_folder_that_holds_another_run(tmp_path, models_dir, images_dir, monkeypatch):
+    monkeypatch.setattr(runs, "subprocess", types.SimpleNamespace(Popen=ProcessWithin, STDOUT=None))
     options = required_options(models_dir, images_dir)
     path = write_yaml(tmp_path / "grid.yaml", **options, max_train_steps=1, grid={"seed": [1, 2]})
     old = tmp_path / "out" / "runs" / "seed=2"
@@ -102,6 +105,7 @@ def read_wandb_run(log: Path) -> RunRecord:
 
 
 def test_makes_a_page_from_a_grid(tmp_path, models_dir, images_dir, monkeypatch, capsys):
+    monkeypatch.setattr(runs, "subprocess", types.SimpleNamespace(Popen=ProcessWithin, STDOUT=None))
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.chdir(tmp_path)
     options = {
@@ -172,11 +176,17 @@ def test_compares_existing_runs(tmp_path, models_dir, images_dir, capsys):
 
 
 def test_ctrl_c_saves_a_checkpoint_and_the_same_command_resumes(tmp_path, models_dir, images_dir):
-    def write_grid(steps):
+    def write_grid(steps, seeds):
         options = {**required_options(models_dir, images_dir), "report_to": "none", "max_train_steps": steps}
-        return write_yaml(tmp_path / "grid.yaml", **options, grid={"seed": [1, 2]})
+        return write_yaml(tmp_path / "grid.yaml", **options, grid={"seed": seeds})
 
-    command = [sys.executable, REPO / "examples" / "compare.py", write_grid(100000), "--output_dir", tmp_path / "out"]
+    command = [
+        sys.executable,
+        REPO / "examples" / "compare.py",
+        write_grid(100000, [1, 2]),
+        "--output_dir",
+        tmp_path / "out",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     first, second = (tmp_path / "out" / "runs" / f"seed={seed}" for seed in (1, 2))
     losses = first / "hypernetwork_loss.csv"
@@ -191,7 +201,7 @@ def test_ctrl_c_saves_a_checkpoint_and_the_same_command_resumes(tmp_path, models
     step = int(checkpoint.name.removeprefix("step-"))
     before = losses.read_bytes()
     assert not second.exists()
-    compare.main([str(write_grid(step + 2)), "--output_dir", str(tmp_path / "out")])
+    compare.main([str(write_grid(step + 2, [1])), "--output_dir", str(tmp_path / "out")])
     assert {row["step"] for row in read_csv(tmp_path / "out" / "compare.csv")} == {str(step + 2)}
     assert losses.read_bytes().startswith(before)
     assert str(checkpoint) in (tmp_path / "out" / "logs" / "seed=1.txt").read_text()
