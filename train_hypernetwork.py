@@ -66,7 +66,7 @@ def main(config: TrainingConfig) -> None:
     first_step = step = setup.resume(run, checkpointer, batches)
     last_step = parse_schedule(config.learning_rate, config.max_train_steps).last_step
     if first_step >= last_step:
-        accelerator.print(f"This run has completed its {last_step} steps; to continue, raise --max_train_steps")
+        accelerator.print(f"This run has {first_step} of {last_step} steps; to continue, raise --max_train_steps")
     start_trackers(accelerator, run.trackers, config, folder, run_label(config), batches.fingerprint)
     perturbation = perturbation_of_first_image(models, dataset, dtype, device)
     monitor = Monitor(accelerator, config, folder, checkpointer, validation, trainee.bare_model, perturbation)

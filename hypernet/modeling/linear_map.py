@@ -7,7 +7,7 @@ own projection costs even less. `make_plan` counts the multiply-adds of a step a
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -106,12 +106,17 @@ def make_plan(structure: Sequence[float], width: int, layers: list[tuple[int, fl
     return MapPlan(map_cost < module_cost, min(fused, default=math.inf))
 
 
-def tokens_per_layer(unet: nn.Module, batch: int, height: int, width: int) -> dict[str, int]:
-    """Return layer name -> tokens of the batch in its self-attention, for latents of this height and width."""
-    levels, tokens = len(unet.config.block_out_channels), {}
-    for name in unet.attn_processors:
+def tokens_per_layer(names: Iterable[str], levels: int, batch: int, height: int, width: int) -> dict[str, int]:
+    """Return layer name -> tokens of the batch in its self-attention, for latents of this height and width.
+
+    Args:
+        names: of the attention layers.
+        levels: number of resolutions the UNet works at.
+    """
+    tokens = {}
+    for name in names:
         block, number = name.split(".")[:2]
         level = {"down_blocks": int(number), "up_blocks": levels - 1 - int(number)} if number.isdigit() else {}
         scale = 2 ** level.get(block, levels - 1)
-        tokens[name.removesuffix(".processor")] = batch * math.ceil(height / scale) * math.ceil(width / scale)
+        tokens[name] = batch * math.ceil(height / scale) * math.ceil(width / scale)
     return tokens

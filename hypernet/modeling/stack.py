@@ -136,7 +136,8 @@ class HypernetworkStack:
     def _make_plans(
         self, unet: nn.Module, hypernetwork: Hypernetwork, latents: torch.Tensor, text: torch.Tensor, training: bool
     ) -> dict[int, MapPlan]:
-        tokens = tokens_per_layer(unet, latents.shape[0], *latents.shape[2:])
+        levels = len(unet.config.block_out_channels)
+        tokens = tokens_per_layer(self.attention, levels, latents.shape[0], *latents.shape[2:])
         layers: dict[int, list[tuple[int, float]]] = {text.shape[-1]: [(text.shape[0] * text.shape[1], math.inf)]}
         for name, layer in self.attention.items():
             if not layer.is_cross_attention:

@@ -93,7 +93,8 @@ class ModelSource:
         Raises:
             UserError: if not.
         """
-        path, hub_id = Path(self.path), is_hub_id(self.path)
+        path = Path(self.path)
+        hub_id = is_hub_id(self.path) and path.suffix.lower() not in SUFFIXES
         if path.is_file() and path.suffix.lower() not in SUFFIXES:
             raise self.error("it is not a model file; those end in .safetensors or .ckpt")
         if not path.exists() and not hub_id:

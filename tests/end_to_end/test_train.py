@@ -223,6 +223,10 @@ def test_a_run_writes_everything_the_readme_lists(models_dir, images_dir, tmp_pa
     [
         (["--pretrained_model_name_or_path={images}"], "--pretrained_model_name_or_path .*model_index.json"),
         (["--pretrained_model_name_or_path=somebody/no-model"], "--pretrained_model_name_or_path somebody/no-model"),
+        (
+            ["--pretrained_model_name_or_path=models/none.safetensors"],
+            "--pretrained_model_name_or_path models/none.saf",
+        ),
         (["--pretrained_model_name_or_path={models}/none"], "--pretrained_model_name_or_path .*none"),
         (["--pretrained_model_name_or_path={images}/0.png"], "--pretrained_model_name_or_path .*0.png.*.safetensors"),
         (["--train_data_dir={models}/none"], "--train_data_dir .*none"),

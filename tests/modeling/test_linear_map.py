@@ -180,4 +180,4 @@ def test_tokens_per_layer(height, width):
             lambda module, args, name=name: seen.update({name: args[0].shape[0] * args[0].shape[1]})
         )
     unet(torch.randn(3, 4, height, width), 5, torch.randn(3, 7, 12))
-    assert tokens_per_layer(unet, 3, height, width) == seen
+    assert tokens_per_layer(attention_layers(unet), len(unet.config.block_out_channels), 3, height, width) == seen
