@@ -26,10 +26,6 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from hypernet.cli.script import quiet_libraries
-
-quiet_libraries()  # before diffusers is imported
-
 from examples.quickstart.tools.draw import BASE_STYLES, STYLES, caption, draw, is_held_out, random_scene, to_array
 
 WORDS = """a an the of on in at with and background picture image photo drawing painting style art illustration simple
