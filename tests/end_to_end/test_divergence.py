@@ -1,5 +1,6 @@
 """Whole runs at learning rates that are far too high, with and without the divergence guard."""
 
+import json
 import math
 import shutil
 
@@ -53,6 +54,8 @@ def test_rolls_back_when_the_validation_loss_rises(known_images, tmp_path, monke
     losses, base = (read_csv(guarded / "validation_loss.csv", column) for column in ("val_loss", "val_loss_base"))
     exported = min(losses) if same_weights(guarded, guarded / "best") else losses[-1]
     assert exported <= base[0]
+    assert json.loads((guarded / "result.json").read_text())["val_loss"] == pytest.approx(exported, abs=1e-6)
+    assert max(read_csv(free / "validation_loss.csv", "val_loss")) > 1.3 * base[0]  # what it would have come to
 
 
 def test_rollbacks_are_exact_over_a_resume(known_images, tmp_path, monkeypatch):
