@@ -1,0 +1,325 @@
+"""Train a small Stable Diffusion from scratch on five artists' emoji: tokenizer, VAE, then UNet and text encoder.
+
+    pip install resvg-py                                             # and npm, which fetches the emoji
+    python examples/quickstart/artists/build_model.py                # about five hours on 2 CPU cores, minutes on a GPU
+    python examples/quickstart/artists/build_model.py --steps 3000   # a rougher one, sooner
+
+Interrupted, the same command resumes. More --steps than before continue from where the learning rate began to fall. The
+result is an ordinary fp16 pipeline folder for `StableDiffusionPipeline.from_pretrained`: 128 x 128 pixels, v-prediction.
+"""
+
+import argparse
+import json
+import os
+import random
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+from tqdm.auto import tqdm
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+
+from examples.quickstart.artists.scenes import BACKGROUNDS, Scene, caption, draw, random_scene, to_array
+from examples.quickstart.artists.sets import HANDS, MODEL_HANDS, SETS, SUBJECTS
+
+WORDS = """a an the of on in at with and background picture image photo drawing painting style art illustration simple
+color small big little large black gray brown gold silver line outline outlined sketch cartoon ink paper night
+day sky sea water grass person man woman city forest flower animal food""".split()
+CLIP_PATTERN = (  # how CLIP splits a text before it looks for byte pairs
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+)
+DECAY_SHARE = 0.3  # of the steps: where the learning rate falls to zero; it is constant before
+
+
+def build_tokenizer() -> CLIPTokenizer:
+    """Return a tokenizer like CLIP's, its byte pairs learned from the captions' words; every byte has a token."""
+    words = [*WORDS, *BACKGROUNDS, *(word for subject in SUBJECTS for word in subject.split())]
+    words += [SETS[hand].words for hand in MODEL_HANDS]
+    words = [
+        word for count, word in enumerate(sorted(set(words))) for _ in range(1 + count)
+    ]  # no ties: always the same
+    pieces = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(CLIP_PATTERN), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    learner = Tokenizer(models.BPE(continuing_subword_prefix="", end_of_word_suffix="</w>"))
+    learner.pre_tokenizer = pieces
+    trainer = trainers.BpeTrainer(vocab_size=8000, min_frequency=0, end_of_word_suffix="</w>", show_progress=False)
+    learner.train_from_iterator(words, trainer)
+    merges = [
+        tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair)
+        for pair in json.loads(learner.to_str())["model"]["merges"]
+    ]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*alphabet, *(c + "</w>" for c in alphabet), *(a + b for a, b in merges)]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    vocab = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=32)
+
+
+def build_vae() -> AutoencoderKL:
+    vae = AutoencoderKL(
+        latent_channels=4,
+        block_out_channels=(24, 48, 96, 96),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+        sample_size=128,
+    )
+    with torch.no_grad():  # start with little noise on the latents
+        vae.quant_conv.bias[4:] = -6.0
+        vae.quant_conv.weight[4:] *= 0.1
+    return vae
+
+
+def build_unet() -> UNet2DConditionModel:
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        layers_per_block=1,
+        block_out_channels=(64, 128, 192),
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=128,
+        attention_head_dim=(2, 4, 6),  # the number of heads at each resolution, under diffusers' older name
+        norm_num_groups=8,
+    )
+    torch.nn.init.zeros_(unet.conv_out.weight)
+    return unet
+
+
+def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=tokenizer.model_max_length,
+        projection_dim=128,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    text_encoder = CLIPTextModel(config)
+    for name, weight in text_encoder.named_parameters():
+        if name.endswith("token_embedding.weight"):
+            torch.nn.init.normal_(weight, std=0.3)
+        elif name.endswith("position_embedding.weight"):
+            torch.nn.init.normal_(weight, std=0.1)
+    return text_encoder
+
+
+def build_scheduler() -> DDIMScheduler:
+    return DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.02,  # SD 1.x has 0.012; this ends in pure noise, so that a small model obeys the background color
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+    )
+
+
+def train(
+    name: str,
+    parameters: Iterable[torch.nn.Parameter],
+    loss_at: Callable[[int], torch.Tensor],
+    steps: int,
+    learning_rate: float,
+    ema_decay: float,
+    state_path: Path,
+    save_every: int = 250,
+) -> None:
+    """Train with AdamW (warm-up, constant, linear decay) and leave the EMA weights in `parameters`.
+
+    `loss_at(step)` must draw its randomness from `step` alone, so that a resumed run equals an uninterrupted one. The
+    state before the decay is kept beside `state_path`, and a run that is given more steps later starts from it.
+    """
+    parameters = list(parameters)
+    ema = [p.detach().clone() for p in parameters]
+    optimizer = torch.optim.AdamW(parameters, learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    before_decay = state_path.with_suffix(".before_decay.pt")
+    decay_start, start = round(steps * (1 - DECAY_SHARE)), 0
+    paths = [path for path in (state_path, before_decay) if path.exists()]
+    for state in (torch.load(path, weights_only=True) for path in paths):
+        if state["steps"] == steps or state["step"] <= round(state["steps"] * (1 - DECAY_SHARE)):
+            start, ema = state["step"], [e.to(p.device) for e, p in zip(state["ema"], parameters)]
+            optimizer.load_state_dict(state["optimizer"])
+            with torch.no_grad():
+                torch._foreach_copy_(parameters, state["parameters"])
+            break
+    average = None
+    bar = tqdm(range(start, steps), initial=start, total=steps, desc=name, mininterval=5)
+    for step in bar:
+        rate = learning_rate * min(1, (step + 1) / 200, (steps - step) / (steps - decay_start))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss = loss_at(step)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        torch._foreach_lerp_(ema, [p.detach() for p in parameters], 1 - min(ema_decay, (1 + step) / (10 + step)))
+        if step % 10 == 0:
+            average = loss.item() if average is None else 0.95 * average + 0.05 * loss.item()
+            bar.set_postfix(loss=f"{average:.4f}", refresh=False)
+        if (step + 1) % save_every == 0 or step + 1 in (steps, decay_start):
+            state = {"step": step + 1, "steps": steps, "ema": ema, "parameters": parameters}
+            state["optimizer"] = optimizer.state_dict()
+            for path in (state_path, before_decay) if step + 1 == decay_start else (state_path,):
+                torch.save(state, path.with_suffix(".tmp"))
+                path.with_suffix(".tmp").replace(path)
+    with torch.no_grad():
+        torch._foreach_copy_(parameters, ema)
+
+
+def train_vae(vae: AutoencoderKL, steps: int, state_path: Path, device: str) -> None:
+    """Learn to reconstruct 64-pixel crops around the subject, in every hand: a real VAE has seen everything, too."""
+    vae.to(memory_format=torch.channels_last)
+    crop = 64
+
+    def crops(step: int, count: int = 16) -> Iterator[Image.Image]:
+        rng = random.Random(f"vae {step}")
+        for _ in range(count):
+            scene = random_scene(rng, HANDS)
+            image, reach = draw(scene), 64 * scene.side
+            left = min(max(int(128 * scene.x + rng.uniform(-reach, reach)) - crop // 2, 0), 128 - crop)
+            top = min(max(int(128 * scene.y + rng.uniform(-reach, reach)) - crop // 2, 0), 128 - crop)
+            yield image.crop((left, top, left + crop, top + crop))
+
+    def loss_at(step: int) -> torch.Tensor:
+        torch.manual_seed(step)
+        pixels = torch.from_numpy(to_array(crops(step))).to(device, memory_format=torch.channels_last)
+        with torch.autocast(device, torch.bfloat16):
+            posterior = vae.encode(pixels).latent_dist
+            output = vae.decode(posterior.sample()).sample
+        error = output.float() - pixels
+        edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+        edge_weight = 0.5 * min(1, max(0, step - 150) / 300)
+        mean, logvar = posterior.mean.float(), posterior.logvar.float()
+        kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
+        return error.abs().mean() + error.square().mean() + edge_weight * edges + 2e-4 * kl
+
+    train("VAE", vae.parameters(), loss_at, steps, 1.2e-3, 0.995, state_path, save_every=500)
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, scenes: list[Scene], device: str) -> torch.Tensor:
+    """Return the unscaled latents (N, 4, 16, 16) of scenes."""
+    latents = []
+    for at in tqdm(range(0, len(scenes), 48), desc="Encoding images", mininterval=5):
+        pixels = torch.from_numpy(to_array(draw(scene) for scene in scenes[at : at + 48]))
+        with torch.autocast(device, torch.bfloat16):
+            latents.append(vae.encode(pixels.to(device, memory_format=torch.channels_last)).latent_dist.mode())
+    return torch.cat(latents).float()
+
+
+def training_caption(rng: random.Random, scene: Scene) -> str:
+    """Return the caption; sometimes empty (for guidance), shortened, or with words around it that mean nothing."""
+    text, chance = caption(scene, rng.random() < 0.5), rng.random()
+    nonsense = "".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(3, 7)))
+    if chance < 0.10:
+        return ""
+    if chance < 0.14:
+        return text.split(" on ")[0]
+    if chance < 0.18:
+        return rng.choice(["a picture of ", "a drawing of ", "an image of ", "an illustration of "]) + caption(scene)
+    if chance < 0.22:
+        return rng.choice([f"{nonsense} {text}", f"{text}, {nonsense}"])
+    return text
+
+
+def train_denoiser(
+    pipeline: StableDiffusionPipeline,
+    latents: torch.Tensor,
+    scenes: list[Scene],
+    steps: int,
+    state_path: Path,
+    batch_size: int = 32,
+) -> None:
+    """Train the UNet and the text encoder together on scaled latents (N, 4, 16, 16)."""
+    unet, text_encoder = pipeline.unet.train(), pipeline.text_encoder.train()
+    scheduler, device = pipeline.scheduler, latents.device
+
+    def loss_at(step: int) -> torch.Tensor:
+        rng = random.Random(f"denoiser {step}")
+        generator = torch.Generator().manual_seed(step)
+        chosen = rng.sample(range(len(scenes)), batch_size)
+        texts = [training_caption(rng, scenes[i]) for i in chosen]
+        tokens = pipeline.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        noise = torch.randn((batch_size, *latents.shape[1:]), generator=generator).to(device)
+        share = (torch.arange(batch_size) + torch.rand(batch_size, generator=generator)) / batch_size  # stratified
+        timesteps = (share * scheduler.config.num_train_timesteps).long().to(device)
+        clean = latents[chosen]
+        noisy = scheduler.add_noise(clean, noise, timesteps).to(memory_format=torch.channels_last)
+        with torch.autocast(device.type, torch.bfloat16):
+            prediction = unet(noisy, timesteps, text_encoder(tokens.to(device)).last_hidden_state).sample
+        return F.mse_loss(prediction.float(), scheduler.get_velocity(clean, noise, timesteps))
+
+    parameters = [*unet.parameters(), *text_encoder.parameters()]
+    train("UNet and text encoder", parameters, loss_at, steps, 1e-3, 0.999, state_path)
+
+
+def main() -> None:
+    quickstart = Path(__file__).resolve().parents[1]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, default=quickstart / "build" / "model")
+    parser.add_argument("--work_dir", type=Path, default=quickstart / "build", help="states, to resume from")
+    parser.add_argument("--vae_steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=20000, help="of the UNet and text encoder")
+    parser.add_argument("--images", type=int, default=24000)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    args.work_dir.mkdir(parents=True, exist_ok=True)
+
+    torch.manual_seed(0)
+    vae = build_vae().to(args.device)
+    train_vae(vae, args.vae_steps, args.work_dir / "vae.pt", args.device)
+    vae.eval().requires_grad_(False)
+    rng = random.Random(10)
+    scenes = [random_scene(rng) for _ in range(args.images)]
+    latents_path = args.work_dir / "latents.pt"  # encoding takes minutes
+    if not latents_path.exists():
+        torch.save(encode(vae, scenes, args.device), latents_path)
+    latents = torch.load(latents_path, map_location=args.device, weights_only=True)
+    vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
+
+    torch.manual_seed(1)
+    tokenizer = build_tokenizer()
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=None,
+        tokenizer=tokenizer,
+        unet=build_unet().to(args.device, memory_format=torch.channels_last),
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.register_modules(text_encoder=build_text_encoder(tokenizer).to(args.device))
+    latents = latents * vae.config.scaling_factor
+    train_denoiser(pipeline, latents, scenes, args.steps, args.work_dir / "denoiser.pt")
+    pipeline.unet.eval().to(memory_format=torch.contiguous_format)
+    pipeline.text_encoder.eval()
+    pipeline.vae.to(memory_format=torch.contiguous_format)
+    pipeline.to(dtype=torch.float16).save_pretrained(args.output_dir)
+    print(f"The model is in {args.output_dir}")
+
+
+if __name__ == "__main__":
+    main()
