@@ -24,8 +24,15 @@ quiet_libraries()  # before diffusers is imported
 from tqdm.auto import tqdm
 
 from examples.preparation.captions import Captioner, combine, load_captioners, needs_captions
-from examples.preparation.cutting import Job, Result, prepare_image, read_appearance, recorded_appearance
-from examples.preparation.options import flag, parse_arguments, recorded_options
+from examples.preparation.cutting import (
+    Job,
+    Result,
+    describe_enlargement,
+    prepare_image,
+    read_appearance,
+    recorded_appearance,
+)
+from examples.preparation.options import describe, flag, parse_arguments, recorded_options
 from examples.preparation.record import BaseNames, Record, output_stems
 from examples.preparation.report import find_small, print_notes, print_report
 from examples.preparation.sheet import write_sheet
@@ -68,7 +75,7 @@ def open_record(args: argparse.Namespace) -> Record:
         )
     changed = record.changed_options(recorded_options(args))
     if changed and not args.overwrite:
-        names = ", ".join(f"{flag(name)} (was {value})" for name, value in changed.items())
+        names = ", ".join(f"{flag(name)} (was {describe(value)})" for name, value in changed.items())
         problem = f"it was made with other options: {names}"
         raise UserError(f"DST {args.DST}: {problem}; name another folder, or add --overwrite")
     return record
@@ -213,7 +220,7 @@ def main(arguments: list[str] | None = None) -> None:
     print_report(args, record, jobs, done_before, duplicates, skipped)
     if not any("files" in entry for entry in record.entries.values()):
         raise UserError(f"SRC {args.SRC}: none of its images can be used; the lines above say why")
-    remarks = {job.source: f"enlarged {factor:.2g} times" for factor, job in find_small(args, record, jobs)}
+    remarks = {job.source: describe_enlargement(factor) for factor, job in find_small(args, record, jobs)}
     remarks |= {job.source: f"near-duplicate of {kept.source}" for job, kept in duplicates}
     write_sheet(args, source, record, jobs, remarks)
 

@@ -34,6 +34,7 @@ from hypernet.config import TrainingConfig
 from hypernet.data.arrow_cache import check_cache_folder
 from hypernet.data.batch_sampler import EpochBatchSampler
 from hypernet.data.buckets import kept_share
+from hypernet.data.captions import has_words
 from hypernet.data.dataset import TrainingDataset, describe_data, encode_dataset
 from hypernet.data.image_index import ImageRecord, index_images
 from hypernet.data.image_io import on_background, read_image
@@ -67,6 +68,7 @@ class Data:
     records: list[ImageRecord]
     dataset: TrainingDataset
     models: StableDiffusion
+    has_notes: bool  # whether likely mistakes were printed
 
     def name(self, index: int) -> str:
         """Return the path of an image, or its row in the dataset."""
@@ -121,13 +123,15 @@ def open_data(config: TrainingConfig) -> Data:
     dtype, device = weight_dtype(accelerator.mixed_precision), accelerator.device
     records, problems = index_images(source, config, base.image_multiple)
     batches = EpochBatchSampler(records, config.train_batch_size, config.seed)
-    print(describe_data(source, records, problems, batches, config))
+    description = describe_data(source, records, problems, batches, config)
+    print(description)
     print(f"Loading {base.describe()}")
     models = load_stable_diffusion(base, dtype, device, keep_on_cpu=True)
     dataset = encode_dataset(models, source, records, config, vae_dtype(dtype, device))
-    for note in vae_notes(base, dataset.latents):
-        print(note)
-    return Data(source, records, dataset, models)
+    notes = vae_notes(base, dataset.latents)
+    print(*notes, sep="\n", end="\n" if notes else "")
+    has_notes = bool(notes) or "note: " in {line[:6] for line in description.splitlines()}
+    return Data(source, records, dataset, models, has_notes)
 
 
 # --- What looks suspicious
@@ -148,9 +152,12 @@ def find_suspicious(data: Data, config: TrainingConfig) -> dict[int, list[str]]:
         if scale > MAX_ENLARGED:
             remark(index, f"only {record.width}x{record.height}, enlarged {scale:.1f} times")
         if kept < MIN_KEPT_SHARE and config.crop != "none":
-            remark(index, f"{record.width}x{record.height}: only {kept:.0%} of it is kept")
+            remedy = "" if config.aspect_buckets else "; --aspect_buckets keeps more"
+            remark(index, f"{record.width}x{record.height}: only {kept:.0%} of it is kept{remedy}")
         if "" in data.dataset.prompts.full_prompts(index):
             remark(index, "an empty prompt")
+    for index, text in doubtful_captions(data):
+        remark(index, text)
     for index, lost, tokens in truncated_images(data):
         remark(index, f"a prompt of {tokens} tokens; --max_token_chunks cuts off {lost}")
     for index in range(len(data.records)):
@@ -160,6 +167,18 @@ def find_suspicious(data: Data, config: TrainingConfig) -> dict[int, list[str]]:
         elif latents.std((1, 2)).mean() < MIN_CHANNEL_STD:
             remark(index, "a flat image: it shows next to nothing")
     return dict(sorted(remarks.items()))
+
+
+def doubtful_captions(data: Data) -> Iterator[tuple[int, str]]:
+    """Yield (index, remark) for images whose file name serves as the caption without need, or without words."""
+    if not any("[filewords]" in template for template in data.dataset.prompts.templates):
+        return
+    written = [not data.source.is_folder or data.source.captioned[record.row] for record in data.records]
+    for index, captions in enumerate(data.dataset.prompts.captions):
+        if not written[index] and captions[0] and not has_words(captions[0]):
+            yield index, "its caption is its file name, which has no words"
+        elif not written[index] and any(written):
+            yield index, "it has no caption, so its file name is used"
 
 
 def near_duplicates(data: Data) -> Iterator[tuple[int, int]]:
@@ -256,7 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{warning_sheet}: {len(remarks)} images to look at")
     else:
         warning_sheet.unlink(missing_ok=True)
-        print("nothing suspicious")
+        print("no image looks suspicious, but see the notes above" if data.has_notes else "nothing suspicious")
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def prepare_image(job: Job, source: ImageSource, args: argparse.Namespace, keep_
         size, boxes = choose_crop(opaque, args)
         factor = max(enlargement(box, size) for box in boxes)
         if args.skip_small and is_small(factor, args.max_enlarged):
-            raise ValueError(f"{image.width}x{image.height} is too small; it would be enlarged {factor:.2g} times")
+            raise ValueError(f"{image.width}x{image.height} is too small; it would be {describe_enlargement(factor)}")
     except ValueError as error:
         return Result(job, reason=str(error))
     stems = output_stems(job.base, len(boxes), args.flip)
@@ -96,7 +96,12 @@ def prepare_image(job: Job, source: ImageSource, args: argparse.Namespace, keep_
 
 def is_small(factor: float, limit: float) -> bool:
     """Return whether an image that is enlarged by `factor` counts as too small."""
-    return factor > limit * (1 + 1e-6)  # tolerate rounding errors
+    return factor > limit * 1.005  # nobody sees less
+
+
+def describe_enlargement(factor: float) -> str:
+    """Return what to say of an image that is enlarged by `factor`, which is never "1 times" if it is too small."""
+    return f"enlarged {factor:.3g} times"
 
 
 def crop(image: Image.Image, size: tuple[int, int], box: Box) -> Image.Image:

@@ -160,3 +160,10 @@ def recorded_options(args: argparse.Namespace) -> dict[str, Any]:
 def flag(name: str) -> str:
     """Return an option as the command line spells it."""
     return name if name.isupper() else f"--{name}"
+
+
+def describe(value: object) -> str:
+    """Return an option's recorded value for a message."""
+    if value is None or isinstance(value, bool):
+        return "given" if value else "not given"
+    return str(value)

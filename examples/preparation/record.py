@@ -66,10 +66,13 @@ class Record:
         return next((path for path in sorted(self.folder.iterdir()) if path.suffix.lower() not in known), None)
 
     def changed_options(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Return the options that differ from those the folder was made with, by name, with their earlier values."""
+        """Return the options that differ from those the folder was made with, by name, with their earlier values.
+
+        Those that decided nothing then are left out: the option that they belong to has changed.
+        """
         if self.options is None:
             return {}
-        earlier = {name: self.options.get(name) for name in options}
+        earlier = {name: self.options[name] for name in options if name in self.options}
         return {name: value for name, value in earlier.items() if value != options[name]}
 
     def is_done(self, source: str) -> bool:

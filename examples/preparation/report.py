@@ -2,11 +2,13 @@
 
 import argparse
 
-from examples.preparation.cutting import Job, is_small
+from examples.preparation.cutting import Job, describe_enlargement, is_small
 from examples.preparation.focus import NO_FACES, can_find_faces
 from examples.preparation.geometry import enlargement
 from examples.preparation.record import Record, printable
+from hypernet.data.captions import caption_notes
 from hypernet.data.image_source import ImageSource
+from hypernet.utils.errors import MAX_MESSAGE, one_line
 
 MAX_SMALL = 12  # small images that are named
 
@@ -18,6 +20,8 @@ def print_notes(
     notes = list(source.notes)
     if (args.size[0] % 8 or args.size[1] % 8) and not args.auto_size:
         notes.append(f"--size {args.size[0]}x{args.size[1]}: training needs multiples of 8")
+    if not args.caption:
+        notes += caption_notes([captions[0] for captions in source.captions], source.captioned)
     several = sum(len(captions) > 1 for captions in source.captions)
     if several:
         notes.append(f"images with several captions: {several}; the first caption is used")
@@ -33,7 +37,7 @@ def print_notes(
         example = printable(min(gone))
         notes.append(f"images no longer in SRC: {len(gone)}, such as {example}; what was made from them is kept")
     for note in notes:
-        print(f"note: {note}")
+        print(one_line(f"note: {note}", MAX_MESSAGE))
 
 
 def find_small(args: argparse.Namespace, record: Record, jobs: list[Job]) -> list[tuple[float, Job]]:
@@ -65,7 +69,7 @@ def print_report(
     small = find_small(args, record, jobs)
     for factor, job in small[:MAX_SMALL]:
         entry = record.entries[job.source]
-        print(f"small: {printable(job.source)} ({entry['width']}x{entry['height']}), enlarged {factor:.2g} times")
+        print(f"small: {printable(job.source)} ({entry['width']}x{entry['height']}), {describe_enlargement(factor)}")
     if len(small) > MAX_SMALL:
         print(f"small: {len(small) - MAX_SMALL} more, enlarged less; --skip_small skips all of them")
     for job, kept in duplicates:

@@ -1,16 +1,31 @@
-"""Where captions come from: text files beside the images, metadata files, file names, cells of a dataset."""
+"""Captions from text files, file names and cells of a table."""
 
-import csv
-import io
-import json
+import codecs
+import collections
+import errno
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hypernet.utils.errors import UserError
+from hypernet.utils.file_kinds import check_file
 
-METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
+MAX_CAPTION = 2**16  # bytes or characters; what is longer is no caption, and takes a tokenizer seconds
+MAX_BYTES = 2**26  # of another text file, such as the metadata of 100,000 images
+SAVE = "; save it as UTF-8"
+BYTE_ORDER_MARKS = (  # UTF-32 first, since its little-endian mark begins with that of UTF-16
+    (codecs.BOM_UTF32_LE, "UTF-32"),
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
 
-Entries = dict[Path, tuple[str, ...] | UserError]  # image -> its captions, or what is wrong with them
+# Words in the names that cameras, phones and programs give to images, and in those of copies
+NAMELESS = set(
+    "img image images imgp dsc dscn dscf dcim pxl mvimg burst photo photos foto pic picture pictures gopr screenshot "
+    "bildschirmfoto whatsapp wa telegram scan scanned download downloaded untitled unnamed unknown file copy of final "
+    "version ver edit edited export output tmp temp at am pm and the".split()
+)
 
 
 def caption_from_name(stem: str, word_regex: str | None = None, join_string: str = " ") -> str:
@@ -21,6 +36,33 @@ def caption_from_name(stem: str, word_regex: str | None = None, join_string: str
     """
     text = re.sub(r"^[-\d]+\s*", "", stem)
     return join_string.join(re.findall(word_regex, text)) if word_regex else text
+
+
+def has_words(caption: str) -> bool:
+    """Return whether a caption from a file name says anything: IMG_2034, final_v2 and 3f9a8c do not."""
+    if not caption.isascii():
+        return True
+    words = re.findall(r"(?<![a-z0-9])([a-z]{2,})\d*(?![a-z0-9])", caption.lower())
+    return any(word not in NAMELESS for word in words)
+
+
+def caption_notes(captions: Sequence[str], captioned: Sequence[bool]) -> list[str]:
+    """Return notes on captions from file names: if other images have written ones, and if they have no words.
+
+    Args:
+        captioned: False for each caption that is from a file name.
+    """
+    names, notes = [caption for caption, written in zip(captions, captioned) if not written], []
+    if 0 < len(names) < len(captions):
+        problem = "their file names serve as captions"
+        notes.append(f'images without a caption: {len(names)} of {len(captions)}; {problem}, such as "{names[0]}"')
+    wordless = [name for name in names if name and not has_words(name)]
+    if wordless:
+        hint = (
+            "write captions as NAME.txt, as examples/prepare.py --caption does, or use a template without [filewords]"
+        )
+        notes.append(f'captions that are file names without words: {len(wordless)}, such as "{wordless[0]}"; {hint}')
+    return notes
 
 
 def check_word_regex(pattern: str) -> None:
@@ -34,83 +76,64 @@ def check_word_regex(pattern: str) -> None:
 
 
 def read_text(path: Path) -> str:
-    """Return the content of a UTF-8 text file, with or without a byte order mark.
+    """Return the content of a text file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
 
     Raises:
-        UserError: if it is not UTF-8 or cannot be read.
+        UserError: if it is in another encoding or cannot be read.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: it is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+        return _decode_file(path, MAX_BYTES)
+    except _TextError as error:
+        raise UserError(f"{path}: {error}") from None
     except OSError as error:
         raise UserError(f"{path}: it cannot be read ({error.strerror})") from None
 
 
-def has_surrogates(text: str) -> bool:
-    return any("\ud800" <= letter <= "\udfff" for letter in text)
-
-
-def read_captions(path: Path, sidecars: dict[tuple[Path, str], Path], entries: Entries) -> tuple[str, ...] | None:
-    """Return the captions from NAME.txt, else from a metadata file, else None."""
-    sidecar = sidecars.get((path.parent, path.stem))
-    if sidecar:
-        return (read_text(sidecar).strip(),)
-    entry = entries.get(path)
-    if isinstance(entry, UserError):
-        raise entry
-    return entry
-
-
-def read_metadata(files: list[Path], images: list[Path], column: str) -> tuple[Entries, list[str]]:
-    """Merge the entries of metadata files; the file nearest to an image takes precedence.
-
-    Returns:
-        The entries, and a note for each file that names images which do not exist.
+def read_texts(paths: Iterable[Path]) -> dict[Path, str]:
+    """Return the contents of caption files.
 
     Raises:
-        UserError: if a file cannot be read.
+        UserError: if any cannot be read, with the number of such files and the first of each kind.
     """
-    merged: Entries = {}
-    known, notes = set(images), []
-    for file in sorted(files, key=lambda file: len(file.parts)):  # the nearest comes last
-        entries = _read_metadata_file(file, column)
-        unknown = [path for path in entries if path not in known]
-        if unknown:
-            which = f"{len(unknown)} of {len(entries)} entries name no image, such as {unknown[0].name}"
-            notes.append(f"{file}: {which}")
-        merged.update(entries)
-    return merged, notes
-
-
-def _read_metadata_file(file: Path, column: str) -> Entries:
-    """Return the entries of a metadata file, in the format of https://huggingface.co/docs/datasets/image_load."""
-    text = read_text(file)
-    try:
-        if file.suffix == ".csv":
-            rows = list(csv.DictReader(io.StringIO(text, newline="")))
-        else:
-            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-    except (ValueError, RecursionError, csv.Error) as error:
-        raise UserError(f"{file}: it cannot be read ({error})") from None
-    entries: Entries = {}
-    for number, row in enumerate(rows, start=1):
-        columns = row if isinstance(row, dict) else {}
-        if None in columns or (file.suffix == ".csv" and None in columns.values()):
-            problem = "it has more or fewer cells than the header; put captions with commas in quotes"
-            raise UserError(f"{file}: row {number}: {problem}")
-        found = ", ".join(map(str, columns)) or "no columns"
-        if not isinstance(columns.get("file_name"), str):
-            raise UserError(f"{file}: row {number} has no 'file_name'; it has {found}")
-        image = file.parent / columns["file_name"]
+    texts, failed = {}, collections.defaultdict[str, list[str]](list)  # problem -> the files that have it
+    for path in paths:
         try:
-            if column and column not in columns:
-                hint = 'name the caption column with --caption_column, "" for none'
-                raise ValueError(f"there is no such column; it has {found}; {hint}")
-            entries[image] = caption_alternatives(row[column] if column else "")
-        except ValueError as error:  # matters only if the image has no other caption
-            entries[image] = UserError(f"{file}: row {number}, column {column}: {error}")
-    return entries
+            texts[path] = _decode_file(path, MAX_CAPTION)
+        except _TextError as error:
+            failed[error.kind].append(f"{path}: {error}")
+        except OSError as error:
+            failed[str(error.strerror)].append(f"{path}: it cannot be read ({error.strerror})")
+    if failed:
+        kinds = [lines[0] + (f" (like {len(lines) - 1} others)" if len(lines) > 1 else "") for lines in failed.values()]
+        raise UserError("; ".join(kinds))
+    return texts
+
+
+class _TextError(ValueError):
+    """Why bytes are not text. `kind` is the same for all files with this problem."""
+
+    def __init__(self, kind: str, detail: str = ""):
+        super().__init__(kind + detail)
+        self.kind = kind
+
+
+def _decode_file(path: Path, limit: int) -> str:
+    check_file(path)
+    if path.stat().st_size > limit:
+        raise OSError(errno.EFBIG, f"it is larger than {limit >> 10} KiB", str(path))
+    data = path.read_bytes()
+    encoding = next((name for mark, name in BYTE_ORDER_MARKS if data.startswith(mark)), "UTF-8")
+    try:
+        text = data.decode("utf-8-sig" if encoding == "UTF-8" else encoding)
+    except UnicodeDecodeError as error:
+        raise _TextError(f"it is not {encoding} text", f" (byte {error.start}){SAVE}") from None
+    if "\0" in text:
+        raise _TextError("it contains NUL characters, as UTF-16 text without a byte order mark does", SAVE)
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def has_surrogates(text: str) -> bool:
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def caption_alternatives(cell: object) -> tuple[str, ...]:
@@ -125,5 +148,9 @@ def caption_alternatives(cell: object) -> tuple[str, ...]:
             raise ValueError(f"it must be text, not {type(text).__name__}")
         if text and has_surrogates(text):
             raise ValueError("it contains half of a character (an unpaired surrogate)")
+        if text and len(text) > MAX_CAPTION:
+            raise ValueError(f"it is longer than {MAX_CAPTION} characters")
+        if text and "\0" in text:
+            raise ValueError("it contains a NUL character")
         texts.append((text or "").strip())
     return tuple(texts) or ("",)

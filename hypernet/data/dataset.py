@@ -10,15 +10,16 @@ from torch.utils.data import DataLoader
 from hypernet.config import TrainingConfig
 from hypernet.data.batch_sampler import Batch, EpochBatchSampler
 from hypernet.data.buckets import size_table
+from hypernet.data.captions import caption_notes
 from hypernet.data.image_index import ImageRecord
 from hypernet.data.image_source import ImageSource
 from hypernet.data.latents import ImageLatents, encode_latents
 from hypernet.data.prompt_cache import CachedEmbeds, PromptEmbeds, open_embeds
-from hypernet.data.prompts import PromptSampler, read_templates
+from hypernet.data.prompts import PromptSampler, fill_template, read_templates, template_notes
 from hypernet.stable_diffusion.conditioning import build_conditions
 from hypernet.stable_diffusion.model import StableDiffusion
 from hypernet.stable_diffusion.text_encoding import truncation_note
-from hypernet.utils.errors import is_local_main_process
+from hypernet.utils.errors import MAX_MESSAGE, is_local_main_process, one_line
 from hypernet.utils.hashing import derive_seed
 
 
@@ -32,12 +33,21 @@ def describe_data(
     """Return what a run prints about its data: skipped images, likely mistakes, and the number of images per size."""
     lines = [f"skipped: {problem}" for problem in problems] + [f"note: {note}" for note in source.notes]
     uncaptioned = [record.row for record in records if not any(source.captions[record.row])]
-    uses_captions = any("[filewords]" in template for template in read_templates(config.template))
+    templates, captions = read_templates(config.template), [source.captions[record.row] for record in records]
+    uses_captions = any("[filewords]" in template for template in templates)
     if uncaptioned and config.caption_column and uses_captions:
         lines.append(f"note: {len(uncaptioned)} images have an empty caption, such as {source.name(uncaptioned[0])}")
+    if uses_captions and source.is_folder:
+        captioned = [source.captioned[record.row] for record in records]
+        lines += [f"note: {note}" for note in caption_notes([each[0] for each in captions], captioned)]
+    lines += [f"note: {note}" for note in template_notes(config.template, captions, config.prompt_emphasis)]
     if config.alpha_weight and not any(record.has_alpha for record in records):
         lines.append("note: --alpha_weight has no effect: no image has transparency")
     lines.append(f"images used: {len(records)}, skipped: {len(problems)}; batches per epoch: {len(batches)}")
+    some = captions[0], captions[len(captions) // 2], captions[-1]
+    filled = (fill_template(templates[i % len(templates)], each[0], str(config.name)) for i, each in enumerate(some))
+    lines.append("prompts such as: " + ", ".join(f'"{one_line(prompt, 80)}"' for prompt in dict.fromkeys(filled)))
+    lines = [one_line(line, MAX_MESSAGE) for line in lines]  # without the control characters of file names and captions
     return "\n".join([*lines, size_table([record.size for record in records], batches.total_batch_size)])
 
 

@@ -3,13 +3,21 @@
 import collections
 import dataclasses
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
-from hypernet.data.captions import METADATA_NAMES, caption_from_name, has_surrogates, read_captions, read_metadata
+from hypernet.data.captions import caption_from_name, has_surrogates, read_texts
+from hypernet.data.metadata import METADATA_NAMES, read_metadata
 from hypernet.utils.errors import UserError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 UNSUPPORTED_SUFFIXES = {".heic", ".heif", ".avif", ".jxl", ".psd", ".svg", ".jfif", ".jp2", ".tga"}
+CAPTION_SUFFIXES = (".txt", ".caption")  # the first one counts if an image has both; kohya's scripts write the second
+
+# Files that nobody reads, although they may hold captions: of one image if they have its name, or of many
+DOCUMENT_SUFFIXES = {".cap", ".tag", ".tags", ".text", ".md", ".yaml", ".yml", ".xml", ".rtf", ".doc", ".docx", ".odt"}
+TABLE_SUFFIXES = {".json", ".json1", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".xls", ".xlsx", ".ods"}
+OWN_NAMES = {"prepare.jsonl"}  # written by examples/prepare.py
 
 
 @dataclasses.dataclass
@@ -30,6 +38,7 @@ class _Files:
     images: list[Path] = dataclasses.field(default_factory=list)
     metadata: list[Path] = dataclasses.field(default_factory=list)
     texts: list[Path] = dataclasses.field(default_factory=list)
+    unread: list[Path] = dataclasses.field(default_factory=list)  # documents and tables
     misnamed: list[Path] = dataclasses.field(default_factory=list)  # images whose names are not UTF-8
     problems: list[str] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
@@ -45,7 +54,7 @@ def read_image_folder(
     """Find the images below `root`, and their captions.
 
     The caption of an image is the text file of the same name beside it, else its entry in a metadata file, else its
-    file name.
+    file name. Files that look like captions but are not read are noted.
 
     Args:
         option: the option that names the folder, for messages.
@@ -63,18 +72,57 @@ def read_image_folder(
         raise UserError(f"{option} {root}: it contains no images ({reasons})")
     if caption_column not in ("text", "") and not files.metadata:
         raise UserError(f"--caption_column {caption_column}: {root} has no {' or '.join(METADATA_NAMES)}")
-    entries, notes = read_metadata(files.metadata, files.images, caption_column)
-    sidecars = {(path.parent, path.stem): path for path in files.texts}
+    sidecars = _find_sidecars(files)
+    texts = read_texts(sidecars.values())
+    others = [path for path in files.images if path not in sidecars]
+    entries, notes = read_metadata(files.metadata, files.images, caption_column, others)
     folder = ImageFolder(files.images, [], [], files.problems, files.notes + notes)
     for path in files.images:
-        captions = read_captions(path, sidecars, entries)
+        captions = (texts[sidecars[path]].strip(),) if path in sidecars else entries.get(path)
+        if isinstance(captions, UserError):
+            raise captions
         folder.captioned.append(captions is not None)
         folder.captions.append(captions or (caption_from_name(path.stem, word_regex, join_string),))
-    stems = {(path.parent, path.stem) for path in files.images + files.misnamed}
-    orphans = [path for place, path in sidecars.items() if place not in stems]
-    if orphans:
-        folder.notes.append(f"{len(orphans)} .txt files belong to no image, such as {orphans[0]}")
+    folder.notes += _unread_notes(files, sidecars.values(), (path for path in others if path not in entries))
     return folder
+
+
+def _find_sidecars(files: _Files) -> dict[Path, Path]:
+    """Map the images that have text files beside them to those."""
+    last_wins = sorted(files.texts, key=lambda path: -CAPTION_SUFFIXES.index(path.suffix.lower()))
+    texts = {_place(path): path for path in last_wins}
+    return {path: texts[_place(path)] for path in files.images if _place(path) in texts}
+
+
+def _unread_notes(files: _Files, read: Iterable[Path], uncaptioned: Iterable[Path]) -> list[str]:
+    """Return a note for each kind of file that may hold captions but is not read.
+
+    Args:
+        read: the text files that are.
+        uncaptioned: images that have no caption but their names.
+    """
+    found, images = set(read), {_place(path) for path in files.images}
+    places, lacking = images.union(map(_place, files.misnamed)), set(map(_place, uncaptioned))
+    kinds = collections.defaultdict[str, list[Path]](list)
+    for path in files.texts:
+        suffix = path.suffix.lower()
+        if _place(path) not in places:
+            kinds[f"{suffix} files belong to no image; give each the name of its image"].append(path)
+        elif _place(path) in images and path not in found:
+            kinds[f"{suffix} files are not read, since a {CAPTION_SUFFIXES[0]} lies beside each"].append(path)
+    for path in files.unread if lacking else []:
+        suffix = path.suffix.lower()
+        if _place(path) in lacking:
+            kinds[f"{suffix} files beside images are not read; write captions as NAME.txt"].append(path)
+        elif suffix in TABLE_SUFFIXES and _place(path) not in places:
+            names = " or ".join(METADATA_NAMES)
+            kinds[f"{suffix} files are not read; write the captions of several images as {names}"].append(path)
+    return [f"{len(paths)} {kind} (such as {paths[0]})" for kind, paths in kinds.items()]
+
+
+def _place(path: Path) -> tuple[Path, str]:
+    """Return what an image and its text file have in common."""
+    return path.parent, path.stem
 
 
 def _find_files(root: Path) -> _Files:
@@ -94,12 +142,14 @@ def _find_files(root: Path) -> _Files:
         folders.sort(key=lambda name: os.path.islink(os.path.join(parent, name)))  # links last  # noqa: B023
         for name in names:
             path, suffix = os.path.join(parent, name), os.path.splitext(name)[1].lower()
-            if name.startswith("."):
+            if name.startswith(".") or name in OWN_NAMES:
                 continue
             if name in METADATA_NAMES:
                 found.metadata.append(Path(path))
-            elif suffix == ".txt":
+            elif suffix in CAPTION_SUFFIXES:
                 found.texts.append(Path(path))
+            elif suffix in DOCUMENT_SUFFIXES | TABLE_SUFFIXES:
+                found.unread.append(Path(path))
             elif suffix in IMAGE_SUFFIXES and has_surrogates(path):
                 found.misnamed.append(Path(path))
                 found.problems.append(f"{ascii(path)[1:-1]}: its name is not UTF-8; rename it")
@@ -109,6 +159,6 @@ def _find_files(root: Path) -> _Files:
                 unsupported[suffix] += 1
     for suffix, count in unsupported.items():
         found.notes.append(f"{suffix} files are not supported ({count}); save them as PNG or JPEG")
-    for paths in (found.images, found.metadata, found.texts):
+    for paths in (found.images, found.metadata, found.texts, found.unread):
         paths.sort()
     return found

@@ -1,21 +1,36 @@
 """Decode an image as a viewer shows it, crop it, and turn it into pixels and alpha weights."""
 
 import collections
+import contextlib
 import functools
 import hashlib
 import io
 import os
+import threading
 import typing
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
-from PIL import Image, ImageCms, ImageColor, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageColor, PngImagePlugin
 
-MAX_PIXELS = 100_000_000  # a panorama of 14,000 x 7,000; anything larger is a mistake or an attack
+from hypernet.utils.errors import reason
+
+MAX_PIXELS = 250_000_000  # 1 GB as Pillow holds them; the largest sensors of cameras and phones have 200 million
+LARGE_PIXELS = 50_000_000  # larger images are decoded one at a time, since each takes much memory
 MAX_BYTES = 2**30
+MAX_TEXT_BYTES = 64 * 2**20  # of a color profile or a text in a PNG, decompressed
 SRGB = ImageCms.createProfile("sRGB")
+UPRIGHT = {  # EXIF orientation -> what turns the image as viewers do
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 Item = typing.TypeVar("Item")
@@ -35,21 +50,70 @@ def read_image(data: bytes) -> Image.Image:
         raise ValueError("it is larger than 1 GiB")
     _ignore_pillow_warnings()
     try:
-        image: Image.Image = Image.open(io.BytesIO(data))
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{image.width}x{image.height} is more than {MAX_PIXELS} pixels")
-        image = ImageOps.exif_transpose(image)
-        alpha = _read_alpha(image) if image.has_transparency_data else None
-        image = _to_srgb(image)
+        with _pillow_limits():
+            return _decode(data)
     except Image.UnidentifiedImageError:
         raise ValueError("it is empty" if not data else "it is not an image") from None
     except Image.DecompressionBombError:
-        raise ValueError(f"it has more than {MAX_PIXELS} pixels") from None
+        raise ValueError(f"it has more than {MAX_PIXELS // 10**6} million pixels") from None
     except Exception as error:  # decoders raise errors of any kind on damaged files
-        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
-    if alpha is not None and np.asarray(alpha).min() < 255:
-        image.putalpha(alpha)
+        too_long = f"its color profile or texts are larger than {MAX_TEXT_BYTES >> 20} MiB"
+        raise ValueError(too_long if "MAX_TEXT_" in str(error) else reason(error)) from None
+
+
+def _decode(data: bytes) -> Image.Image:
+    image: Image.Image = Image.open(io.BytesIO(data))
+    is_large = image.width * image.height > LARGE_PIXELS
+    with _LARGE_IMAGE if is_large else contextlib.nullcontext():
+        image = _upright(image)
+        alpha = _read_alpha(image) if image.has_transparency_data else None
+        image = _to_srgb(image)
+        if alpha is not None and alpha.getextrema() != (255, 255):
+            image.putalpha(alpha)
     return image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Load an image and turn it by its EXIF orientation, as `PIL.ImageOps.exif_transpose` does.
+
+    That function also writes all the other EXIF data anew, which fails on unusual ones.
+    """
+    try:
+        image.load()  # which turns a TIFF, and reads metadata at the end of a PNG
+    except Exception:
+        if image.format != "TIFF" or getattr(image, "tile", True):
+            raise
+        # else the pixels have been decoded, and only the metadata are unusual
+    try:
+        turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # of any kind, on damaged EXIF data
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
+# --- Pillow's global settings
+
+
+_LARGE_IMAGE = threading.Lock()
+_LIMITS_LOCK = threading.Lock()
+_limits_before: list[tuple[int | None, int, int]] = []  # an item for each thread that decodes an image
+
+
+@contextlib.contextmanager
+def _pillow_limits() -> Iterator[None]:
+    """Apply this module's limits while any thread decodes an image, then restore Pillow's own."""
+    with _LIMITS_LOCK:
+        before = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
+        _limits_before.append(_limits_before[0] if _limits_before else before)
+        Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow refuses more than twice as many
+        PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = MAX_TEXT_BYTES, 4 * MAX_TEXT_BYTES
+    try:
+        yield
+    finally:
+        with _LIMITS_LOCK:
+            before = _limits_before.pop()
+            if not _limits_before:
+                Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = before
 
 
 @functools.cache
@@ -61,7 +125,7 @@ def _ignore_pillow_warnings() -> None:
 def _read_alpha(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit gray, one value of which is transparent
         return Image.fromarray(np.where(np.asarray(image) == image.info["transparency"], 0, 255).astype(np.uint8))
-    return image.convert("RGBA").getchannel("A")
+    return (image if "A" in image.getbands() else image.convert("RGBA")).getchannel("A")
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:
@@ -81,7 +145,7 @@ def _to_srgb(image: Image.Image) -> Image.Image:
             return typing.cast(Image.Image, converted)
         except (ImageCms.PyCMSError, OSError):  # a damaged profile or one for another color space: viewers ignore it
             pass
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def inspect_image(data: bytes) -> dict[str, typing.Any]:

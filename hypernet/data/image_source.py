@@ -11,6 +11,7 @@ from hypernet.data.captions import caption_alternatives
 from hypernet.data.image_folder import IMAGE_SUFFIXES, read_image_folder
 from hypernet.data.image_io import MAX_BYTES
 from hypernet.utils.errors import UserError
+from hypernet.utils.file_kinds import file_problem
 
 
 @dataclasses.dataclass
@@ -49,6 +50,8 @@ class ImageSource:
             return image["bytes"]
         if image["path"] is None:
             raise ValueError("it contains no image")
+        if problem := file_problem(image["path"]):
+            raise ValueError(problem)
         try:
             with open(image["path"], "rb") as file:
                 return file.read(MAX_BYTES + 1)
@@ -151,4 +154,10 @@ def _column_captions(table: datasets.Dataset, column: str) -> list[tuple[str, ..
         found = kind.dtype if isinstance(kind, datasets.Value) else type(kind).__name__
         problem = f"it must be text, not {found}; columns: {', '.join(table.column_names)}"
         raise UserError(f"--caption_column {column}: {problem}")
-    return [caption_alternatives(caption) for caption in table[column][:]]
+    captions = []
+    for row, cell in enumerate(table[column][:]):
+        try:
+            captions.append(caption_alternatives(cell))
+        except ValueError as error:
+            raise UserError(f"--caption_column {column}: row {row}: {error}") from None
+    return captions

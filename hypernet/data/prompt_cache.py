@@ -7,7 +7,7 @@ import torch
 
 from hypernet.data.arrow_cache import CACHE_VERSION, FLOATS, Row, RowCache, cache_folder
 from hypernet.stable_diffusion.model import StableDiffusion
-from hypernet.stable_diffusion.text_encoding import Embeds, encode_prompts, read_prompt, text_hash
+from hypernet.stable_diffusion.text_encoding import Embeds, embeds_key, encode_prompts, read_prompt, text_hash
 from hypernet.utils.errors import is_local_main_process
 
 PROMPTS_AT_ONCE = 32
@@ -19,7 +19,7 @@ class CachedEmbeds:
 
     def __init__(self, cache: RowCache, prompts: list[str], width: int):
         self.cache, self.width = cache, width
-        self.rows = dict(zip(prompts, cache.positions(prompts).tolist()))
+        self.rows = dict(zip(prompts, cache.positions(list(map(embeds_key, prompts))).tolist()))
 
     def __call__(self, prompts: list[str]) -> list[Embeds]:
         return [self._read(self.rows[prompt]) for prompt in prompts]
@@ -54,7 +54,8 @@ def open_embeds(models: StableDiffusion, prompts: list[str] | None, cache_dir: s
     width = sum(encoder.config.hidden_size for encoder in models.text_encoders)
     folder = cache_folder(cache_dir) / f"prompts-{CACHE_VERSION}-{text_hash(models)}"
     cache = RowCache(folder, {"prompt_embeds": FLOATS, "pooled": FLOATS})
-    missing = [prompt for prompt, row in zip(prompts, cache.positions(prompts)) if row < 0]
+    keys = {embeds_key(prompt): prompt for prompt in prompts}
+    missing = [prompt for prompt, row in zip(keys.values(), cache.positions(list(keys))) if row < 0]
     tokenizer = models.tokenizers[0]
     chunks = sum(len(read_prompt(models, tokenizer, prompt)[0]) for prompt in missing)
     needed = chunks * tokenizer.model_max_length * width * 4  # bytes
@@ -65,12 +66,12 @@ def open_embeds(models: StableDiffusion, prompts: list[str] | None, cache_dir: s
             print(f"{len(prompts)} prompts {sizes}; they are encoded at each step instead")
         return LiveEmbeds(models)
 
-    def encode(items: list[tuple[str, None]]) -> Iterator[Row]:
+    def encode(items: list[tuple[str, str]]) -> Iterator[Row]:
         for start in range(0, len(items), PROMPTS_AT_ONCE):
-            texts = [prompt for prompt, _ in items[start : start + PROMPTS_AT_ONCE]]
-            for prompt, (tokens, pooled) in zip(texts, encode_prompts(models, texts)):
+            part = items[start : start + PROMPTS_AT_ONCE]
+            for (key, _), (tokens, pooled) in zip(part, encode_prompts(models, [prompt for _, prompt in part])):
                 pooled = None if pooled is None else pooled.float().cpu().numpy()
-                yield {"key": prompt, "prompt_embeds": tokens.float().cpu().numpy().ravel(), "pooled": pooled}
+                yield {"key": key, "prompt_embeds": tokens.float().cpu().numpy().ravel(), "pooled": pooled}
 
-    cache.fill(dict.fromkeys(prompts), encode, "Encoding prompts", "prompts")
+    cache.fill(keys, encode, "Encoding prompts", "prompts")
     return CachedEmbeds(cache, prompts, width)

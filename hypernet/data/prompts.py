@@ -5,13 +5,17 @@ import difflib
 import os
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hypernet.data.captions import read_text
+from hypernet.utils.errors import one_line
 from hypernet.utils.hashing import derive_seed
 
 TEMPLATES = Path(__file__).parent / "templates"
+PLACEHOLDERS = ("[filewords]", "[name]")
+# What other trainers and people write in brackets for these
+PLACEHOLDER_WORDS = ("caption", "captions", "filename", "file_name", "filewords", "name", "prompt", "tags", "text")
 
 
 def shipped_templates() -> list[str]:
@@ -28,19 +32,17 @@ def read_templates(template: str) -> list[str]:
 
     Raises:
         ValueError: for an empty file, a misspelled placeholder, or a text that must be meant as a file name.
+        UserError: if the file cannot be read.
     """
+    path = Path(os.path.expanduser(template))
     if template in shipped_templates():
         path = TEMPLATES / f"{template}.txt"
-    elif os.path.isfile(template):  # Path.is_file raises for a long text
-        path = Path(template)
-    elif re.search(r"[\s\[]", template.strip()):
+    elif not os.path.isfile(path):  # Path.is_file raises for a long text
         check_placeholders(template)
-        return [template]
-    elif re.search(r"[_./\\]", template) or not template.strip() or _nearest(template, shipped_templates()):
-        # one word like style_fileword is a typo, not a prompt
-        shown, shipped = template if template.strip() else '""', ", ".join(shipped_templates())
-        raise ValueError(f"{shown}: there is no such file, and the shipped templates are {shipped}")
-    else:
+        if _is_file_name(template):
+            shown, shipped = one_line(template) or '""', ", ".join(shipped_templates())
+            problem = "it is a folder" if template.strip() and os.path.isdir(path) else "there is no such file"
+            raise ValueError(f"{shown}: {problem}, and the shipped templates are {shipped}; text needs [filewords]")
         return [template]
     lines = [line.strip() for line in read_text(path).splitlines()]
     if not any(lines):
@@ -50,12 +52,65 @@ def read_templates(template: str) -> list[str]:
     return [line for line in lines if line]
 
 
+def _is_file_name(template: str) -> bool:
+    """Whether a template that names no existing file must be meant as a file, not as a prompt."""
+    text = template.strip()
+    if not text or text.lower().endswith(".txt"):
+        return True
+    if any(placeholder in text for placeholder in PLACEHOLDERS):
+        return False
+    if re.search(r"[/\\]", text):
+        return True
+    # one word like style_fileword is a typo, not a prompt
+    one_word = not re.search(r"[\s\[{]", text)
+    return one_word and bool(re.search(r"[_.]", text) or _nearest(text, shipped_templates()))
+
+
 def check_placeholders(template: str) -> None:
     """Raise ValueError if the template contains a near miss of [filewords] or [name]."""
-    for word in re.findall(r"\[[^]\s]*\]", template):
-        nearest = _nearest(word.lower(), ["[filewords]", "[name]"], 0.85)  # "[game]" may be meant
+    for word in re.findall(r"\[[^][\s]*\]", template):
+        nearest = _nearest(word.lower(), PLACEHOLDERS, 0.85)  # "[game]" may be meant
         if nearest and word != nearest:
             raise ValueError(f"{template}: it has {word}; did you mean {nearest}?")
+
+
+def unknown_placeholders(text: str, brackets_weigh: bool = False) -> list[str]:
+    """Return what looks like a placeholder but is none, such as {caption}, [caption] or an unclosed "[filewords".
+
+    Args:
+        brackets_weigh: whether [word] is the WebUI's syntax for a word that weighs less (--prompt_emphasis).
+    """
+    for placeholder in PLACEHOLDERS:
+        text = text.replace(placeholder, " ")
+    any_word = "|".join(PLACEHOLDER_WORDS)
+    closed, unclosed = r"[\[{]\s*\w+\s*[\]}]", rf"[\[{{](?:{any_word})\b|\b(?:{any_word})[\]}}]"
+    found = re.findall(rf"{closed}|{unclosed}|(?<![<($%])[<($%]*\bfilewords\b[>)%]*", text, re.IGNORECASE)
+    weighed = re.compile(r"\[\s*(\w+)\s*\]")
+    return [
+        word
+        for word in dict.fromkeys(found)
+        if not (brackets_weigh and (match := weighed.fullmatch(word)) and match[1].lower() not in PLACEHOLDER_WORDS)
+    ]
+
+
+def template_notes(template: str, captions: Iterable[tuple[str, ...]], brackets_weigh: bool = False) -> list[str]:
+    """Return a note on templates that most likely mean something else than they say, if there is one.
+
+    Args:
+        template: the value of `--template`.
+        captions: those of every image.
+        brackets_weigh: as in `unknown_placeholders`.
+    """
+    templates, problems = read_templates(template), []
+    unknown = list(dict.fromkeys(word for line in templates for word in unknown_placeholders(line, brackets_weigh)))
+    count = len(set(captions))
+    if unknown:
+        problems.append(f"{', '.join(unknown[:4])} stays in the prompts as it is")
+    if count > 1 and not any("[filewords]" in line for line in templates):
+        problems.append(f"it has no [filewords], so the {count} different captions are not used")
+    if unknown:
+        problems.append("[filewords] stands for the caption, [name] for the hypernetwork's name")
+    return [f"--template {one_line(template, 80)}: {'; '.join(problems)}"] if problems else []
 
 
 def _nearest(word: str, words: Sequence[str], cutoff: float = 0.8) -> str | None:
@@ -65,6 +120,25 @@ def _nearest(word: str, words: Sequence[str], cutoff: float = 0.8) -> str | None
 def fill_template(template: str, caption: str, name: str) -> str:
     """Replace `[filewords]` with the caption and `[name]` with the hypernetwork's name."""
     return template.replace("[filewords]", caption).replace("[name]", name)
+
+
+def fill_name(prompts: list[str] | None, name: str) -> list[str] | None:
+    """Replace `[name]` with the hypernetwork's name in the prompts of previews, as in templates."""
+    return prompts and [prompt.replace("[name]", name) for prompt in prompts]
+
+
+def with_template_words(templates: Sequence[str], prompt: str, name: str) -> str:
+    """Return `prompt` with the words that a template adds to every caption, unless it has them already.
+
+    A hypernetwork trained with "[filewords], art by [name]" does most where the prompt says "art by NAME", too.
+    """
+    if "[filewords]" in templates:
+        return prompt
+    template = next((each for each in templates if "[filewords]" in each), templates[0])
+    words = [part.strip(" ,.;:") for part in fill_template(template, "\n", name).split("\n")]
+    if all(part in prompt for part in words):
+        return prompt
+    return fill_template(template if "[filewords]" in template else f"[filewords], {template}", prompt, name)
 
 
 def sample_tags(caption: str, rng: random.Random, shuffle: bool, keep: int, dropout: float) -> str:

@@ -13,7 +13,8 @@ from hypernet.data.dataset import TrainingDataset, encode_dataset
 from hypernet.data.image_index import ImageRecord, index_images
 from hypernet.data.image_source import ImageSource, open_image_folder
 from hypernet.stable_diffusion.model import StableDiffusion
-from hypernet.utils.errors import UserError
+from hypernet.utils.errors import MAX_MESSAGE, UserError, one_line
+from hypernet.utils.file_kinds import check_file
 from hypernet.utils.hashing import derive_seed
 
 RECORD = "prepare.jsonl"  # a line per source image: its name as "source", the images made from it as "files"
@@ -112,7 +113,8 @@ def _choose(families: list[set[str]], fraction: float) -> set[str]:
 
 def describe_validation(source: ImageSource, records: list[ImageRecord]) -> str:
     """Return what a run prints about its validation images."""
-    notes = [f"note: {note}" for note in source.notes] if source.option.startswith("--validation") else []
+    own_notes = source.notes if source.option.startswith("--validation") else []
+    notes = [one_line(f"note: {note}", MAX_MESSAGE) for note in own_notes]
     names = ", ".join(source.label(record.row) for record in records[:6])
     more = ", ..." if len(records) > 6 else ""
     return "\n".join([*notes, f"validation images, never trained on: {len(records)} ({names}{more})"])
@@ -186,6 +188,7 @@ def _nearest_record(folder: Path, records: dict[Path, dict[Path, Origin]]) -> di
 def _read_record(path: Path) -> dict[Path, Origin]:
     """Return the origin of each image in a record. Damaged lines are skipped."""
     try:
+        check_file(path)
         lines = path.read_bytes().split(b"\n")
     except OSError:
         return {}
@@ -200,5 +203,5 @@ def _read_record(path: Path) -> dict[Path, Origin]:
 def _parse(line: bytes) -> typing.Any:
     try:
         return json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None

@@ -1,16 +1,22 @@
 """Items of the dataset against the models called by hand; what a second run encodes."""
 
+import hashlib
 import random
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from examples.quickstart.tools.draw import draw, random_scene
-from hypernet.data.batch_sampler import Batch
+from hypernet.data.batch_sampler import Batch, EpochBatchSampler
+from hypernet.data.dataset import describe_data
+from hypernet.data.image_index import index_images
+from hypernet.data.image_source import open_image_source
+from hypernet.training.loss import diffusion_loss
 from hypernet.utils.hashing import derive_seed
-from tests.helpers.encoding import configure, encode, encode_by_hand, one
+from tests.helpers.encoding import configure, encode, encode_by_hand, one, write_image
 
 
 def test_items_equal_the_models_called_by_hand(epsilon_models, images_dir, tmp_path):
@@ -112,3 +118,78 @@ def test_shuffled_tags_are_encoded_at_each_step(epsilon_models, mixed_dir, tmp_p
     live = dataset.conditions(item)["encoder_hidden_states"]
     dataset, _ = encode(epsilon_models, configure(mixed_dir, tmp_path, shuffle_tags=True, caption_variants=2))
     assert one(dataset, 0, 0)["conditions"]["encoder_hidden_states"].shape == live.shape == (1, 32, 12)
+
+
+def test_a_flipped_bit_in_the_cache_is_never_trained_on(epsilon_models, images_dir, tmp_path, encode_counts, capsys):
+    config = configure(images_dir, tmp_path, random_flip=True)
+
+    def batches():
+        dataset, _ = encode(epsilon_models, config)
+        return [one(dataset, epoch, index) for epoch in range(3) for index in range(8)]
+
+    def same(a, b):  # but for the rounding of another batch size
+        states = (batch["conditions"]["encoder_hidden_states"] for batch in (a, b))
+        drawn = all(torch.equal(a[name], b[name]) for name in ("noise", "timesteps", "weights"))
+        return drawn and torch.allclose(a["latents"], b["latents"], atol=1e-5) and torch.allclose(*states, atol=1e-5)
+
+    expected = batches()
+    for kind, needle in (("latents", None), ("prompts", None), ("pictures", derive_hash(images_dir / "3.png"))):
+        (file,) = tmp_path.glob(f"{kind}-*/*.arrow")
+        data = bytearray(file.read_bytes())
+        data[data.index(needle) if needle else len(data) // 2] ^= 1
+        file.write_bytes(data)
+        encode_counts.update(images=0, prompts=0)
+        capsys.readouterr()
+        assert all(map(same, batches(), expected)), kind
+        assert encode_counts == {"images": kind == "latents", "prompts": kind == "prompts"}
+        (line,) = capsys.readouterr().out.splitlines()
+        assert line.startswith("1 ") and str(file.parent) in line
+
+
+def derive_hash(path):
+    """Return the SHA-256 of a file, as it is in the cache."""
+    return hashlib.sha256(path.read_bytes()).hexdigest().encode()
+
+
+def test_an_image_alone_in_the_last_batch_weighs_as_much_as_a_full_one(epsilon_models, images_dir, tmp_path):
+    """Each step is the mean over its own images."""
+    dataset, records = encode(epsilon_models, configure(images_dir, tmp_path))
+    batches = EpochBatchSampler(records[:5], 4, seed=0)
+    for batch, count in zip(batches, (4, 1)):
+        items = dataset.__getitems__(batch)
+        errors = torch.from_numpy(np.random.default_rng(0).normal(size=items["latents"].shape))
+        loss = diffusion_loss(errors, torch.zeros_like(errors), items["weights"])
+        assert len(batch.indices) == count and loss.item() == pytest.approx(errors.square().mean().item())
+
+
+def described(config):
+    """Return the lines that a run prints about its data."""
+    source = open_image_source(config)
+    records, problems = index_images(source, config, 8)
+    batches = EpochBatchSampler(records, 1, seed=0)
+    return describe_data(source, records, problems, batches, config).splitlines()
+
+
+def notes(lines):
+    return [line for line in lines if line.startswith("note: ")]
+
+
+def test_says_which_prompts_and_captions_it_trains_on(tmp_path):
+    folder = tmp_path / "images"
+    names = ("a cat", "b dog", "IMG_2034", "a cow", "a \x1b[31m pig")
+    for number, name in enumerate(names):
+        write_image(folder / f"{name}.png", (number, 0, 0))
+    options = {"template": "[filewords], by [name]", "name": "me"}
+    lines = described(configure(folder, tmp_path / "cache", **options))
+    (line,) = [line for line in lines if line.startswith("prompts such as: ")]
+    assert '"IMG_2034, by me"' in line and '"a cat, by me"' in line
+    (wordless,) = notes(lines)
+    assert '"IMG_2034"' in wordless and not any("\x1b" in line for line in lines)
+    (folder / "a cat.txt").write_text("two\nlines, " + "and more " * 1000)
+    (folder / "IMG_2034.caption").write_text("a horse")
+    lines = described(configure(folder, tmp_path / "cache", **options))
+    (line,) = [line for line in lines if line.startswith("prompts such as: ")]
+    assert '"two lines, and more' in line and '"a horse, by me"' in line and len(line) < 400
+    (mixed,) = notes(lines)
+    assert "3 of 5" in mixed
+    assert not any("3 of 5" in line for line in described(configure(folder, tmp_path / "cache", template="a thing")))

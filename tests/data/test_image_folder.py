@@ -137,6 +137,42 @@ def test_notes_what_may_be_a_mistake(tmp_path):
     assert orphan.startswith("1 .txt") and str(tmp_path / "b.txt") in orphan
 
 
+def test_reads_captions_of_kohyas_scripts(tmp_path):
+    for name in "abc":
+        write_image(tmp_path / f"{name}.png")
+    (tmp_path / "a.caption").write_text("a cat\n")
+    (tmp_path / "b.Caption").write_text("not this")
+    (tmp_path / "b.txt").write_text("a dog")
+    (tmp_path / "d.caption").write_text("of no image")
+    folder = read_image_folder(tmp_path)
+    assert folder.captions == [("a cat",), ("a dog",), ("c",)] and folder.captioned == [True, True, False]
+    shadowed, orphan = folder.notes
+    assert shadowed.startswith("1 .caption ") and "b.Caption" in shadowed
+    assert orphan.startswith("1 .caption ") and "d.caption" in orphan
+
+
+UNREAD = ["a.json", "a.tags", "a.md", "metadata.json", "Metadata.jsonl", "metadata1000.jsonl", "captions.jsonl"]
+UNREAD += ["metadata.json1", "metadata.parquet", "captions.csv", "a.caption.txt", "a.png.txt"]
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_notes_captions_that_nobody_reads(tmp_path, name):
+    write_image(tmp_path / "a.png")
+    (tmp_path / name).write_text("a cat")
+    (note,) = read_image_folder(tmp_path).notes
+    assert note.startswith(f"1 {os.path.splitext(name)[1]} ") and str(tmp_path / name) in note
+    if not name.endswith(".txt"):
+        (tmp_path / "a.txt").write_text("its caption")  # then the other file is not missed
+        assert read_image_folder(tmp_path).notes == []
+
+
+def test_other_files_are_no_captions(tmp_path):
+    write_image(tmp_path / "a.png")
+    for name in ("prepare.jsonl", "README.md", "a.npz", ".a.json", "a.xmp", "b.yaml"):
+        (tmp_path / name).write_text("")
+    assert read_image_folder(tmp_path).notes == []
+
+
 def test_skips_images_whose_names_are_not_utf8(tmp_path):
     write_image(tmp_path / "good.png")
     for suffix in (b"png", b"txt"):

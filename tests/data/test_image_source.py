@@ -1,5 +1,7 @@
 """Images and captions of a folder or dataset, and what changes when an image does."""
 
+import os
+
 import datasets
 import pytest
 from PIL import Image
@@ -27,7 +29,7 @@ def test_a_stamp_changes_with_its_file(tmp_path):
 @pytest.mark.parametrize("saved, column", [(False, "photo"), (True, "photo"), (True, "image")])
 def test_a_dataset(tmp_path, saved, column):
     images = [Image.new("RGB", (8, 8), color) for color in ("red", "lime")]
-    columns = {column: images, "said": ["a", None], "many": [["x", "y"], []], "number": [1, 2]}
+    columns = {column: images, "said": ["a", None], "many": [["x", "y"], []], "number": [1, 2], "nul": ["a", "\0"]}
     table = datasets.Dataset.from_dict(columns).cast_column(column, datasets.Image())
     if saved:
         datasets.DatasetDict({"train": table}).save_to_disk(tmp_path / "set")
@@ -48,6 +50,8 @@ def test_a_dataset(tmp_path, saved, column):
         source(dataset_name=options["dataset_name"], image_column="said", caption_column="said")
     with pytest.raises(UserError, match="^--caption_column number: .*int64.*, said"):
         source(**options, caption_column="number")
+    with pytest.raises(UserError, match="^--caption_column nul: row 1: .*NUL"):
+        source(**options, caption_column="nul")
 
 
 def test_a_missing_image_gives_a_reason(tmp_path):
@@ -55,8 +59,11 @@ def test_a_missing_image_gives_a_reason(tmp_path):
     (tmp_path / "link.png").symlink_to(tmp_path / "nowhere.png")
     found = source(train_data_dir=str(tmp_path))
     assert len(found) == 2 and found.notes == [] and found.stamps()[1].endswith("link.png")
-    with pytest.raises(ValueError, match="No such file"):
+    with pytest.raises(ValueError, match="no such file"):
         found.read(1)
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ValueError, match="pipe"):
+        source(train_data_dir=str(tmp_path)).read(2)
     holes = datasets.Dataset.from_dict({"image": [None, str(tmp_path / "good.png")]})
     holes = holes.cast_column("image", datasets.Image()).add_column("text", ["a", "b"])
     holes.save_to_disk(tmp_path / "set")

@@ -2,6 +2,11 @@
 
 import shutil
 
+import torch
+
+from hypernet.data.arrow_cache import CACHE_VERSION, FLOATS, RowCache
+from hypernet.data.prompt_cache import open_embeds
+from hypernet.stable_diffusion.text_encoding import encode_prompts, text_hash
 from tests.helpers.encoding import configure, encode
 
 
@@ -13,3 +18,18 @@ def test_encodes_at_each_step_without_room_in_the_cache(epsilon_models, images_d
     monkeypatch.undo()
     dataset, _ = encode(epsilon_models, configure(images_dir, tmp_path))
     assert dataset.is_cached
+
+
+def test_older_caches_count_except_for_prompts_that_were_read_differently(epsilon_models, tmp_path):
+    """A cache of the version before quotes, ligatures and full-width letters became plain, marked by its values."""
+    prompts = ["a cat", "a \u201ccat\u201d"]
+    cache = RowCache(
+        tmp_path / f"prompts-{CACHE_VERSION}-{text_hash(epsilon_models)}", {"prompt_embeds": FLOATS, "pooled": FLOATS}
+    )
+    size = encode_prompts(epsilon_models, ["a cat"])[0].tokens.numel()
+    rows = ({"key": prompt, "prompt_embeds": [5.0] * size, "pooled": None} for prompt in prompts)
+    cache.fill(dict.fromkeys(prompts), lambda items: rows, "", "")
+    for _ in range(2):
+        old, new = open_embeds(epsilon_models, prompts, str(tmp_path))(prompts)
+        assert (old.tokens == 5).all()
+        torch.testing.assert_close(new.tokens, encode_prompts(epsilon_models, ['a "cat"'])[0].tokens)

@@ -6,10 +6,14 @@ import pytest
 
 from hypernet.data.prompts import (
     PromptSampler,
+    fill_name,
     fill_template,
     read_templates,
     sample_tags,
     shipped_templates,
+    template_notes,
+    unknown_placeholders,
+    with_template_words,
 )
 from hypernet.utils.errors import UserError
 
@@ -40,11 +44,61 @@ def test_refuses_unreadable_template_files(tmp_path):
         read_templates(str(tmp_path / "none.txt"))
 
 
-@pytest.mark.parametrize("template", ["style_fileword", "templates/style", "", " "])
+@pytest.mark.parametrize(
+    "template",
+    ["style_fileword", "templates/style", "", " ", "my templates/a.txt", "a b.txt", "~/my pics/t", "C:\\Max M\\t.TXT"],
+)
 def test_refuses_misspelled_template_names(template):
     with pytest.raises(ValueError, match="hypernetwork, none, style, ") as error:
         read_templates(template)
     assert str(error.value).startswith(template.strip() or '""')
+
+
+@pytest.mark.parametrize(
+    "template, unknown",
+    [
+        ("a [filename]", ["[filename]"]),
+        ("{caption} by {name}", ["{caption}", "{name}"]),
+        ("[filewords", ["[filewords"]),
+        ("a filewords] cat", ["filewords]"]),
+        ("a [ filewords ]", ["[ filewords ]"]),
+        ("a (filewords) <filewords>", ["(filewords)", "<filewords>"]),
+        ("[filewords] by [name], [a|b], my name, a text", []),
+    ],
+)
+def test_unknown_placeholders_get_one_note(template, unknown):
+    assert unknown_placeholders(template) == unknown
+    notes = template_notes(template, [("a cat",)] * 3)
+    assert len(notes) == bool(unknown) and all(word in note for word in unknown for note in notes)
+
+
+def test_brackets_that_weigh_words_are_no_placeholders():
+    assert unknown_placeholders("[dark] [caption]") == ["[dark]", "[caption]"]
+    assert unknown_placeholders("[dark] [caption]", brackets_weigh=True) == ["[caption]"]
+
+
+def test_a_template_without_captions_gets_a_note_if_they_differ(tmp_path):
+    captions = [("a cat",), ("a dog",), ("a cat",)]
+    (note,) = template_notes("a photo by [name]", captions)
+    assert "[filewords]" in note and "2 " in note
+    assert template_notes("a photo by [name]", captions[::2]) == template_notes("[filewords], x", captions) == []
+    (tmp_path / "lines").write_text("a [name]\na [filewords]\n")
+    assert template_notes(str(tmp_path / "lines"), captions) == []
+
+
+@pytest.mark.parametrize(
+    "templates, prompt, expected",
+    [
+        (["[filewords]"], "a cat", "a cat"),
+        (["[filewords], by [name]"], "a cat", "a cat, by ink"),
+        (["[filewords], by [name]"], "a cat, by ink", "a cat, by ink"),
+        (["by [name]"], "a cat", "a cat, by ink"),
+        (["by [name]", "art of [filewords], by [name]"], "a cat", "art of a cat, by ink"),
+        (["by [name]", "[filewords]"], "a cat", "a cat"),
+    ],
+)
+def test_prompts_get_the_words_of_the_template(templates, prompt, expected):
+    assert with_template_words(templates, prompt, "ink") == expected
 
 
 def test_shipped_templates_have_what_their_names_say():
@@ -94,3 +148,8 @@ def test_all_prompts_are_exactly_those_sampled():
     sampled = [prompts.sample(epoch, index) for epoch in range(400) for index in (0, 1)]
     assert prompts.all_prompts() == ["", "a", "b", "c", "x a me", "x b me", "x c me"] == sorted(set(sampled))
     assert 150 < sampled.count("") < 250
+
+
+def test_the_name_is_filled_in_prompts_of_previews():
+    assert fill_name(["a cat by [name]", "a dog, [filewords]"], "ink") == ["a cat by ink", "a dog, [filewords]"]
+    assert fill_name(None, "ink") is None

@@ -63,6 +63,21 @@ def test_show_data(models_dir, mixed_dir, tmp_path, capsys):
     printed = capsys.readouterr()
     assert "look at" not in printed.out and not sheet.with_name("data_warnings.png").exists()
     assert "Encoding" not in printed.err  # the scaling factor is not part of what is cached
+    assert "nothing suspicious" in printed.out
+
+    # a folder without per-image problems but with a file that nobody reads
+    (folder / "captions.jsonl").write_text("")
+    Image.open(folder / "0.png").rotate(90).save(folder / "IMG_2034.png")
+    show_data.main(["--sheet", str(sheet), *flags])
+    lines = capsys.readouterr().out.splitlines()
+    (remark,) = [line for line in lines if "look at /" in line]
+    assert "IMG_2034.png" in remark and "file name" in remark
+    assert sum(line.startswith("note: ") for line in lines) == 3  # unread, without a caption, without words
+    (folder / "IMG_2034.txt").write_text("a caption")
+    (folder / "of_no_image.txt").write_text("a caption")
+    show_data.main(["--sheet", str(sheet), *flags])
+    lines = capsys.readouterr().out.splitlines()
+    assert "look at" not in "".join(lines) and "notes" in lines[-1]
 
 
 MISTAKES = [

@@ -1,5 +1,8 @@
 """What a run prints about small, duplicate, changed and missing images."""
 
+import pytest
+
+from hypernet.utils.errors import UserError
 from tests.helpers.preparation import (
     contents,
     hashes_without_record,
@@ -41,12 +44,38 @@ def test_options_that_only_report_may_change(tmp_path):
     assert not labeled(run_here(source, tmp_path / "out", "--size=32", "--max_enlarged=2"), "small")
 
 
+def test_reports_only_enlargements_that_can_be_seen(tmp_path):
+    source = write(tmp_path / "in", {"a.png": (400, 399), "b.png": (400, 396)})
+    (small,) = labeled(run_here(source, tmp_path / "out", "--size=400"), "small")
+    assert "b.png" in small and "enlarged 1.01 times" in small
+
+
+def test_names_only_the_option_that_was_changed(tmp_path):
+    source = write(tmp_path / "in", {"a.png": (30, 30)})
+    run_here(source, tmp_path / "out", "--size=32")
+    with pytest.raises(UserError, match="--skip_duplicates") as error:
+        run_here(source, tmp_path / "out", "--size=32", "--skip_duplicates")
+    assert "--same_threshold" not in str(error.value) and "None" not in str(error.value)
+    run_here(source, tmp_path / "skipping", "--size=32", "--skip_duplicates")
+    with pytest.raises(UserError, match="--same_threshold .*0.02"):
+        run_here(source, tmp_path / "skipping", "--size=32", "--skip_duplicates", "--same_threshold=0.1")
+
+
+def test_notes_images_without_a_caption_unless_they_get_one(tmp_path):
+    source = write(tmp_path / "in", {"a cat.png": (30, 30), "a dog.png": (30, 30)})
+    (source / "a cat.caption").write_text("a red cat")
+    (note,) = labeled(run_here(source, tmp_path / "out", "--size=32"), "note")
+    assert "1 of 2" in note and "a dog" in note and (tmp_path / "out" / "a cat.txt").read_text() == "a red cat\n"
+    assert not labeled(run_here(source, tmp_path / "captioned", "--size=32", "--caption", "filename"), "note")
+
+
 def test_names_images_that_have_changed_or_disappeared(tmp_path):
     source = write(tmp_path / "in", {"a.png": (60, 60), "b.png": (60, 60)})
     run_here(source, tmp_path / "out", "--size=32")
     made = contents(tmp_path / "out")
     scene(7).save(source / "a.png")
     (source / "b.png").unlink()
-    changed, gone = labeled(run_here(source, tmp_path / "out", "--size=32"), "note")
+    notes = labeled(run_here(source, tmp_path / "out", "--size=32"), "note")
+    changed, gone = (note for note in notes if note.startswith("images "))
     assert "1, such as a.png" in changed and "--overwrite" in changed
     assert "1, such as b.png" in gone and contents(tmp_path / "out") == made
