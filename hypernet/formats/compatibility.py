@@ -34,7 +34,7 @@ def comfyui_problems(fields: Mapping[Any, Any]) -> list[str]:
     has_activation = activation not in (None, "linear")
     if has_activation and fields.get("is_layer_norm") and not fields.get("activate_output", False):
         problems.append("activates the last layer too if there is a LayerNorm")
-    if has_activation and fields.get("activate_output") is None:
+    if has_activation and "activate_output" not in fields:
         problems.append("does not activate the output if the field is missing (--fix adds it)")
     if _comfyui_drops(fields):
         problems.append("leaves dropout active during sampling (--for_inference removes it)")

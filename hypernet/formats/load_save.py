@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from hypernet.formats.safe_pickle import NotAHypernetwork
@@ -16,8 +16,10 @@ from hypernet.formats.webui import FLOATS, load_webui, save_webui
 from hypernet.modeling.from_weights import build_from_weights
 from hypernet.modeling.hypernetwork import Hypernetwork, constructor_arguments
 from hypernet.utils.atomic_files import atomic_write
-from hypernet.utils.file_kinds import kind_of
+from hypernet.utils.errors import reason
+from hypernet.utils.file_kinds import FOLDER, NO_FILE, file_problem, kind_of
 from hypernet.utils.hub import hub_file
+from hypernet.utils.reading import open_safetensors, parse_json_object, read_json_object
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"  # as diffusers' save_pretrained names it
 CONFIG_KEY = "hypernetwork"  # in the metadata of a .safetensors
@@ -45,8 +47,11 @@ def find_weights(path: str | Path) -> Path:
         NotAHypernetwork: if there is none.
     """
     path = Path(path)
-    if path.is_file():
+    problem = file_problem(path)
+    if problem is None:
         return path
+    if problem not in (NO_FILE, FOLDER):
+        raise NotAHypernetwork(f"{path}: {problem}")
     if (path / WEIGHTS_NAME).is_file():
         return path / WEIGHTS_NAME
     may_be_hub_id = (
@@ -75,9 +80,8 @@ def _download(repo_id: str) -> Path:
         hub_file(repo_id, "config.json")
         return hub_file(repo_id, WEIGHTS_NAME)
     except OSError as error:
-        reason = str(error).strip().splitlines()[0]
         problem = "there is no such folder, and no such repository on the Hub, or it cannot be reached"
-        raise NotAHypernetwork(f"{repo_id}: {problem} ({reason})") from None
+        raise NotAHypernetwork(f"{repo_id}: {problem} ({reason(error)})") from None
 
 
 def save(hypernetwork: Hypernetwork, path: str | Path, dtype: torch.dtype | None = None) -> None:
@@ -128,13 +132,13 @@ def content_digest(config: str, weights: Mapping[str, torch.Tensor]) -> str:
 
 def _load_safetensors(path: Path) -> Hypernetwork:
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_safetensors(path) as file:
             metadata, names = file.metadata() or {}, list(file.keys())
             config = _read_config(path, metadata, names)
             weights = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
-        reason = "it is empty" if path.stat().st_size == 0 else " ".join(str(error).split())
-        raise NotAHypernetwork(f"{path}: it is not a hypernetwork file, or it is damaged ({reason})") from None
+        problem = "it is empty" if path.stat().st_size == 0 else getattr(error, "strerror", None) or reason(error)
+        raise NotAHypernetwork(f"{path}: it is not a hypernetwork file, or it is damaged ({problem})") from None
     if any(tensor.dtype not in FLOATS for tensor in weights.values()):
         raise NotAHypernetwork(f"{path}: it has weights that are not floating-point tensors")
     if {CONFIG_KEY, "sha256"} & metadata.keys():  # written by `save`; other programs may have added keys
@@ -144,17 +148,17 @@ def _load_safetensors(path: Path) -> Hypernetwork:
     try:
         return build_from_weights(constructor_arguments(config), weights)
     except (ValueError, TypeError, AttributeError) as error:
-        raise NotAHypernetwork(f"{path}: it does not fit its config: {' '.join(str(error).split())}") from None
+        raise NotAHypernetwork(f"{path}: it does not fit its config: {reason(error)}") from None
 
 
 def _read_config(path: Path, metadata: Mapping[str, str], names: Collection[str]) -> dict[str, Any]:
     """Return the config in the file's metadata, or in the config.json beside it."""
     config_path = path.parent / "config.json"
     try:
-        config = json.loads(metadata[CONFIG_KEY] if CONFIG_KEY in metadata else config_path.read_text(encoding="utf-8"))
+        config = parse_json_object(metadata[CONFIG_KEY]) if CONFIG_KEY in metadata else read_json_object(config_path)
         class_name = "Hypernetwork" if CONFIG_KEY in metadata else config.get("_class_name")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        config = class_name = None
+    except (OSError, ValueError):
+        config, class_name = {}, None
     if class_name != "Hypernetwork":
         _refuse(path, config_path, class_name, names)
     if CONFIG_KEY in metadata and path.name == WEIGHTS_NAME:
@@ -175,9 +179,9 @@ def _refuse(path: Path, config_path: Path, class_name: str | None, names: Collec
 def _check_same(config: dict[str, Any], config_path: Path) -> None:
     """Raise NotAHypernetwork if a folder's config.json contradicts its weights file because it was edited."""
     try:
-        beside = json.loads(config_path.read_text(encoding="utf-8"))
+        beside = read_json_object(config_path)
         changed = [key for key in config if key in beside and beside[key] != config[key] and key != "step"]
-    except (OSError, ValueError, TypeError, RecursionError):
+    except (OSError, ValueError):
         return  # the weights file suffices
     if changed:
         problem = f"its {changed[0]} differs from that in {WEIGHTS_NAME}; to change it, use convert_to_webui.py"

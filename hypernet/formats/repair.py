@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from hypernet.formats.compatibility import serialization_problem
-from hypernet.formats.webui import FIELDS, OLD_LAYER_NAMES, build_webui, read_webui, save_webui
+from hypernet.formats.webui import FIELDS, IGNORED, OLD_LAYER_NAMES, build_webui, read_webui, save_webui
 from hypernet.formats.webui_optimizer import optim_path, rehash_optim, short_hash
 from hypernet.utils.errors import UserError
 
@@ -48,12 +48,13 @@ def find_repairs(path: Path, data: dict) -> list[str]:
     names = {name.partition(".")[0] for width in widths for part in data[width] for name in part}
     fields = ("layer_structure", "activate_output", "is_layer_norm", "activation_func", "name")
     missing = [field for field in fields if field not in data]
+    known = {*FIELDS, *IGNORED}
     problems = {
         "layer names of October 2022": names & OLD_LAYER_NAMES.keys(),
         "activation None, which means linear": ("activation_func", None) in data.items(),
         "a name inside that differs from the file name": data.get("name") not in (None, path.stem),
         f"missing fields, for which programs assume different values ({', '.join(missing)})": missing,
         "a serialization that some versions of the WebUI refuse": serialization_problem(path),
-        "fields that no program knows": [key for key in data if type(key) is not int and key not in FIELDS],
+        "fields that no program knows": [key for key in data if type(key) is not int and key not in known],
     }
     return [phrase for phrase, found in problems.items() if found]

@@ -23,7 +23,8 @@ WEIGHT_INIT_NAMES = {  # ours -> the WebUI's, which has no "zero"
 }
 OLD_LAYER_NAMES = {"linear1": "linear.0", "linear2": "linear.1"}  # files of the first weeks, October 2022
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-FIELDS: dict[str, type] = {  # each may also be None
+EXTENSION = "the Hypernetwork-MonkeyPatch-Extension"  # of the WebUI
+FIELDS: dict[str, type] = {  # each may also be None; the last is the extension's
     "step": int,
     "name": str,
     "layer_structure": list,
@@ -37,7 +38,9 @@ FIELDS: dict[str, type] = {  # each may also be None
     "dropout_structure": list,
     "last_layer_dropout": bool,
     "optional_info": str,
+    "skip_connection": bool,
 }
+IGNORED = {"upsample_linear"}  # the extension's, without a meaning unless `skip_connection` is set
 
 
 def save_webui(hypernetwork: Hypernetwork, path: str | Path, dtype: torch.dtype | None = None) -> None:
@@ -72,7 +75,7 @@ def webui_fields(hypernetwork: Hypernetwork) -> dict[str, Any]:
         "activate_output": config.activate_output,
         "use_dropout": dropout is not None and any(dropout),
         "dropout_structure": None if dropout is None else list(dropout),
-        "last_layer_dropout": dropout is not None and len(dropout) > 2 and dropout[-2] > 0,
+        "last_layer_dropout": dropout is not None and len(dropout) > 2 and dropout[-2] > 0,  # of the last inner layer
         "optional_info": config.optional_info,
     }
 
@@ -100,6 +103,8 @@ def read_webui(path: str | Path) -> dict:
     Raises:
         NotAHypernetwork: if the file is not a hypernetwork, or holds anything besides plain data.
     """
+    if Path(path).suffix.lower() == ".hns":
+        raise NotAHypernetwork(f"{path}: it is a list of hypernetworks for {EXTENSION}; use those in it, one by one")
     data: Any = read_plain(path, lambda content: _check_widths(path, content))
     for key, value in data.items():
         if problem := _problem(key, value):
@@ -147,19 +152,21 @@ def build_webui(path: str | Path, data: dict) -> Hypernetwork:
     Raises:
         NotAHypernetwork: if the structure is impossible, or the weights do not fit it.
     """
+    if data.get("skip_connection"):
+        problem = f"it is a residual hypernetwork (skip_connection) of {EXTENSION}, which only that extension applies"
+        raise NotAHypernetwork(f"{path}: {problem}")
     structure = data.get("layer_structure") or [1, 2, 1]
     activation = (data.get("activation_func") or "linear").lower()
     if activation not in ACTIVATIONS:
         raise NotAHypernetwork(f"{path}: its activation {activation[:40]!r} is unknown")
     inits = {theirs: ours for ours, theirs in WEIGHT_INIT_NAMES.items() if ours != "zero"}
-    activate_output = data.get("activate_output")
     config: dict[str, Any] = {
         "widths": [key for key in data if type(key) is int],
         "layer_structure": list(structure),
         "activation": activation,
         "weight_init": inits.get(data.get("weight_initialization") or "Normal", "normal"),
         "layer_norm": bool(data.get("is_layer_norm")),
-        "activate_output": True if activate_output is None else bool(activate_output),
+        "activate_output": bool(data.get("activate_output", True)),  # None is False, as in the WebUI
         "dropout_structure": _dropout_structure(data, len(structure)),
         "name": Path(path).stem,
         "step": data.get("step") or 0,
@@ -182,7 +189,7 @@ def build_webui(path: str | Path, data: dict) -> Hypernetwork:
 def _dropout_structure(data: dict, length: int) -> list[float] | None:
     """Return the dropout structure. Old files have flags instead: 0.3 on inner layers, on the last only if flagged."""
     if data.get("dropout_structure") is not None:
-        return list(data["dropout_structure"])
+        return list(data["dropout_structure"])[:length]  # the WebUI ignores what follows
     if not data.get("use_dropout", False):
         return None
     last = 0.3 if data.get("last_layer_dropout", False) else 0.0

@@ -87,7 +87,8 @@ class Hypernetwork(ModelMixin, ConfigMixin):
         layer_norm: whether a LayerNorm follows every Linear.
         layer_norm_init: "ones", or "normal" for the WebUI's initialization.
         activate_output: whether the activation follows the last Linear too.
-        dropout_structure: a dropout probability per entry of `layer_structure`; the first and last are 0.
+        dropout_structure: a dropout probability per entry of `layer_structure`. The first is never used: there is no
+            dropout before the first Linear.
         name: the name used in prompts and file names.
         step: number of optimizer updates it has been trained for.
         base_model_name: name of the base model it was trained on.

@@ -14,6 +14,21 @@ ACTIVATIONS |= {"swish": "Hardswish", "linear": None}
 NONZERO_AT_ZERO = {"hardsigmoid", "logsigmoid", "logsoftmax", "sigmoid", "softmax", "softmin", "softplus"}
 WEIGHT_INITS = ("normal", "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "zero")
 LAYER_NORM_INITS = ("ones", "normal")
+SAME_WORDS = {"none": "linear", "identity": "linear"}  # the WebUI prints "Activation function is None"
+
+
+def find_word(word: str, choices: Collection[str]) -> str:
+    """Return the choice that is meant, in any case and spelling: "ReLU", "XavierNormal", "leaky_relu", "None".
+
+    A word that is none of them is returned as it is.
+    """
+
+    def plain(text: str) -> str:
+        return text.strip().lower().replace("_", "").replace("-", "").replace(" ", "")
+
+    known = {plain(choice): choice for choice in choices}
+    same = SAME_WORDS.get(plain(word), word)
+    return known.get(plain(word)) or (same if same in choices else word)
 
 
 def check_structure(
@@ -31,8 +46,12 @@ def check_structure(
         ValueError: if not; the message is one line and says what would be right.
     """
     shown = ",".join(f"{multiple:g}" for multiple in layer_structure)
-    if len(layer_structure) < 2 or layer_structure[0] != 1 or layer_structure[-1] != 1 or min(layer_structure) <= 0:
+    if len(layer_structure) < 2:
+        raise ValueError(f"layer_structure {shown}: it needs two widths or more, as in 1,2,1")
+    if layer_structure[0] != 1 or layer_structure[-1] != 1:
         raise ValueError(f"layer_structure {shown}: it must start and end with 1, as in 1,2,1")
+    if min(layer_structure) <= 0:
+        raise ValueError(f"layer_structure {shown}: each width must be more than 0, as in 1,2,1")
     _check_choice("activation", activation, ACTIVATIONS)
     _check_choice("weight_init", weight_init, WEIGHT_INITS)
     _check_choice("layer_norm_init", layer_norm_init, LAYER_NORM_INITS)
@@ -43,12 +62,12 @@ def check_structure(
     if dropout_structure is not None:
         in_range = all(0 <= p < 1 for p in dropout_structure)
         same_length = len(dropout_structure) == len(layer_structure)
-        if not (in_range and same_length and dropout_structure[0] == dropout_structure[-1] == 0):
+        if not (in_range and same_length):
             shown = ",".join(f"{p:g}" for p in dropout_structure)
             example = ",".join(["0", *["0.3"] * (len(layer_structure) - 2), "0"])
             raise ValueError(
                 f"dropout_structure {shown}: it needs {len(layer_structure)} probabilities, at least 0 and below 1, "
-                f"the first and last 0, as in {example}"
+                f"as in {example}"
             )
 
 

@@ -1,23 +1,23 @@
 """Identify a base model and its requirements from its configs, before any weights are read."""
 
 import dataclasses
+import inspect
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, ConfigMixin, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
-from transformers import PretrainedConfig
 
+from hypernet.stable_diffusion.configs import Config, read_config
 from hypernet.stable_diffusion.loras import check_loras
 from hypernet.stable_diffusion.model_source import PREDICTION_TYPES, UNREACHED, ModelSource
 from hypernet.stable_diffusion.single_file import SingleFile, open_single_file
 from hypernet.stable_diffusion.vae import read_vae_config
-from hypernet.utils.errors import UserError
+from hypernet.utils.errors import UserError, reason
 
 TRAINABLE = "Stable Diffusion 1.x, 2.x and SDXL can be trained"
+ENCODER_PARTS = ("text_encoder", "text_encoder_2")
 TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection")
 OTHER_CHANNELS = {5: "a depth model", 7: "an upscaling model", 8: "a pix2pix model", 9: "an inpainting model"}
-Config = dict[str, Any]
 
 
 @dataclasses.dataclass
@@ -38,16 +38,24 @@ class BaseModel:
 
     @property
     def context_widths(self) -> list[int]:
-        """The input widths of the attention layers' to_k: 320, 640, 768, 1280 for SD 1.x."""
-        with torch.device("meta"):
-            unet = UNet2DConditionModel.from_config(self.unet_config)
-        layers = {name.removesuffix(".processor") for name in unet.attn_processors}
-        return sorted({unet.get_submodule(f"{layer}.to_k").in_features for layer in layers})
+        """The input widths of the attention layers' to_k: 320, 640, 768, 1280 for SD 1.x.
+
+        Raises:
+            UserError: if no UNet can be built from the config.
+        """
+        known = inspect.signature(UNet2DConditionModel.__init__).parameters  # diffusers warns of other entries
+        try:
+            with torch.device("meta"):
+                unet = UNet2DConditionModel.from_config({k: v for k, v in self.unet_config.items() if k in known})
+            layers = {name.removesuffix(".processor") for name in unet.attn_processors}
+            return sorted({unet.get_submodule(f"{layer}.to_k").in_features for layer in layers})
+        except Exception as error:  # diffusers takes the values as they are
+            raise self.source.error(f"no UNet can be built from its config ({reason(error)})") from None
 
     @property
     def image_multiple(self) -> int:
         """The VAE's downsampling factor. Image sides must be multiples of it."""
-        return 2 ** (len(self.vae_config["block_out_channels"]) - 1)  # as diffusers' pipelines compute it
+        return 2 ** (len(self.vae_config.get("block_out_channels", (64,))) - 1)  # as diffusers' pipelines compute it
 
     def describe(self) -> str:
         """Return a line that says what kind of model it is, what it predicts, and what is added to it."""
@@ -81,7 +89,8 @@ def identify_base_model(source: ModelSource) -> BaseModel:
     is_xl = unet.get("addition_embed_type") == "text_time"
     _check_kind(source, index, unet, own_vae, is_xl)
     config_prediction_type = single_file and single_file.prediction_type or scheduler.get("prediction_type", "epsilon")
-    _check_clip_skip(source, single_file)
+    encoders = _read_text_encoders(source, single_file, index)
+    _check_clip_skip(source, encoders[0] if encoders else {})
     base = BaseModel(
         source=source,
         single_file=single_file,
@@ -104,16 +113,17 @@ def identify_base_model(source: ModelSource) -> BaseModel:
 
 
 def _read_config(
-    source: ModelSource, single_file: SingleFile | None, model_class: type[ConfigMixin], subfolder: str | None = None
+    source: ModelSource,
+    single_file: SingleFile | None,
+    model_class: type[ConfigMixin] | None,
+    subfolder: str | None = None,
 ) -> Config:
     """Read one config from the model's folder or Hub repository; for a single file, from the one with its configs."""
     path = single_file.configs if single_file else source.path
-    kwargs = {} if subfolder is None else {"subfolder": subfolder}
     try:
-        return model_class.load_config(path, revision=None if single_file else source.revision, **kwargs)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        problem = f"its {subfolder or 'model_index.json'} has no readable config ({reason})"
+        return read_config(str(path), None if single_file else source.revision, model_class, subfolder)
+    except Exception as error:  # the Hub's client raises errors of any kind
+        problem = f"its {subfolder or 'model_index.json'} has no usable config ({reason(error)})"
         is_local = path is not None and Path(path).exists()
         raise source.error(problem if is_local else f"there is no such folder, and {UNREACHED}") from None
 
@@ -154,7 +164,7 @@ def _check_index(source: ModelSource, index: Config) -> None:
         raise source.error(f"its VAE is {vae or 'missing'}, not an AutoencoderKL; {TRAINABLE}")
     if not _class_of(index, "text_encoder") and _class_of(index, "text_encoder_2"):
         raise source.error(f"it is an SDXL refiner; {TRAINABLE}")
-    for part in ("text_encoder", "text_encoder_2"):
+    for part in ENCODER_PARTS:
         if part in index and _class_of(index, part) not in TEXT_ENCODERS:
             raise source.error(f"its {part} is {_class_of(index, part) or 'missing'}, not CLIP's; {TRAINABLE}")
     for kind in ("EDM", "FlowMatch"):
@@ -165,6 +175,8 @@ def _check_index(source: ModelSource, index: Config) -> None:
 def _check_text_width(source: ModelSource, single_file: SingleFile | None, unet: Config) -> int:
     """Return the UNet's text width. Raise UserError if a single file's configs are of another kind of model."""
     width = unet.get("cross_attention_dim", 1280)
+    if not isinstance(width, int):
+        raise source.error(f"its UNet takes texts of several widths; {TRAINABLE}")
     if single_file and single_file.text_width != width:
         option = "original_config" if single_file.unet_config else "model_config"
         problem = f"it is of another kind: its text is {width} wide, that of {source.path} {single_file.text_width}"
@@ -185,16 +197,22 @@ def _check_kind(source: ModelSource, index: Config, unet: Config, own_vae: Confi
         raise source.error(f"it has SDXL's UNet but no second text encoder; {TRAINABLE}")
 
 
-def _check_clip_skip(source: ModelSource, single_file: SingleFile | None) -> None:
+def _read_text_encoders(source: ModelSource, single_file: SingleFile | None, index: Config) -> list[Config]:
+    """Return the configs of the text encoders; none for a single file with nothing but an original config.
+
+    A folder may lack them, unless --clip_skip needs them.
+    """
+    path = single_file.configs if single_file else source.path
+    parts = [part for part in ENCODER_PARTS if _class_of(index, part)] if path else []
+    if path and Path(path).exists() and not source.clip_skip:
+        parts = [part for part in parts if Path(path, part, "config.json").exists()]
+    return [_read_config(source, single_file, None, part) for part in parts]
+
+
+def _check_clip_skip(source: ModelSource, encoder: Config) -> None:
     """Check --clip_skip. Raise UserError if it exceeds the number of the text encoder's layers."""
     if source.clip_skip is None:
         return
-    path = single_file.configs if single_file else source.path
-    revision = None if single_file else source.revision
-    try:
-        encoder = PretrainedConfig.get_config_dict(path, subfolder="text_encoder", revision=revision)[0] if path else {}
-    except (OSError, ValueError) as error:
-        raise source.error(f"its text_encoder has no readable config ({str(error).splitlines()[0]})") from None
     layers = encoder.get("num_hidden_layers", 12)
     if source.clip_skip > layers:
         raise UserError(f"--clip_skip {source.clip_skip}: the text encoder has {layers} layers")

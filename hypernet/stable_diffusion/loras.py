@@ -2,16 +2,18 @@
 
 import contextlib
 import math
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
-from hypernet.utils.errors import UserError
-from hypernet.utils.file_kinds import kind_of
+from hypernet.utils.errors import UserError, reason
+from hypernet.utils.file_kinds import file_problem, kind_of
 from hypernet.utils.hub import hub_file, is_hub_id
+from hypernet.utils.reading import open_safetensors
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -59,8 +61,9 @@ def lora_names(loras: Sequence[str]) -> str:
 
 
 def write_lora_tag(path: str, scale: float) -> str:
-    """Return the tag that loads this LoRA in the WebUI."""
-    return f"<lora:{Path(path).stem}:{scale:g}>"
+    """Return the tag that loads this LoRA in the WebUI, with "_" for what a tag cannot contain."""
+    name = re.sub(r"[<>:\x00-\x1f\ud800-\udfff]", "_", Path(path).stem)
+    return f"<lora:{name}:{scale:g}>"
 
 
 def record_loras(hypernetwork: "Hypernetwork", loras: Sequence[str]) -> None:
@@ -118,13 +121,15 @@ def find_lora(text: str) -> Path | None:
 def _check_file(text: str, file: Path, text_width: int) -> None:
     """Check that a file is a LoRA for models with this text width. Raise UserError if not."""
     try:
-        with safe_open(file, framework="pt") as opened:
+        with open_safetensors(file) as opened:
             names = list(opened.keys())
             kind = kind_of(names)
             keys = [name for name in names if "attn2" in name and "to_k" in name and any(down in name for down in DOWN)]
-            widths = {opened.get_slice(name).get_shape()[1] for name in keys}
-    except (OSError, SafetensorError):
-        raise UserError(f"--lora {text}: it is not a .safetensors file, or it is damaged") from None
+            shapes = [opened.get_slice(name).get_shape() for name in keys]
+    except (OSError, SafetensorError) as error:
+        problem = f"it is not a .safetensors file, or it is damaged ({reason(error)})"
+        raise UserError(f"--lora {text}: {file_problem(file) or problem}") from None
+    widths = {shape[1] for shape in shapes if len(shape) > 1}
     if kind != "a LoRA":
         raise UserError(f"--lora {text}: it is {kind or 'something else'}, not a LoRA")
     if widths and text_width not in widths:
@@ -147,9 +152,8 @@ def fuse_loras(pipeline: "DiffusionPipeline", loras: Sequence[str]) -> None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # PEFT warns of a second adapter
                 pipeline.load_lora_weights(str(file or path), adapter_name=name)
-        except (OSError, ValueError, RuntimeError, LookupError, SafetensorError) as error:
-            reason = " ".join(str(error).split())[:120]
-            raise UserError(f"--lora {text}: it does not fit this model, or cannot be read ({reason} ...)") from None
+        except Exception as error:  # diffusers takes names and shapes as they are
+            raise UserError(f"--lora {text}: it does not fit this model, or cannot be read ({reason(error)})") from None
         if not any(name in adapters for adapters in pipeline.get_list_adapters().values()):
             raise UserError(f"--lora {text}: it changes no layer of this model; was it made for another kind?")
         scales[name] = scale

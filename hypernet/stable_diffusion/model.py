@@ -2,9 +2,9 @@
 
 import contextlib
 import dataclasses
-import pickle
 from collections.abc import Iterator
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +17,6 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -26,8 +25,10 @@ from hypernet.stable_diffusion.loras import fuse_loras
 from hypernet.stable_diffusion.model_hash import model_hash
 from hypernet.stable_diffusion.model_source import UNSAFE
 from hypernet.stable_diffusion.schedulers import build_training_scheduler, choose_sampler
-from hypernet.stable_diffusion.single_file import SingleFile, tokenizers_without_configs
+from hypernet.stable_diffusion.single_file import SingleFile, check_pickles, tokenizers_without_configs
 from hypernet.stable_diffusion.vae import load_vae
+from hypernet.utils.errors import UserError, one_line, reason
+from hypernet.utils.pickle_scanner import RefusedCode
 
 
 @dataclasses.dataclass
@@ -95,27 +96,37 @@ def load_stable_diffusion(
     """
     try:
         with _quiet():
-            pipeline = _load_pipeline(base, unet_dtype, dtype)
-        for module in pipeline.components.values():
-            if isinstance(module, torch.nn.Module):
-                module.requires_grad_(False).eval().to("cpu" if keep_on_cpu else device)
-    except pickle.UnpicklingError:
+            models = _load_parts(base, unet_dtype, torch.device(device), dtype, keep_on_cpu)
+    except UserError:
+        raise
+    except RefusedCode:
         raise base.source.error(f"one of its files {UNSAFE}") from None
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
-        reason = "tensors are missing" if "meta tensor" in reason else reason
-        raise base.source.error(f"it cannot be loaded: {reason}") from None
-    with _quiet():
-        scheduler = build_training_scheduler(pipeline.scheduler, base.prediction_type, base.zero_terminal_snr)
-        pipeline.scheduler = choose_sampler(pipeline.scheduler, base.prediction_type, base.zero_terminal_snr)
-    models = StableDiffusion(pipeline, base, scheduler, torch.device(device))
-    for tokenizer, encoder in zip(models.tokenizers, models.text_encoders):
-        if len(tokenizer) < encoder.config.vocab_size:  # without files, transformers builds one of two tokens
-            raise base.source.error(f"its tokenizer is missing or damaged; it has {len(tokenizer)} tokens")
+    except Exception as error:  # damaged weights, configs and vocabularies raise errors of any kind
+        problem = "tensors are missing" if "meta tensor" in str(error) else one_line(reason(error), 300)
+        raise base.source.error(f"it cannot be loaded: {problem}") from None
     if base.source.lora:
         _ = models.hash  # computed and cached before LoRAs change the weights
         with _quiet():
-            fuse_loras(pipeline, base.source.lora)
+            fuse_loras(models.pipeline, base.source.lora)
+    return models
+
+
+def _load_parts(
+    base: BaseModel, unet_dtype: torch.dtype, device: torch.device, dtype: torch.dtype, keep_on_cpu: bool
+) -> StableDiffusion:
+    pipeline = _load_pipeline(base, unet_dtype, dtype)
+    for module in pipeline.components.values():
+        if isinstance(module, torch.nn.Module):
+            module.requires_grad_(False).eval().to("cpu" if keep_on_cpu else device)
+    scheduler = build_training_scheduler(pipeline.scheduler, base.prediction_type, base.zero_terminal_snr)
+    pipeline.scheduler = choose_sampler(pipeline.scheduler, base.prediction_type, base.zero_terminal_snr)
+    models = StableDiffusion(pipeline, base, scheduler, device)
+    for tokenizer, encoder in zip(models.tokenizers, models.text_encoders):
+        length, longest = tokenizer.model_max_length, encoder.config.max_position_embeddings
+        if len(tokenizer) < encoder.config.vocab_size:  # without files, transformers builds one of two tokens
+            raise base.source.error(f"its tokenizer is missing or damaged; it has {len(tokenizer)} tokens")
+        if not 2 < length <= longest:
+            raise base.source.error(f"its tokenizer takes {length} tokens at once, its text encoder {longest}")
     return models
 
 
@@ -130,6 +141,8 @@ def _load_pipeline(base: BaseModel, unet_dtype: torch.dtype, dtype: torch.dtype)
     if single_file:
         return _load_single_file(base, single_file, pipeline_class, parts, unet_dtype, dtype)
     kwargs = {"revision": source.revision, "variant": source.variant}
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        check_pickles(Path(source.path, part))
     parts |= _load_text_encoders(base, dtype)
     return pipeline_class.from_pretrained(source.path, dtype={"unet": unet_dtype, "default": dtype}, **kwargs, **parts)
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from hypernet.stable_diffusion.model_source import ModelSource
 from hypernet.utils.hashing import file_sha256
 from hypernet.utils.hub import hub_file
+from hypernet.utils.reading import open_safetensors
 
 
 def model_hash(source: ModelSource, unet: torch.nn.Module) -> str:
@@ -41,9 +42,9 @@ def _files_hash(files: list[Path]) -> str | None:
     """Return the `weights_hash` of .safetensors files in float16, whatever their precision; None if there are none."""
     file_of: dict[str, Path] = {}
     for path in files:
-        with safe_open(path, framework="pt") as file:
+        with open_safetensors(path) as file:
             file_of |= dict.fromkeys(file.keys(), path)
-    digest, opened = hashlib.sha256(), {path: safe_open(path, framework="pt") for path in files}
+    digest, opened = hashlib.sha256(), {path: open_safetensors(path) for path in files}
     for name in sorted(file_of):
         _add(digest, name, opened[file_of[name]].get_tensor(name).to(torch.float16))
     return digest.hexdigest()[:10] if files else None

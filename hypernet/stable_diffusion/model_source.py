@@ -1,8 +1,8 @@
 """The options that choose the base model and how it reads prompts, for training and generation. Imports no torch."""
 
+import contextlib
 import dataclasses
 import hashlib
-import re
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,8 +10,10 @@ from typing import Any
 
 from hypernet.config import PredictionType, TrainingConfig
 from hypernet.stable_diffusion.loras import split_lora
-from hypernet.utils.errors import UserError
+from hypernet.utils.errors import UserError, reason
+from hypernet.utils.file_kinds import file_problem
 from hypernet.utils.hub import hub_file, is_hub_id
+from hypernet.utils.reading import MAX_TEXT, read_json_object
 
 PREDICTION_TYPES = typing.get_args(PredictionType)
 UNREACHED = "the Hub has no such model, or cannot be reached"
@@ -99,6 +101,8 @@ class ModelSource:
             raise self.error("it is not a model file; those end in .safetensors or .ckpt")
         if not path.exists() and not hub_id:
             raise self.error("there is no such file or folder")
+        if path.exists() and not path.is_dir() and (problem := file_problem(path)):
+            raise self.error(problem)
         if path.is_dir() and not (path / "model_index.json").is_file():
             raise self.error(f"it is not a diffusers folder: it has no model_index.json{_describe_folder(path)}")
         for option in ("revision", "variant") if self.is_file else ("original_config", "model_config"):
@@ -107,8 +111,7 @@ class ModelSource:
                 raise UserError(f"--{option} {getattr(self, option)}: it applies only to a model {where}")
         if self.revision and path.exists():
             raise UserError(f"--revision {self.revision}: it applies only to a model on the Hub; {self.path} is local")
-        if self.original_config and not Path(self.original_config).is_file():
-            problem = "it is a folder" if Path(self.original_config).exists() else "there is no such file"
+        if self.original_config and (problem := file_problem(self.original_config)):
             raise UserError(f"--original_config {self.original_config}: {problem}; name a YAML file")
 
     def identity(self) -> str:
@@ -133,10 +136,9 @@ MODEL_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Mode
 
 def _describe_folder(folder: Path) -> str:
     """Return a hint, to append to a message, about what a folder without a model_index.json holds."""
-    config = folder / "config.json"
-    if config.is_file():
-        found = re.search(r'"_class_name": "(\w+)"', config.read_text(encoding="utf-8", errors="replace"))
-        return f"; it holds a {found[1]}" if found else ""
+    with contextlib.suppress(OSError, ValueError):
+        found = read_json_object(folder / "config.json").get("_class_name")
+        return f"; it holds a {found[:60]}" if isinstance(found, str) else ""
     files = sorted(file.name for file in folder.iterdir() if file.suffix.lower() in SUFFIXES[:2])
     more = f" (or another of its {len(files)})" if len(files) > 1 else ""
     return f"; to use the model {files[0]}{more}, name the file" if files else ""
@@ -156,12 +158,13 @@ def _fingerprint(path: str, revision: str | None = None, option: str | None = No
         except OSError as error:
             if option is None:
                 return "unknown"
-            raise UserError(f"{option} {path}: it cannot be found ({' '.join(str(error).split())})") from None
+            raise UserError(f"{option} {path}: it cannot be found ({reason(error)})") from None
     digest = hashlib.sha256()
     for file in [local] if local.is_file() else sorted(local.rglob("*.*")):
         if file.is_file():
             status = file.stat()
-            content = file.read_bytes() if file.suffix == ".json" else f"{status.st_size} {status.st_mtime_ns}"
+            is_config = file.suffix == ".json" and status.st_size <= MAX_TEXT
+            content = file.read_bytes() if is_config else f"{status.st_size} {status.st_mtime_ns}"
             name = file.name if file == local else file.relative_to(local).as_posix()
             digest.update(repr((name, content)).encode())
     return digest.hexdigest()

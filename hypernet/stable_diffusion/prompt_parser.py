@@ -4,16 +4,19 @@ It follows the WebUI's wiki, "Features, Attention/emphasis", and the WebUI's beh
 """
 
 import re
+import unicodedata
 
 ROUND, SQUARE = 1.1, 1 / 1.1  # factors of a pair of brackets
 BREAK = None  # in place of a text: a new chunk starts here
+MAX_DEPTH = 30  # of nested brackets, which is a factor of 17; deeper ones are text
 WeightedText = tuple[str | None, float]
 
 _ESCAPED = re.compile(r"\\([()\[\]])")
 _MARK = re.compile(
     r"\\(?P<escaped>[()\[\]\\])|(?P<lone>\\)|:\s*(?P<weight>[+-]?[.\d]+)\s*\)|(?P<bracket>[()\[\]])"
-    r"|(?P<new>\s*\bBREAK\b\s*)"
+    r"|(?P<new>(?:(?<!\s)\s+)?\bBREAK\b\s*)"  # the spaces before it only from the first, or a long run takes for ever
 )
+_LAST_WEIGHT = re.compile(r":(?=\s*[-+]?(?:\d+\.?|\d*\.\d+)\s*$)")  # the colon of a prompt's final ":1.5"
 
 
 def unescape(prompt: str) -> str:
@@ -22,30 +25,77 @@ def unescape(prompt: str) -> str:
 
 
 def escape(prompt: str) -> str:
-    """Escape a prompt written without emphasis, so that `parse_emphasis` reads it the same."""
-    return re.sub(r"([\\()\[\]])", r"\\\1", unescape(prompt))
+    """Escape a prompt written without emphasis, so that `parse_emphasis` reads it the same.
+
+    BREAK becomes lower case, which has the same tokens.
+    """
+    return re.sub(r"\bBREAK\b", "break", re.sub(r"([\\()\[\]])", r"\\\1", unescape(prompt)))
+
+
+def write_for_webui(prompt: str, emphasis: bool) -> str:
+    """Write a prompt so that the WebUI reads the same tokens from it.
+
+    What only the WebUI reads as syntax is written differently: AND in lower case; "#", which begins a comment there, and
+    the colon of a final ":1.5", a weight, in full width, which its tokenizers read as the plain character.
+
+    Args:
+        emphasis: whether the prompt was read with `parse_emphasis`.
+    """
+    prompt = re.sub(r"\bAND\b", "and", prompt if emphasis else escape(prompt))
+    return _LAST_WEIGHT.sub("\uff1a", prompt.replace("#", "\uff03"))
+
+
+def _plain_characters() -> dict[int, str]:
+    """Return the replacements of `plain`, one step of Unicode's compatibility decomposition each."""
+    wide = [0x3000, *range(0xFF01, 0xFFF0)]
+    joined = [0x132, 0x133, 0x149, *range(0x1C4, 0x1CD), *range(0x1F1, 0x1F4), *range(0xFB00, 0xFB07)]
+    parts = {code: unicodedata.decomposition(chr(code)).split()[1:] for code in (*wide, *joined)}
+    plain = {code: "".join(chr(int(part, 16)) for part in found) for code, found in parts.items() if found}
+    quotes = dict.fromkeys([0x2BC, *range(0x2018, 0x201C)], "'") | dict.fromkeys(range(0x201C, 0x2020), '"')
+    return {code: text.translate(quotes) for code, text in plain.items()} | quotes
+
+
+_PLAIN = _plain_characters()
+
+
+def plain(text: str) -> str:
+    """Replace curly quotes, ligatures and full-width characters by plain ones, as CLIP saw its training captions.
+
+    The WebUI's tokenizers do so through ftfy (its `uncurl_quotes`, `fix_latin_ligatures` and `fix_character_width`);
+    those of transformers 5 do not.
+    """
+    return text.translate(_PLAIN)
 
 
 def parse_emphasis(prompt: str) -> list[WeightedText]:
     """Split a prompt into texts with one weight each; the text is `BREAK` where a new chunk starts.
 
     A pair of round brackets multiplies by 1.1, or by the number before its end; square brackets divide by 1.1; nested
-    pairs multiply. An unclosed pair extends to the end, a closing bracket without an opening one is text, and a
+    pairs multiply, up to 30 deep. An unclosed pair extends to the end, a closing bracket without an opening one is text, and a
     backslash makes the next bracket text.
     """
-    texts: list[WeightedText] = []
+    texts: list[list[str] | None] = []  # pieces of text, or BREAK
+    weights: list[float] = []  # of each
     opened: dict[str, list[int]] = {"(": [], "[": []}  # indices into `texts` where the open pairs start
     position = 0
 
+    def add(text: str) -> None:
+        pieces = texts[-1] if texts else BREAK
+        is_first = any(starts and starts[-1] == len(texts) for starts in opened.values())  # in its pair
+        if pieces is BREAK or weights[-1] != 1 or is_first:
+            texts.append([text])
+            weights.append(1.0)
+        else:
+            pieces.append(text)
+
     def close(bracket: str, factor: float) -> None:
-        for index in range(opened[bracket].pop(), len(texts)):
-            text, weight = texts[index]
-            texts[index] = text, weight * factor
+        start = opened[bracket].pop()
+        weights[start:] = [weight * factor for weight in weights[start:]]
 
     for mark in _MARK.finditer(prompt):
-        texts.append((prompt[position : mark.start()], 1.0))
+        add(prompt[position : mark.start()])
         position, bracket, factor = mark.end(), mark["bracket"], _parse_weight(mark["weight"])
-        if bracket in ("(", "["):
+        if bracket in ("(", "[") and len(opened[bracket]) < MAX_DEPTH:
             opened[bracket].append(len(texts))
         elif factor is not None and opened["("]:
             close("(", factor)
@@ -54,14 +104,15 @@ def parse_emphasis(prompt: str) -> list[WeightedText]:
         elif bracket == "]" and opened["["]:
             close("[", SQUARE)
         elif mark["new"]:
-            texts.append((BREAK, 1.0))
+            texts.append(BREAK)
+            weights.append(1.0)
         else:
-            texts.append((mark["escaped"] or ("" if mark["lone"] else mark[0]), 1.0))
-    texts.append((prompt[position:], 1.0))
+            add(mark["escaped"] or ("" if mark["lone"] else mark[0]))
+    add(prompt[position:])
     for bracket, factor in (("(", ROUND), ("[", SQUARE)):
         while opened[bracket]:
             close(bracket, factor)
-    return _join(texts)
+    return _join(texts, weights)
 
 
 def _parse_weight(text: str | None) -> float | None:
@@ -71,14 +122,15 @@ def _parse_weight(text: str | None) -> float | None:
         return None
 
 
-def _join(texts: list[WeightedText]) -> list[WeightedText]:
-    """Join neighbors of the same weight, and drop empty texts."""
-    joined: list[WeightedText] = []
-    for text, weight in texts:
-        if text is BREAK:
+def _join(texts: list[list[str] | None], weights: list[float]) -> list[WeightedText]:
+    """Join pieces, and neighbors of the same weight; drop empty texts."""
+    joined: list[tuple[list[str] | None, float]] = []
+    for pieces, weight in zip(texts, weights):
+        last, last_weight = joined[-1] if joined else (BREAK, 1.0)
+        if pieces is BREAK:
             joined.append((BREAK, 1.0))
-        elif text and joined and joined[-1][0] is not BREAK and joined[-1][1] == weight:
-            joined[-1] = joined[-1][0] + text, weight
-        elif text:
-            joined.append((text, weight))
-    return joined or [("", 1.0)]
+        elif last is not BREAK and last_weight == weight:
+            last.extend(pieces)
+        elif any(pieces):
+            joined.append((pieces, weight))
+    return [(BREAK if pieces is BREAK else "".join(pieces), weight) for pieces, weight in joined] or [("", 1.0)]

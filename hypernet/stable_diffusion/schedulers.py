@@ -39,9 +39,10 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "LCM": ("LCMScheduler", {}),
 }
 # The WebUI's schedule types, which were part of the name before its version 1.9. Source: the second table of the same
-# page; "Uniform" is the WebUI's word for even steps from the first to the last.
+# page; "Uniform" is the WebUI's word for even steps from the first to the last. The first three take their highest and
+# lowest sigma from the spacing. In the WebUI these are the ends of the training schedule, which only linspace reaches.
 SCHEDULE_TYPES: dict[str, dict[str, Any]] = {
-    "Karras": {"use_karras_sigmas": True},
+    "Karras": {"use_karras_sigmas": True, "timestep_spacing": "linspace"},
     "Exponential": {"use_exponential_sigmas": True, "timestep_spacing": "linspace"},
     "Beta": {"use_beta_sigmas": True, "timestep_spacing": "linspace"},
     "SGM Uniform": {"timestep_spacing": "trailing"},
@@ -54,7 +55,7 @@ _WITHOUT_SIGMAS = ("Euler a", *_WITHOUT_TYPES)  # their classes have no such opt
 _CLASSES = sorted({*KarrasDiffusionSchedulers.__members__, "LCMScheduler", "TCDScheduler"} - {"EDMEulerScheduler"})
 ZERO_SNR = "rescale_betas_zero_snr"
 # Sampling with zero terminal SNR must start at the last timestep (Lin et al. 2023, "Common Diffusion Noise Schedules and
-# Sample Steps are Flawed")
+# Sample Steps are Flawed"), as trailing and linspace do
 _ZERO_TERMINAL_SNR = {ZERO_SNR: True, "timestep_spacing": "trailing"}
 
 
@@ -133,7 +134,7 @@ def build_scheduler(name: str, config: Mapping[str, Any]) -> SchedulerMixin:
     scheduler_class, options = find_sampler(name)
     prediction_type, zero_snr = config.get("prediction_type"), bool(config.get(ZERO_SNR))
     if zero_snr:
-        options = {**options, **_ZERO_TERMINAL_SNR}
+        options = {**_ZERO_TERMINAL_SNR, **options}
     with _quiet():
         scheduler = scheduler_class.from_config(config, **options)
         supported = _supports(scheduler, prediction_type, zero_snr)

@@ -5,26 +5,27 @@ config must be known, which only diffusers' internal `single_file_utils` can tel
 """
 
 import dataclasses
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import (
     create_unet_diffusers_config_from_ldm,
     create_vae_diffusers_config_from_ldm,
     infer_diffusers_model_type,
 )
 from huggingface_hub import hf_hub_download, snapshot_download
-from safetensors import SafetensorError, safe_open
 from transformers import CLIPTokenizer
 
+from hypernet.stable_diffusion.configs import check_config, parse_original_config
 from hypernet.stable_diffusion.model_source import UNREACHED, UNSAFE, ModelSource
-from hypernet.utils.errors import UserError
+from hypernet.utils.errors import UserError, reason
 from hypernet.utils.file_kinds import kind_of
 from hypernet.utils.hub import is_hub_id
+from hypernet.utils.pickle_scanner import Refused, RefusedCode, scan_saved
+from hypernet.utils.reading import open_safetensors, read_text
 
 # diffusers' name of a kind of model -> the repository where diffusers gets its configs
 KINDS = {
@@ -32,6 +33,7 @@ KINDS = {
     "v2": "stabilityai/stable-diffusion-2-1",
     "xl_base": "stabilityai/stable-diffusion-xl-base-1.0",
 }
+MAX_ORIGINAL_CONFIG = 2**18  # bytes; those that models come with have 2 to 5 kB
 UNET = "model.diffusion_model.input_blocks.0.0.weight"
 NEEDED = {  # prefixes of tensor names -> what is missing if no name has one
     ("first_stage_model.",): "VAE; name one with --pretrained_vae_model_name_or_path",
@@ -75,8 +77,10 @@ def open_single_file(source: ModelSource) -> SingleFile:
         try:
             unet_config = create_unet_diffusers_config_from_ldm(original, tensors)
             vae_config = create_vae_diffusers_config_from_ldm(original, tensors)
-        except (KeyError, TypeError, AttributeError) as error:
-            problem = f"it does not describe a Stable Diffusion model ({type(error).__name__}: {error})"
+            unet_config = check_config(unet_config, UNet2DConditionModel)
+            vae_config = check_config(vae_config, AutoencoderKL)
+        except Exception as error:  # diffusers takes the values as they are
+            problem = f"it does not describe a Stable Diffusion model ({type(error).__name__}: {reason(error)})"
             raise UserError(f"--original_config {source.original_config}: {problem}") from None
     return SingleFile(
         path=source.path,
@@ -87,7 +91,7 @@ def open_single_file(source: ModelSource) -> SingleFile:
         vae_config=vae_config,
         prediction_type=prediction_type,
         zero_terminal_snr="ztsnr" in tensors,
-        text_width=next((value.shape[-1] for key, value in tensors.items() if key.endswith("attn2.to_k.weight")), 0),
+        text_width=next((x.shape[-1] for key, x in tensors.items() if key.endswith("attn2.to_k.weight") and x.ndim), 0),
     )
 
 
@@ -96,7 +100,10 @@ def _identify_kind(source: ModelSource, tensors: dict[str, torch.Tensor]) -> str
     if UNET not in tensors:
         kind = kind_of(name.removeprefix("first_stage_model.") for name in tensors)
         raise source.error(f"it is {kind or 'something else'}, not a whole Stable Diffusion model in one file")
-    kind = "EDM" if any(name.startswith("edm_") for name in tensors) else infer_diffusers_model_type(tensors)
+    try:
+        kind = "EDM" if any(name.startswith("edm_") for name in tensors) else infer_diffusers_model_type(tensors)
+    except Exception:  # diffusers expects the usual shapes
+        raise source.error("it is damaged, or not a model (its tensors have unusual shapes)") from None
     if kind not in KINDS:
         raise source.error(f"it is a model of the kind {kind}; Stable Diffusion 1.x, 2.x and SDXL can be trained")
     for prefixes, missing in NEEDED.items():
@@ -138,36 +145,58 @@ def read_shapes(path: str, error_of: Callable[[str], UserError]) -> dict[str, to
     file = Path(path)
     try:
         if file.suffix.lower() == ".safetensors":
-            with safe_open(file, framework="pt") as opened:
+            with open_safetensors(file) as opened:
                 return {name: torch.empty(opened.get_slice(name).get_shape(), device="meta") for name in opened.keys()}
-        with open(file, "rb") as start:
-            kind = kind_of([start.read(64).decode("latin-1")])
-        if kind:
-            raise error_of(f"it is {kind}, not a model")
-        found = torch.load(file, map_location="meta", weights_only=True)
-        while isinstance(found, dict) and "state_dict" in found:
-            found = found["state_dict"]
-        return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
-    except UserError:  # which is a ValueError
-        raise
-    except pickle.UnpicklingError:
+        return _named_tensors(scan_saved(file).content)
+    except RefusedCode:
         raise error_of(f"it {UNSAFE}") from None
-    except (SafetensorError, OSError, RuntimeError, EOFError, AttributeError, ValueError, KeyError) as error:
-        raise error_of(f"it is damaged, or not a model ({' '.join(str(error).split())[:200]})") from None
+    except OSError as error:
+        raise error_of(f"it cannot be read ({error.strerror or reason(error)})") from None
+    except Exception as error:  # what is damaged raises errors of any kind
+        words = error.words if isinstance(error, Refused) else ()
+        kind = kind_of(words) if len(words) == 1 else None  # the first bytes of another kind of file
+        problem = f"it is {kind}, not a model" if kind else f"it is damaged, or not a model ({reason(error)})"
+        raise error_of(problem) from None
+
+
+def check_pickles(folder: Path) -> None:
+    """Scan the pickled weights in the folder of a model's part, which are loaded if there are no `.safetensors`.
+
+    Raises:
+        Refused: if one holds anything but tensors, or is damaged.
+        OSError: if one cannot be read.
+    """
+    for file in () if any(folder.glob("*.safetensors")) else sorted(folder.glob("*.bin")):
+        scan_saved(file)
+
+
+def _named_tensors(content: Any) -> dict[str, torch.Tensor]:
+    """Return the tensors of a `.ckpt` by name, as diffusers finds them: in the innermost `state_dict`.
+
+    Raises:
+        ValueError: if there are none, or diffusers would look for ever.
+    """
+    outer: list[Any] = []
+    while isinstance(content, dict) and "state_dict" in content:
+        if any(content is other for other in outer[-100:]) or len(outer) > 100:
+            raise ValueError("its state_dict holds itself")
+        outer.append(content)
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise ValueError("its tensors have no names")
+    return {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
 
 
 def _read_original_config(source: ModelSource) -> dict[str, Any] | None:
     if source.original_config is None:
         return None
     try:
-        config = yaml.safe_load(Path(source.original_config).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        problem = f"it cannot be read as YAML ({' '.join(str(error).split())})"
-        raise UserError(f"--original_config {source.original_config}: {problem}") from None
-    if not isinstance(config, dict) or "model" not in config:
-        problem = "it is not in CompVis' or Stability's format, which has a top-level key model"
-        raise UserError(f"--original_config {source.original_config}: {problem}")
-    return config
+        return parse_original_config(read_text(source.original_config, MAX_ORIGINAL_CONFIG))
+    except OSError as error:
+        problem = error.strerror or reason(error)
+        raise UserError(f"--original_config {source.original_config}: {problem}; name a YAML file") from None
+    except ValueError as error:
+        raise UserError(f"--original_config {source.original_config}: {error}") from None
 
 
 def _find_configs(source: ModelSource, kind: str, original: dict[str, Any] | None) -> str | None:

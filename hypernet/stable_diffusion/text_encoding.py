@@ -11,7 +11,7 @@ from transformers import CLIPTokenizer, PreTrainedModel
 
 from hypernet.stable_diffusion.model import StableDiffusion
 from hypernet.stable_diffusion.model_hash import config_items, parts_hash, weights_hash
-from hypernet.stable_diffusion.prompt_parser import BREAK, parse_emphasis, unescape
+from hypernet.stable_diffusion.prompt_parser import BREAK, parse_emphasis, plain, unescape
 
 COMMA = ",</w>"  # in CLIP's vocabulary
 CHUNKS_AT_ONCE = 32  # chunks per forward pass of a text encoder
@@ -30,8 +30,9 @@ class Embeds(NamedTuple):
 def encode_prompts(models: StableDiffusion, prompts: Sequence[str]) -> list[Embeds]:
     """Return the embeddings of prompts of any length, on the text encoders' device and in their precision.
 
-    Up to 75 tokens they equal those of the pipeline's own `encode_prompt`, bit for bit. SDXL's pooled embedding is the
-    first chunk's. An empty prompt is all zeros for models configured so, as in classifier-free guidance.
+    Up to 75 tokens they equal those of the pipeline's own `encode_prompt` for the `plain` prompt, bit for bit. SDXL's
+    pooled embedding is the first chunk's. An empty prompt is all zeros for models configured so, as in classifier-free
+    guidance.
     """
     hidden, pooled = [], None
     for encoder, tokenizer in zip(models.text_encoders, models.tokenizers):
@@ -122,7 +123,7 @@ def read_prompt(models: StableDiffusion, tokenizer: CLIPTokenizer, prompt: str) 
 
 
 def _tokenize(tokenizer: CLIPTokenizer, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    return tokenizer(plain(text), add_special_tokens=False, verbose=False).input_ids
 
 
 def make_chunks(texts: Iterable[tuple[list[int] | None, float]], comma: int | None, length: int = 75) -> list[Chunk]:
@@ -185,6 +186,14 @@ def truncation_note(
     prompt, lost, count = max(truncated, key=lambda each: each[1])
     name = images[prompt] if images else f'"{prompt[:40]}..."'
     return f"note: --max_token_chunks {limit} truncates {len(truncated)} prompts; {name} loses {lost} of {count} tokens"
+
+
+def embeds_key(prompt: str) -> str:
+    """Return the key of a prompt's embeddings in a cache; it is marked if they are those of the `plain` prompt.
+
+    Older versions stored those of the prompt as it is, under the prompt.
+    """
+    return prompt if plain(prompt) == prompt else f"plain: {prompt}"
 
 
 def text_hash(models: StableDiffusion) -> str:

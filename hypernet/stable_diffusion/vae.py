@@ -1,17 +1,17 @@
 """Replace the model's own VAE by another: check that it fits the model, and load it."""
 
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
-from safetensors import SafetensorError
 
+from hypernet.stable_diffusion.configs import read_config
 from hypernet.stable_diffusion.model_source import UNREACHED, UNSAFE, ModelSource
-from hypernet.stable_diffusion.single_file import read_shapes
-from hypernet.utils.errors import UserError
+from hypernet.stable_diffusion.single_file import check_pickles, read_shapes
+from hypernet.utils.errors import UserError, one_line, reason
 from hypernet.utils.hub import is_hub_id
+from hypernet.utils.pickle_scanner import RefusedCode
 
 
 def vae_error(source: ModelSource, problem: str) -> UserError:
@@ -33,9 +33,10 @@ def read_vae_config(source: ModelSource, own: dict[str, Any]) -> dict[str, Any]:
     path = source.pretrained_vae_model_name_or_path
     if path is None:
         return own
-    if Path(path).is_file():
+    if Path(path).exists() and not Path(path).is_dir():
         tensors = read_shapes(path, lambda problem: vae_error(source, problem))
-        channels = [tensors[name].shape[1] for name in tensors if name.endswith("decoder.conv_in.weight")]
+        weights = [tensors[name] for name in tensors if name.endswith("decoder.conv_in.weight")]
+        channels = [weight.shape[1] for weight in weights if weight.ndim == 4]
         if not channels:
             raise vae_error(source, "it is a file without a VAE")
         if not any(name.endswith("encoder.conv_in.weight") for name in tensors):
@@ -49,7 +50,7 @@ def read_vae_config(source: ModelSource, own: dict[str, Any]) -> dict[str, Any]:
         raise vae_error(source, problem)
     if "block_out_channels" not in own:
         raise source.error("its own VAE is not an AutoencoderKL, so no other can be compared with it")
-    used, needed = (2 ** (len(vae["block_out_channels"]) - 1) for vae in (config, own))
+    used, needed = (2 ** (len(vae.get("block_out_channels", (64,))) - 1) for vae in (config, own))
     if used != needed:
         raise vae_error(source, f"it shrinks images by a factor of {used}, the model needs {needed}")
     return config
@@ -59,12 +60,12 @@ def _read_folder(source: ModelSource, path: str) -> dict[str, Any]:
     if not Path(path).exists() and not is_hub_id(path):
         raise vae_error(source, "there is no such file or folder")
     try:
-        config = AutoencoderKL.load_config(path, subfolder=_subfolder(path))
-    except (OSError, ValueError) as error:
-        problem = f"its config cannot be read ({str(error).splitlines()[0]})" if Path(path).exists() else UNREACHED
+        config = read_config(path, None, AutoencoderKL, _subfolder(path))
+    except Exception as error:  # the Hub's client raises errors of any kind
+        problem = f"its config cannot be used ({reason(error)})" if Path(path).exists() else UNREACHED
         raise vae_error(source, problem) from None
     if config.get("_class_name") != "AutoencoderKL":
-        raise vae_error(source, f"it is a {config.get('_class_name')}, not an AutoencoderKL")
+        raise vae_error(source, f"it is a {one_line(config.get('_class_name'), 60)}, not an AutoencoderKL")
     return config
 
 
@@ -88,6 +89,7 @@ def load_vae(
     """
     try:
         if not Path(path).is_file():
+            check_pickles(Path(path, _subfolder(path) or "."))
             vae = AutoencoderKL.from_pretrained(path, subfolder=_subfolder(path), dtype=dtype)
         else:
             kwargs = {"original_config": original} if original else {"config": configs, "subfolder": "vae"}
@@ -95,7 +97,7 @@ def load_vae(
         if any(parameter.is_meta for parameter in vae.parameters()):
             raise ValueError("tensors are missing")
         return vae
-    except pickle.UnpicklingError:
+    except RefusedCode:
         raise vae_error(source, f"it {UNSAFE}") from None
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise vae_error(source, f"it cannot be loaded ({' '.join(str(error).split())[:200]})") from None
+    except Exception as error:  # damaged weights and configs raise errors of any kind
+        raise vae_error(source, f"it cannot be loaded ({reason(error)})") from None

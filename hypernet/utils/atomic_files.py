@@ -17,12 +17,15 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; flush what is written there to disk, then move it to `path`.
 
     It may be a file or a folder. If the block raises, `path` stays as it was.
+
+    Raises:
+        OSError: one that names `path`, not the temporary path.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove(temporary)
     try:
+        remove(temporary)
         yield temporary
         for file in [temporary, *temporary.rglob("*")]:
             if file.is_file():
@@ -32,8 +35,14 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         if path.is_dir():
             shutil.rmtree(path)  # a folder cannot be renamed over another one
         os.replace(temporary, path)
+    except OSError as error:
+        if isinstance(error.filename, str | os.PathLike) and Path(error.filename).is_relative_to(temporary):
+            error.filename = str(path / Path(error.filename).relative_to(temporary))
+            error.filename2 = None
+        raise
     finally:
-        remove(temporary)
+        with contextlib.suppress(OSError):  # `remove_unfinished` tries again; the error above says more
+            remove(temporary)
 
 
 @functools.cache
@@ -50,10 +59,11 @@ def is_unfinished(path: Path) -> bool:
 
 
 def remove_unfinished(folder: str | os.PathLike[str]) -> None:
-    """Delete the temporary files and folders that a killed run has left in this folder."""
+    """Delete the temporary files and folders that a killed run has left in this folder, where that is possible."""
     for path in Path(folder).iterdir():
         if is_unfinished(path):
-            remove(path)
+            with contextlib.suppress(OSError):
+                remove(path)
 
 
 def check_writable(folder: str | os.PathLike[str]) -> None:

@@ -1,6 +1,12 @@
-"""Recognize files that are not hypernetworks by the names in them."""
+"""Tell regular files from pipes and devices, and recognize files that are not hypernetworks by the names in them."""
 
+import errno
+import os
+import stat
 from collections.abc import Iterable
+from pathlib import Path
+
+NO_FILE, FOLDER = "there is no such file", "it is a folder"  # answers of `file_problem`
 
 # (kind, markers): the first kind with a marker in any of the names wins
 _KINDS = [
@@ -31,3 +37,26 @@ def kind_of(names: Iterable[str]) -> str | None:
     """
     joined = "\n".join(names)
     return next((kind for kind, markers in _KINDS if any(marker in joined for marker in markers)), None)
+
+
+def file_problem(path: str | Path) -> str | None:
+    """Return why the path cannot be read as a file, such as "it is a named pipe"; None for a regular file.
+
+    Nothing is opened: opening a pipe waits until another program writes to it, and a device may never end.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return NO_FILE
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+    except ValueError:  # a NUL in the path
+        return "no file can have this name"
+    kinds = {stat.S_IFREG: None, stat.S_IFDIR: FOLDER, stat.S_IFIFO: "it is a named pipe"}
+    return (kinds | {stat.S_IFSOCK: "it is a socket"}).get(stat.S_IFMT(mode), "it is a device")
+
+
+def check_file(path: str | Path) -> None:
+    """Raise OSError, whose `strerror` says what is there instead, if the path is not a regular file."""
+    if problem := file_problem(path):
+        raise OSError(errno.ENOENT if problem == NO_FILE else errno.EINVAL, problem, str(path))

@@ -3,7 +3,10 @@
 import hashlib
 import json
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
+
+from hypernet.utils.reading import read_json_object
 
 MANIFEST = "manifest.json"
 
@@ -19,18 +22,30 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
 
 def write_manifest(folder: Path) -> None:
     """Write a manifest into the folder: the SHA-256 of every file in it and below."""
-    files = {str(path.relative_to(folder)): file_sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    files = {path.relative_to(folder).as_posix(): file_sha256(path) for path in paths}
     (folder / MANIFEST).write_text(json.dumps(files, indent=1), encoding="utf-8")
 
 
-def find_damage(folder: Path) -> str | None:
-    """Return what is wrong with the folder, or None if its files match its manifest."""
+def find_damage(
+    folder: Path, needed: Callable[[str], bool] = lambda name: True, required: Iterable[str] = ()
+) -> str | None:
+    """Return what is wrong with the folder, or None if its files match its manifest.
+
+    Args:
+        needed: takes a file's path within the folder; the others may be missing or damaged.
+        required: files that the manifest must list.
+    """
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files = read_json_object(folder / MANIFEST)
     except (OSError, ValueError):
+        files = None
+    if files is None or not files.keys() >= set(required):
         return f"its {MANIFEST} is missing or damaged"
     for name, digest in files.items():
         path = folder / name
+        if not needed(name):
+            continue
         if not path.is_file():
             return f"{name} is missing"
         if file_sha256(path) != digest:

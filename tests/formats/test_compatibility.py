@@ -57,9 +57,11 @@ def test_comfyui_counts_as_right_exactly_where_its_output_is_the_webuis(tmp_path
     x, path = torch.randn(4, 12), tmp_path / "a.pt"
     structures = [(1, 1), (1, 2, 1), (1, 2, 2, 1)]
     answers = set()
-    for structure, norm, output, dropped in itertools.product(structures, [0, 1], [0, 1], ["none", "inner", "last"]):
+    kinds = ["none", "inner", "last", "end", "all"]
+    for structure, norm, output, dropped in itertools.product(structures, [0, 1], [0, 1], kinds):
         inner = len(structure) - 2
-        dropout = {"none": None, "inner": (0, *[0.3] * (inner - 1), 0, 0), "last": (0, *[0.3] * inner, 0)}[dropped]
+        dropouts = {"none": None, "inner": (0, *[0.3] * (inner - 1), 0, 0), "last": (0, *[0.3] * inner, 0)}
+        dropout = (dropouts | {"end": (0.2, *[0] * inner, 0.3), "all": (0, *[0.3] * inner, 0.3)})[dropped]
         if dropout is not None and len(dropout) != len(structure):
             continue
         torch.manual_seed(0)
@@ -85,6 +87,7 @@ def test_comfyui_counts_as_right_exactly_where_its_output_is_the_webuis(tmp_path
 
 def test_missing_fields_mean_something_else_to_comfyui():
     assert not comfyui_problems({"activation_func": "linear"})
+    assert not comfyui_problems({"activation_func": "relu", "activate_output": None})  # False to both
     for fields in ({"activation_func": None}, {"activation_func": "relu"}):
         (problem,) = comfyui_problems(fields)
         assert "--fix" in problem

@@ -54,6 +54,7 @@ def test_finds_each_repair_alone(tmp_path, change, named):
     save_webui(Hypernetwork((12,)), path)
     data = read_webui(path)
     assert find_repairs(path, data) == []
+    assert find_repairs(path, {**data, "skip_connection": False, "upsample_linear": None}) == []  # an extension's
     data = {key: value for key, value in {**data, **change}.items() if value is not ...}
     (phrase,) = find_repairs(path, data)
     assert named in phrase

@@ -14,8 +14,9 @@ import torch
 
 import hypernet
 from hypernet import Hypernetwork, NotAHypernetwork
-from hypernet.formats.safe_pickle import MAGIC, TRAILER, read_plain
+from hypernet.formats.safe_pickle import TRAILER, read_plain
 from hypernet.formats.webui import FIELDS, read_webui
+from hypernet.utils.pickle_scanner import MAGIC
 from tests.helpers.scripts import REPO, run
 
 LEGACY, ZIP = False, True

@@ -1,10 +1,15 @@
 """What a run's folder says of itself."""
 
+import dataclasses
 import json
+
+import pytest
 
 import hypernet
 from hypernet import Hypernetwork
+from hypernet.config import TrainingConfig
 from hypernet.formats.trained_folder import find_run_options, is_best_state, is_run_folder, read_trained_config
+from hypernet.utils.errors import UserError
 
 
 def test_finds_a_runs_options_from_its_folder_checkpoints_and_files(tmp_path):
@@ -31,3 +36,35 @@ def test_reads_the_config_of_a_hypernetwork_only(tmp_path):
     for content in ('{"_class_name": "UNet2DConditionModel"}', "5", "{", "[" * 100_000):
         (folder / "config.json").write_text(content)
         assert read_trained_config(folder) is None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lora": "ink.safetensors"},
+        {"lora": [1]},
+        {"seed": "7"},
+        {"seed": True},
+        {"learning_rate": {}},
+        {"pretrained_model_name_or_path": ["a"]},
+        {"prompt_emphasis": 1},
+        {"validation_guidance_scale": float("nan")},
+        {"train_batch_size": 10**400},
+    ],
+)
+def test_an_option_that_no_run_can_have_is_one_error(tmp_path, options):
+    (tmp_path / "run.json").write_text(json.dumps({"name": "style", **options}))
+    with pytest.raises(UserError, match=f"^{tmp_path / 'run.json'}: {next(iter(options))}"):
+        find_run_options(tmp_path)
+
+
+def test_options_of_every_run_are_read(tmp_path):
+    written = dataclasses.asdict(TrainingConfig()) | {"lora": ["a:1"], "validation_guidance_scale": 7, "future": [{}]}
+    (tmp_path / "run.json").write_text(json.dumps(written))
+    assert find_run_options(tmp_path) == written
+
+
+@pytest.mark.parametrize("content", ["[]", "7", "{", "", "[" * 100_000])
+def test_other_files_called_run_json_are_no_runs(tmp_path, content):
+    (tmp_path / "run.json").write_text(content)
+    assert find_run_options(tmp_path) == {}

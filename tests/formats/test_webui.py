@@ -104,6 +104,62 @@ def test_reads_dropout_from_flags(tmp_path, flags, expected):
     assert load_webui(tmp_path / "a.pt").config.dropout_structure == expected
 
 
+@pytest.mark.parametrize("dropout", [(0, 0.05, 0.15), (0.2, 0, 0.5), (0.2, 0, 0)])
+@pytest.mark.parametrize("activation", ["linear", "relu"])
+def test_dropout_may_be_in_the_first_and_last_entry(tmp_path, dropout, activation):
+    """The WebUI's Create dialog recommends 0, 0.05, 0.15. The first entry has no layer; in evaluation none drops."""
+    hypernetwork = Hypernetwork((10,), activation=activation, weight_init="xavier_normal", dropout_structure=dropout)
+    save_webui(hypernetwork, tmp_path / "a.pt")
+    data = torch.load(tmp_path / "a.pt", weights_only=True)
+    assert data["dropout_structure"] == list(dropout) and data["use_dropout"] is True
+    assert data["last_layer_dropout"] is (dropout[1] > 0)
+    data["dropout_structure"].append(0.3)  # the WebUI does not look at more
+    torch.save(data, tmp_path / "longer.pt")
+    x = torch.randn(2, 3, 10)
+    for name in ("a.pt", "longer.pt"):
+        loaded = load_webui(tmp_path / name)
+        assert loaded.config.dropout_structure == list(dropout)
+        weights = loaded.pairs["10"]["k"].state_dict()
+        assert weights.keys() == data[10][0].keys()
+        expected = x + plain_mlp(weights, x, (1, 2, 1), activation, False, False, dropout)
+        torch.testing.assert_close(loaded(x)[0], expected)
+
+
+@pytest.mark.parametrize(
+    "given, expected", [({}, True), ({"activate_output": None}, False), ({"activate_output": 0}, False)]
+)
+def test_a_missing_activate_output_is_true_and_none_is_false(tmp_path, given, expected):
+    modules = Hypernetwork((10,), activation="relu", activate_output=expected).pairs["10"]
+    torch.save(
+        {10: tuple(modules[p].state_dict() for p in "kv"), "activation_func": "relu", **given}, tmp_path / "a.pt"
+    )
+    assert load_webui(tmp_path / "a.pt").config.activate_output is expected
+
+
+@pytest.mark.parametrize("upsample", [None, "Linear"])
+def test_names_residual_files_of_the_extension(tmp_path, upsample):
+    state = {f"linear.{i}.linear.0.{name}": torch.ones(2) for i in (0, 1) for name in ("weight", "bias")}
+    state |= {f"linear.{i}.upsample_layer.weight": torch.ones(2) for i in (0, 1) if upsample}
+    torch.save({10: (state, state), "skip_connection": True, "upsample_linear": upsample}, tmp_path / "a.pt")
+    for read in (hypernet.load, hypernet.inspect):
+        with pytest.raises(NotAHypernetwork, match="a.pt: .*skip_connection") as error:
+            read(tmp_path / "a.pt")
+        assert "\n" not in str(error.value) and "MonkeyPatch" in str(error.value)
+    (tmp_path / "both.hns").write_text("[('one', 0.5), ('two-2177', 0.5)]")
+    for read in (hypernet.load, hypernet.inspect):
+        with pytest.raises(NotAHypernetwork, match="both.hns: .*MonkeyPatch"):
+            read(tmp_path / "both.hns")
+
+
+@pytest.mark.parametrize("upsample", [None, "Linear", False])
+def test_reads_plain_files_of_the_extension(tmp_path, upsample):
+    save_webui(Hypernetwork((10,), activation="relu"), tmp_path / "a.pt")
+    data = torch.load(tmp_path / "a.pt", weights_only=True)
+    torch.save({**data, "skip_connection": False, "upsample_linear": upsample}, tmp_path / "b.pt")
+    loaded, x = load_webui(tmp_path / "b.pt"), torch.randn(2, 10)
+    assert torch.equal(loaded(x)[1], load_webui(tmp_path / "a.pt")(x)[1])
+
+
 def pair(width=10):
     modules = Hypernetwork((width,)).pairs[str(width)]
     return modules["k"].state_dict(), modules["v"].state_dict()

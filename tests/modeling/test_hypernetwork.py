@@ -32,6 +32,30 @@ def test_forward_matches_the_documented_formula(structure, activation):
             assert (result - expected).abs().max() < 1e-12
 
 
+@pytest.mark.parametrize("dropout", [(0, 0.05, 0.15), (0.3, 0.5, 0.9), (0.9, 0, 0.5), (0.5, 0, 0)])
+@pytest.mark.parametrize("output", [False, True])
+def test_dropout_follows_each_layer_with_a_probability_and_the_first_entry_is_unused(dropout, output):
+    """In training, with the same random numbers, as by hand: Linear, activation, LayerNorm, dropout."""
+    hypernetwork = Hypernetwork(
+        (10,), activation="relu", layer_norm=True, activate_output=output, dropout_structure=dropout
+    )
+    weights, x = hypernetwork.pairs["10"]["k"].state_dict(), torch.randn(2, 5, 10)
+    torch.manual_seed(3)
+    found = hypernetwork.train()(x)[0]
+    torch.manual_seed(3)
+    layers = [name.removesuffix(".weight") for name in weights if name.endswith(".weight")]
+    added = x
+    for i, (linear, norm) in enumerate(zip(layers[::2], layers[1::2])):
+        added = added @ weights[f"{linear}.weight"].T + weights[f"{linear}.bias"]
+        added = added.relu() if i == 0 or output else added
+        added = torch.nn.functional.layer_norm(
+            added, added.shape[-1:], weights[f"{norm}.weight"], weights[f"{norm}.bias"]
+        )
+        if dropout[i + 1]:
+            added = torch.nn.functional.dropout(added, dropout[i + 1])
+    torch.testing.assert_close(found, x + added)
+
+
 def test_every_activation_runs():
     assert ACTIVATIONS.keys() == FORMULAS.keys() | {
         "prelu",

@@ -33,14 +33,15 @@ def test_activations_that_are_not_zero_at_zero():
     [
         ({"layer_structure": (2, 1)}, "layer_structure 2,1"),
         ({"layer_structure": (1,)}, "layer_structure 1"),
-        ({"layer_structure": (1, 0, 1)}, "layer_structure 1,0,1"),
+        ({"layer_structure": (1, 0, 1)}, "layer_structure 1,0,1:.*0"),
         ({"activation": "rellu"}, "activation 'rellu'.*leakyrelu"),
         ({"weight_init": "nomal"}, "weight_init 'nomal'.*normal"),
         ({"weight_init": "zero", "activation": "sigmoid", "activate_output": True}, "weight_init zero.*sigmoid"),
         ({"layer_norm_init": "zeros"}, "layer_norm_init 'zeros'.*normal, ones"),
         ({"dropout_structure": (0, 0.3)}, "dropout_structure 0,0.3:.*3.*0,0.3,0"),
         ({"dropout_structure": (0, 1, 0)}, "dropout_structure 0,1,0:.*3"),
-        ({"dropout_structure": (0.1, 0.3, 0)}, "dropout_structure 0.1,0.3,0:.*3"),
+        ({"dropout_structure": (0, 0.3, 1)}, "dropout_structure 0,0.3,1:.*3"),
+        ({"dropout_structure": (-0.1, 0.3, 0)}, "dropout_structure -0.1,0.3,0:.*3"),
     ],
 )
 def test_invalid_structures_are_refused(options, named):

@@ -1,6 +1,7 @@
 """LoRAs fused into the base model: as diffusers applies them, with hypernetworks, and through a whole run."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from safetensors.torch import save_file
 import hypernet
 from hypernet.cli.generation_options import find_model
 from hypernet.generation.generator import GenerationSettings, ImageGenerator
-from hypernet.stable_diffusion.loras import absolute_lora, split_lora
+from hypernet.stable_diffusion.loras import absolute_lora, split_lora, write_lora_tag
 from hypernet.stable_diffusion.text_encoding import encode_prompts, text_hash
 from hypernet.utils.errors import UserError
 from tests.helpers.scripts import train_here
@@ -187,3 +188,22 @@ def test_splits_path_and_scale():
     assert split_lora("C:\\ink.safetensors") == ("C:\\ink.safetensors", 1.0)
     assert split_lora("ink.safetensors:-0.5") == ("ink.safetensors", -0.5)
     assert absolute_lora("somebody/ink:0.5") == "somebody/ink:0.5"
+
+
+def test_a_tag_holds_any_name():
+    assert write_lora_tag("a/ink.safetensors", 0.5) == "<lora:ink:0.5>"
+    assert write_lora_tag("a/we:ird>1.safetensors", 1) == "<lora:we_ird_1:1>"
+
+
+def test_a_damaged_lora_is_one_error(models_dir, tmp_path):
+    name = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.lora_A.weight"
+    path = tmp_path / "ink.safetensors"
+    for shape in ((), (3,), (2, 0), (1, 2, 3)):
+        save_file({name: torch.zeros(shape), name.replace("lora_A", "lora_B"): torch.zeros(shape)}, path)
+        with pytest.raises(UserError, match=f"^--lora {path}: ") as error:
+            open_models(models_dir / "epsilon", lora=(str(path),))
+        assert str(error.value).isprintable(), shape
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=f"^--lora {path}: .*pipe"):
+        open_models(models_dir / "epsilon", lora=(str(path),))

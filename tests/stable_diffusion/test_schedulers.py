@@ -72,13 +72,32 @@ def test_builds_the_class_that_diffusers_documents(name, class_name, options):
     assert {key: ours[key] for key in theirs} == theirs
 
 
-def test_karras_sigmas():
-    """The formula of Karras et al. (2022), equation 5, with rho = 7."""
-    scheduler = build_scheduler("Euler Karras", model_config())
-    scheduler.set_timesteps(10)
-    low, high = scheduler.sigmas[-2] ** (1 / 7), scheduler.sigmas[0] ** (1 / 7)
-    expected = (high + torch.linspace(0, 1, 10) * (low - high)) ** 7
-    assert torch.allclose(scheduler.sigmas[:-1], expected, rtol=1e-4)
+def karras_sigmas(alphas_cumprod, steps):
+    """Return the formula of Karras et al. (2022), equation 5, with rho = 7, from end to end of a training schedule."""
+    low, high = (((1 - alphas_cumprod) / alphas_cumprod) ** 0.5)[[0, -1]] ** (1 / 7)
+    return (high + torch.linspace(0, 1, steps, dtype=torch.float64) * (low - high)) ** 7
+
+
+@pytest.mark.parametrize("name", [name for name in WEBUI_NAMES if name.endswith("Karras")])
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])  # SDXL's config has "leading"
+def test_karras_sigmas_span_the_training_schedule(name, spacing):
+    """As in the WebUI, whatever spacing of steps the model's config has."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    scheduler = build_scheduler(name, model_config(timestep_spacing=spacing))
+    for steps in (2, 25):
+        scheduler.set_timesteps(steps)
+        sigmas = torch.unique_consecutive(scheduler.sigmas[scheduler.sigmas > 0])  # some samplers use each twice
+        torch.testing.assert_close(sigmas.double(), karras_sigmas((1 - betas).cumprod(0), steps), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("name", ["Euler Karras", "Euler Exponential", "DPM++ 2M Karras", "Euler"])
+def test_zero_terminal_snr_starts_at_the_last_timestep(name):
+    config = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "leading"}
+    scheduler = build_scheduler(name, diffusers.DDIMScheduler(**MODEL, **config).config)
+    scheduler.set_timesteps(8)
+    assert scheduler.timesteps[0] == 999 and scheduler.config.rescale_betas_zero_snr
+    if name != "Euler":
+        assert scheduler.timesteps[-1] == pytest.approx(0, abs=1e-3) and "trailing" not in scheduler.config.values()
 
 
 @pytest.mark.parametrize("name", WEBUI_NAMES)

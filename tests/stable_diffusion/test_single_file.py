@@ -2,9 +2,12 @@
 
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import shutil
+import time
+import zipfile
 
 import pytest
 import torch
@@ -16,7 +19,7 @@ from transformers import CLIPTokenizer
 import hypernet
 from hypernet.stable_diffusion.base_model import identify_base_model
 from hypernet.stable_diffusion.model_source import ModelSource
-from hypernet.stable_diffusion.single_file import open_single_file
+from hypernet.stable_diffusion.single_file import UNET, open_single_file
 from hypernet.training.diffusers_recipe import diffusers_recipe
 from hypernet.utils.errors import UserError
 from tests.helpers.original_format import original_state_dict
@@ -161,8 +164,79 @@ def test_refuses_other_files(files, file, named):
     assert "\n" not in str(error.value)
 
 
+def bombs():
+    """Return contents of .ckpt files that would take for ever, run code, or fail in odd ways."""
+    key, cycle = b"X\x0a\x00\x00\x00state_dict", {}
+    cycle["state_dict"] = cycle
+    yield "cycle", saved(cycle)
+    yield "long name", with_pickle(b"\x80\x02c" + b"a" * 200_000 + b"\nx\n.")
+    yield "nested", with_pickle(b"\x80\x02" + (b"}" + key) * 20_000 + b"}" + b"s" * 20_000 + b".")
+    yield "truncated", saved({"state_dict": {"a": torch.zeros(9)}})[:-30]
+    yield "more directories", saved({"state_dict": {}}) + saved({"state_dict": {}})
+    for name, content in (("list", []), ("text", "state_dict"), ("none", None), ("numbers", {1: torch.zeros(2)})):
+        yield name, saved({"state_dict": content})
+    for shape in ((), (0, 0), (2,)):
+        states = {UNET: torch.zeros(shape), "first_stage_model.x": torch.zeros(1), "cond_stage_model.x": torch.zeros(1)}
+        yield f"shape {shape}", saved({"state_dict": states})
+
+
+def saved(data, zipped=True):
+    file = io.BytesIO()
+    torch.save(data, file, _use_new_zipfile_serialization=zipped)
+    return file.getvalue()
+
+
+def with_pickle(pickled):
+    with zipfile.ZipFile(file := io.BytesIO(), "w") as archive:
+        archive.writestr("archive/data.pkl", pickled)
+        archive.writestr("archive/version", "3")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("as_vae", [False, True])
+def test_a_damaged_ckpt_is_one_error_and_soon(models_dir, tmp_path, as_vae):
+    for name, content in bombs():
+        path = tmp_path / f"{name}.ckpt"
+        path.write_bytes(content)
+        vae = {"pretrained_vae_model_name_or_path": str(path)} if as_vae else {}
+        source = ModelSource(str(models_dir / "epsilon" if as_vae else path), **vae)
+        started = time.process_time()
+        with pytest.raises(UserError, match="^--pretrained_") as error:
+            identify_base_model(source)
+        assert time.process_time() - started < 5 and str(path) in str(error.value), name
+
+
+def test_opens_no_pipe_and_no_device(models_dir, tmp_path):
+    os.mkfifo(tmp_path / "model.ckpt")
+    os.mkfifo(tmp_path / "model.yaml")
+    for path in (tmp_path / "model.ckpt", "/dev/zero"):
+        with pytest.raises(UserError, match=f"^--pretrained_model_name_or_path {path}: .*(pipe|device)"):
+            identify_base_model(ModelSource(str(path)))
+    vae = {"pretrained_vae_model_name_or_path": str(tmp_path / "model.ckpt")}
+    with pytest.raises(UserError, match="^--pretrained_vae_model_name_or_path .*pipe"):
+        identify_base_model(ModelSource(str(models_dir / "epsilon"), **vae))
+    original_pipeline(tmp_path / "whole")
+    source = ModelSource(str(tmp_path / "whole" / "model.safetensors"), original_config=str(tmp_path / "model.yaml"))
+    with pytest.raises(UserError, match="^--original_config .*pipe"):
+        identify_base_model(source)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_reads_a_training_state_with_shared_tensors_and_other_numbers(models_dir, files, tmp_path, zipped):
+    states = torch.load(files / "epsilon.ckpt", weights_only=True)["state_dict"]
+    states["model_ema.num_updates"] = torch.tensor(3, dtype=torch.uint8)
+    states["model_ema.copy"] = states[UNET].view(-1)
+    state = {"epoch": 3, "state_dict": states, "optimizer_states": [{"state": {0: {"step": 5}}}], "callbacks": {}}
+    (tmp_path / "state.ckpt").write_bytes(saved(state, zipped))
+    models = open_models(tmp_path / "state.ckpt", model_config=str(models_dir / "epsilon"))
+    folder = open_models(models_dir / "epsilon")
+    theirs = folder.unet.state_dict()
+    assert all(torch.equal(value, theirs[key]) for key, value in models.unet.state_dict().items())
+
+
 def original_pipeline(folder):
     """Return a pipeline that ORIGINAL describes; write both to files."""
+    folder.mkdir(exist_ok=True)
     pipe = tiny_pipeline(block_out_channels=(32, 64), norm_num_groups=32, attention_head_dim=2)
     vae = {"block_out_channels": (32, 32), "norm_num_groups": 32, "layers_per_block": 1, "scaling_factor": 0.18215}
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}

@@ -125,6 +125,20 @@ def test_chunks_break_after_commas():
     assert chunks == [[(word, 1.1)] * 3, [(word, 1.0)]]
 
 
+def test_curly_quotes_ligatures_and_full_width_letters_are_read_as_plain_ones(models):
+    curly, straight = (
+        "a \u201cred\u201d \ufb01sh, it\u2019s \uff21\uff0cb \uff08c\uff1a1.5\uff09",
+        'a "red" fish, it\'s A,b (c:1.5)',
+    )
+    for name in ("epsilon", "xl"):
+        found, expected = encode_prompts(models[name], [curly, straight])
+        assert torch.equal(found.tokens, expected.tokens)
+    weighted = with_options(models["epsilon"], prompt_emphasis=True)  # full-width brackets are no syntax
+    assert torch.equal(
+        encode_prompts(weighted, [curly])[0].tokens, encode_prompts(models["epsilon"], [curly])[0].tokens
+    )
+
+
 def test_emphasis_scales_tokens_and_restores_the_mean(models):
     plain = encode_prompts(models["epsilon"], ["a red star"])[0].tokens
     weighted = with_options(models["epsilon"], prompt_emphasis=True)

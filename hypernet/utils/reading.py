@@ -1,0 +1,65 @@
+"""Read files that a user names: regular files only, of a size that can be meant, with the content that is expected.
+
+The errors are OSError, whose `strerror` is the reason, and ValueError, whose message is. Imports no torch.
+"""
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from hypernet.utils.file_kinds import check_file
+
+MAX_TEXT = 2**24  # bytes; a vocabulary has 1 MB, a long configuration 10 kB
+MAX_HEADER = 2**24  # bytes of a .safetensors header; that of SDXL's single file has 0.4 MB
+
+
+def read_text(path: str | Path, limit: int = MAX_TEXT) -> str:
+    """Return the content of a UTF-8 text file, with or without a byte order mark.
+
+    Raises:
+        OSError: if it cannot be read, is not a regular file, or has more than `limit` bytes.
+        UnicodeDecodeError: if it is not UTF-8.
+    """
+    check_file(path)
+    if os.path.getsize(path) > limit:
+        raise OSError(errno.EFBIG, f"it is larger than {limit >> 10} KiB", str(path))
+    return Path(path).read_text(encoding="utf-8-sig")
+
+
+def read_json_object(path: str | Path) -> dict[str, Any]:
+    """Return the content of a JSON file that holds an object.
+
+    Raises:
+        OSError: as `read_text` does.
+        ValueError: if it is not JSON, or holds something else.
+    """
+    return parse_json_object(read_text(path))
+
+
+def parse_json_object(text: str) -> dict[str, Any]:
+    """Return a JSON object; raise ValueError if the text is not JSON, or is something else."""
+    try:
+        content = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(content, dict):
+        raise ValueError("it holds no JSON object {...}")
+    return content
+
+
+def open_safetensors(path: str | Path) -> Any:
+    """Return `safetensors.safe_open` of a file, for use in a `with` statement.
+
+    Raises:
+        OSError: if it cannot be read, is not a regular file, or has a header that takes too long to read.
+        SafetensorError: if it is damaged.
+    """
+    check_file(path)
+    with open(path, "rb") as file:
+        if MAX_HEADER < int.from_bytes(file.read(8), "little") < os.path.getsize(path):  # a larger one is damage
+            raise OSError(errno.EFBIG, f"its header is larger than {MAX_HEADER >> 20} MiB", str(path))
+    return safe_open(path, framework="pt")
