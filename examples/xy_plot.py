@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import hashlib
 import itertools
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,18 +39,23 @@ from hypernet.cli.generation_options import (
     model_options,
     pair_strengths,
 )
+from hypernet.cli.option_notes import unquoted_note
 from hypernet.formats.trained_folder import read_trained_config
 from hypernet.generation.generator import GenerationSettings, ImageGenerator, load_for_generation, weights_sha256
 from hypernet.generation.infotext import free_path, parse_infotext, read_png_infotext, save_png, write_infotext
-from hypernet.generation.prompt_tags import LORA_TAG, split_prompt, tag_name
+from hypernet.generation.prompt_tags import tag_name
 from hypernet.generation.xy_axes import KINDS, Axis, parse_axis
 from hypernet.stable_diffusion.model_source import ModelSource
 from hypernet.stable_diffusion.prompt_parser import unescape
+from hypernet.stable_diffusion.schedulers import find_sampler
+from hypernet.stable_diffusion.text_encoding import embeds_key
 from hypernet.training.trackers import sync_line, wandb_mode
+from hypernet.training.wandb_rules import MAX_NAME, check_wandb_settings
 from hypernet.utils.errors import UserError
 from hypernet.utils.image_grid import labeled_grid
 
 OPTION_OF = {"checkpoint": "hypernetwork", "guidance": "guidance_scale"}  # axis -> the option it replaces
+DECIMAL = ("strength", "guidance")  # axes whose values may be fractions
 FIELD_OF = {"seed": "seed", "steps": "steps", "guidance": "guidance_scale"}  # axis -> field of GenerationSettings
 
 
@@ -68,10 +74,25 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--wandb", action="store_true", help="also log a table to Weights & Biases")
     parser.add_argument("--tracker_project_name", default="hypernetworks", help="W&B project; default: %(default)s")
     args = parser.parse_args(arguments)
+    for option, words in (("--x", args.x), ("--y", args.y or [""])):
+        print_axis_notes(option, *words)
     args.x = parse_axis("--x", args.x)
     args.y = parse_axis("--y", args.y) if args.y else Axis("", (None,), ("",))
     check_arguments(args)
     return args
+
+
+def print_axis_notes(option: str, kind: str, *words: str) -> None:
+    """Print a note if 0,5 may be meant as 0.5, since a comma separates values, or a prompt has no quotes."""
+    if kind == "prompt" and (note := unquoted_note(f"{option.lstrip('-')} prompt", words)):
+        print(f"note: {note}", file=sys.stderr)
+    pairs = [word for word in words if kind in DECIMAL and re.fullmatch(r"\s*[-+]?\d+,\d+\s*", word)]
+    if pairs:
+        first = pairs[0].strip()
+        problem = (
+            f"these are two values, {first.replace(',', ' and ')}; a decimal point is written {first.replace(',', '.')}"
+        )
+        print(f"note: {option} {kind} {first}: {problem}", file=sys.stderr)
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -94,7 +115,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.output.suffix.lower() != ".png":
         raise UserError(f"--output {args.output}: it must end in .png")
     if args.wandb:
-        check_wandb()
+        check_wandb(args.tracker_project_name, args.output.stem)
     check_output_folder(args.output.parent, f"--output {args.output}")
 
 
@@ -123,6 +144,10 @@ def cell_key(settings: GenerationSettings, model: str) -> str:
     """
     stack = [(weights_sha256(path), strength) for path, strength in settings.hypernetworks if strength]
     others = dataclasses.asdict(dataclasses.replace(settings, hypernetworks=()))
+    others |= {name: embeds_key(others[name]) for name in ("prompt", "negative_prompt")}
+    if settings.sampler is not None:  # what the name stands for
+        sampler, options = find_sampler(settings.sampler)
+        others["sampler"] = sampler.__name__, options
     environment = torch.cuda.is_available(), diffusers.__version__
     return hashlib.sha256(repr((others, stack, model, environment)).encode()).hexdigest()[:16]
 
@@ -141,27 +166,32 @@ def generate_missing(missing: dict[Path, GenerationSettings], source: ModelSourc
 # --- The grid
 
 
-def build_grid(args: argparse.Namespace, paths: list[list[Path]]) -> Image.Image:
-    """Return the labeled grid of the finished cells."""
+def build_grid(args: argparse.Namespace, paths: list[list[Path]], first: GenerationSettings) -> Image.Image:
+    """Return the labeled grid of the finished cells; `first` are the settings of the first one."""
     rows = [[Image.open(path).convert("RGB") for path in row] for row in paths]
-    return labeled_grid(rows, args.y.labels, args.x.labels, shared_settings(args, paths))
+    sampler = read_infotext(paths[0][0])[2].get("Sampler")
+    return labeled_grid(rows, args.y.labels, args.x.labels, shared_settings(args, first, sampler))
 
 
-def shared_settings(args: argparse.Namespace, paths: list[list[Path]]) -> str:
-    """Return the grid's caption: the prompt, hypernetworks and sampling options that all cells share."""
-    prompt, _, fields = read_infotext(paths[0][0])
+def shared_settings(args: argparse.Namespace, first: GenerationSettings, sampler: str | None) -> str:
+    """Return the grid's caption: the prompt, hypernetworks and sampling options that all cells share.
+
+    Args:
+        first: the settings of a cell.
+        sampler: the name of its sampler.
+    """
     kinds = args.x.kind, args.y.kind
-    text, tags = split_prompt(unescape(LORA_TAG.sub("", prompt)))
     strength = "" if "strength" in kinds else "{:g}"
-    shown = [] if "prompt" in kinds else [text.strip()]
-    shown += [] if "checkpoint" in kinds else [f"{name} {strength.format(value)}".strip() for name, value in tags]
+    stack = [f"{tag_name(path)} {strength.format(value)}".strip() for path, value in first.hypernetworks]
+    shown = [] if "prompt" in kinds else [unescape(first.prompt).strip()]
+    shown += [] if "checkpoint" in kinds else stack
     if "checkpoint" in kinds:  # the labels show only the steps
         axis = args.x if args.x.kind == "checkpoint" else args.y
         configs = [read_trained_config(Path(path)) for path in axis.values if path]
-        shown += sorted({config["name"] for config in configs if config})
-    named = {"steps": ("Steps", "{} steps"), "sampler": ("Sampler", "{}"), "guidance": ("CFG scale", "guidance {}")}
-    shown += [form.format(fields[field]) for kind, (field, form) in named.items() if kind not in kinds]
-    return "; ".join(shown + ([] if "seed" in kinds else [f"seed {fields['Seed']}"]))
+        shown += sorted({str(config["name"]) for config in configs if config and "name" in config})
+    named = {"steps": f"{first.steps} steps", "sampler": sampler, "guidance": f"guidance {first.guidance_scale:g}"}
+    named["seed"] = f"seed {first.seed}"
+    return "; ".join(shown + [text for kind, text in named.items() if text and kind not in kinds])
 
 
 def grid_infotext(args: argparse.Namespace, paths: list[list[Path]]) -> str:
@@ -182,12 +212,15 @@ def read_infotext(path: Path) -> tuple[str, str, dict[str, Any]]:
 # --- Weights & Biases
 
 
-def check_wandb() -> None:
-    """Raise UserError if wandb is not installed."""
+def check_wandb(project: str, name: str) -> None:
+    """Raise UserError if wandb is not installed, or refuses the project's or the grid's name."""
     from accelerate.utils import is_wandb_available
 
     if not is_wandb_available():
         raise UserError("--wandb: wandb is not installed; pip install wandb")
+    check_wandb_settings(project)
+    if len(name) > MAX_NAME:
+        raise UserError(f"--output: its name is the run's, and W&B accepts at most {MAX_NAME} characters")
 
 
 def log_table(
@@ -229,7 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         generate_missing(missing, source, args.batch_size)
     text = grid_infotext(args, paths)
     grid = free_path(args.output, text)
-    save_png(grid, build_grid(args, paths), text)
+    save_png(grid, build_grid(args, paths, cells[0][0]), text)
     print(grid)
     if args.wandb:
         log_table(args, cells, paths, grid)

@@ -20,6 +20,7 @@ from hypernet.utils.errors import UserError
 MODEL, *OTHER_NAMES = MODEL_OPTIONS  # the scripts call the first option --model
 PROMPT_OPTIONS = ("clip_skip", "max_token_chunks", "prompt_emphasis")  # how prompts are read, whatever the model
 SETTINGS = ("negative_prompt", "seed", "steps", "guidance_scale", "size", "sampler")
+USUAL_STRENGTH = 5.0  # at most; more are noise, and most likely meant as a percentage
 GUIDANCE_SCALE = 7.5  # for hypernetworks whose run is unknown
 Stack = Sequence[tuple[str, float]]  # (path or Hub id, strength) of hypernetworks, in the order they are applied
 
@@ -122,6 +123,10 @@ def choose_model(settings: Sequence[GenerationSettings], **given: Any) -> tuple[
     paths = dict.fromkeys(path for each in settings for path, _ in each.hypernetworks)
     for path in paths:
         find_weights(path)
+    strong = {strength for each in settings for _, strength in each.hypernetworks if abs(strength) > USUAL_STRENGTH}
+    if strong:
+        shown = ", ".join(f"{strength:g}" for strength in sorted(strong)[:4])
+        print(f"note: --strength {shown}: 1 is full strength; for 80 % write 0.8", file=sys.stderr)
     runs = [options for options in map(find_run_options, paths) if options]
     guidance_scale = runs[0].get("validation_guidance_scale", GUIDANCE_SCALE) if runs else GUIDANCE_SCALE
     hint = "name a folder, a file or a Hub id (only trained folders record their base model)"

@@ -24,7 +24,7 @@ from hypernet.stable_diffusion.conditioning import pipeline_arguments, text_mask
 from hypernet.stable_diffusion.loras import FUSED_LORAS_PREFIX, split_lora, write_lora_tag
 from hypernet.stable_diffusion.model import StableDiffusion, load_stable_diffusion
 from hypernet.stable_diffusion.model_source import ModelSource
-from hypernet.stable_diffusion.prompt_parser import escape
+from hypernet.stable_diffusion.prompt_parser import write_for_webui
 from hypernet.stable_diffusion.schedulers import build_scheduler, find_sampler, webui_name
 from hypernet.stable_diffusion.text_encoding import encode_prompts, truncation_note
 from hypernet.utils.errors import UserError
@@ -178,7 +178,7 @@ class ImageGenerator:
         }
         tags = [write_lora_tag(*split_lora(lora)) for lora in source.lora]
         tags += [write_tag(path, strength) for path, strength in stack]
-        as_read = str if source.prompt_emphasis else escape  # plain brackets here would be emphasis in the WebUI
+        as_read = functools.partial(write_for_webui, emphasis=source.prompt_emphasis)
         prompt = " ".join([as_read(settings.prompt.rstrip()), *tags])
         return write_infotext(prompt, as_read(settings.negative_prompt), fields)
 
@@ -223,7 +223,9 @@ def group_into_batches(settings: Sequence[GenerationSettings], batch_size: int) 
 
 
 def check_steps(scheduler: Any, steps: int) -> None:
-    """Check that a sampler supports a number of steps. If its first timestep repeats, diffusers miscounts them.
+    """Check that a sampler supports a number of steps.
+
+    If its first timestep repeats, diffusers miscounts them. One step of even spacing is timestep 0, which has no noise.
 
     Raises:
         UserError: if not.
@@ -235,6 +237,8 @@ def check_steps(scheduler: Any, steps: int) -> None:
         reason = " ".join(str(error).split())
         raise UserError(f"--steps {steps}: {sampler} does not support that many ({reason})") from None
     first = scheduler.timesteps[:2].tolist()
+    if first == [0]:
+        raise UserError(f"--steps {steps}: {sampler} needs at least 2; for a single step, use the type SGM Uniform")
     if len(first) == 2 and first[0] == first[1]:
         problem = f"{sampler} does not support that many with this model; use fewer, or another sampler"
         raise UserError(f"--steps {steps}: {problem}")

@@ -16,12 +16,13 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from hypernet.utils.atomic_files import atomic_write
+from hypernet.utils.file_kinds import check_file
 
 KEY = "parameters"
 NEGATIVE = "Negative prompt:"
 _FIELD = re.compile(
     r"""
-    \s* (?P<name> \w [\w\ /-]+ ) : \s*
+    (?P<name> \w [\w\ /-]{1,100} ) : \s*  # without an end, a line of megabytes would take for ever
     (?P<value> " (?: [^"\\] | \\. )+ " | [^,]* )
     (?: , | $ )
     """,
@@ -73,9 +74,9 @@ def _unquote(value: str) -> str:
 
 
 def save_png(path: str | Path, image: Image.Image, infotext: str) -> None:
-    """Write an image with its infotext to a PNG, atomically."""
+    """Write an image with its infotext to a PNG, atomically. What is not Unicode in a file name becomes "?"."""
     info = PngInfo()
-    info.add_text(KEY, infotext)
+    info.add_text(KEY, infotext.encode(errors="replace").decode())
     with atomic_write(path) as temporary:
         image.save(temporary, format="PNG", pnginfo=info)
 
@@ -83,9 +84,11 @@ def save_png(path: str | Path, image: Image.Image, infotext: str) -> None:
 def read_png_infotext(path: str | Path) -> str | None:
     """Return the infotext of a PNG; None if it has none or cannot be read as an image."""
     try:
+        check_file(path)
         with Image.open(path) as image:
+            image.load()
             return image.info.get(KEY)
-    except OSError:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # what Pillow raises for damaged files
         return None
 
 

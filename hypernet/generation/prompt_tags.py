@@ -12,10 +12,11 @@ from pathlib import Path
 from hypernet.formats.load_save import WEIGHTS_NAME
 from hypernet.formats.trained_folder import is_best_state, read_trained_config
 from hypernet.utils.errors import UserError
+from hypernet.utils.file_kinds import check_file
 
-LORA_TAG = re.compile(r"\s*<lora:[^>]*>")  # written to infotexts, refused in prompts: --lora loads LoRAs
 TAG = re.compile(r"<(\w+):([^>]+)>")  # the WebUI's extra networks; any other < is text
 EXAMPLE = "write <hypernet:name:strength>, such as <hypernet:my_style:0.8>"
+_NOT_IN_TAGS = re.compile(r"[<>:/\x00-\x1f\x7f\ud800-\udfff]|^\s*$")  # in a name, "_" stands for them
 
 
 def split_prompt(prompt: str) -> tuple[str, list[tuple[str, float]]]:
@@ -26,7 +27,8 @@ def split_prompt(prompt: str) -> tuple[str, list[tuple[str, float]]]:
     Raises:
         UserError: for a tag of another kind, without a name, or with a strength that is not a finite number.
     """
-    tags, text = [_parse_tag(match) for match in TAG.finditer(prompt)], TAG.sub("", prompt)
+    end = prompt.rfind(">") + 1  # without it, the search for an end would start anew at every "<word:"
+    tags, text = [_parse_tag(match) for match in TAG.finditer(prompt, 0, end)], TAG.sub("", prompt[:end]) + prompt[end:]
     malformed = re.search(r"<\s*hypernet\s*:.*", text)
     if malformed:
         raise UserError(f"{malformed[0][:60]}: {EXAMPLE}")
@@ -44,7 +46,8 @@ def _parse_tag(match: re.Match[str]) -> tuple[str, float]:
     except ValueError:
         strength = math.nan
     if not name.strip() or len(values) > 1 or not math.isfinite(strength):
-        raise UserError(f"{match[0]}: {EXAMPLE}")
+        hint = "; for a colon in a name, write _" if len(values) > 1 else ""
+        raise UserError(f"{match[0]}: {EXAMPLE}{hint}")
     return name, strength
 
 
@@ -57,17 +60,22 @@ def tag_name(path: str | Path) -> str:
     """Return the name of a hypernetwork in prompts.
 
     A file is called by its stem, a trained folder by the name in its config, a Hub repository by its own name. A
-    checkpoint is NAME-STEP, as in the WebUI; a run's best state is NAME-best.
+    checkpoint is NAME-STEP, as in the WebUI; a run's best state is NAME-best. What a tag cannot contain becomes "_".
     """
     path = Path(path)
     config = read_trained_config(path)
     if config is None:
         name = path.stem if path.suffix.lower() in (".pt", ".safetensors") else path.name
-        return f"{name}-best" if is_best_state(path.parent) else name
+        return _in_tag(f"{name}-best" if is_best_state(path.parent) else name)
     name = config.get("name", path.name)
     if is_best_state(path):
-        return f"{name}-best"
-    return f"{name}-{config.get('step', 0)}" if path.parent.name == "checkpoints" else name
+        return _in_tag(f"{name}-best")
+    return _in_tag(f"{name}-{config.get('step', 0)}" if path.parent.name == "checkpoints" else name)
+
+
+def _in_tag(name: object) -> str:
+    """Replace what ends a name in a tag, or cannot be written to a PNG, by "_"."""
+    return _NOT_IN_TAGS.sub("_", str(name))
 
 
 def find_hypernetwork(name: str, folder: str | Path) -> Path:
@@ -115,7 +123,7 @@ def _scan(folder: Path) -> Known:
     for root, subfolders, files in os.walk(folder):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         place = Path(root)
-        above = (folder.resolve().name, *place.relative_to(folder).parts)
+        above = tuple(map(_in_tag, (folder.resolve().name, *place.relative_to(folder).parts)))
         trained = read_trained_config(place) is not None
         if trained:
             names = [above, (*above[:-1], tag_name(place))]
@@ -126,13 +134,14 @@ def _scan(folder: Path) -> Known:
             weights = file.suffix.lower() == ".safetensors" and file.name != WEIGHTS_NAME
             if file.suffix.lower() == ".pt" or weights and (trained or _is_standalone(place / file)):
                 best = [(*above[:-1], tag_name(place / file))] if is_best_state(place) else []
-                known.append((place / file, best or [(*above, file.stem)]))
+                known.append((place / file, best or [(*above, _in_tag(file.stem))]))
     return known
 
 
 def _is_standalone(file: Path) -> bool:
     """Return whether a .safetensors has a hypernetwork's config in its header (8 bytes of length, then JSON)."""
     try:
+        check_file(file)
         with open(file, "rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
             header = json.loads(opened.read(min(length, 1 << 24)))

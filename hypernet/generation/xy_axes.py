@@ -2,6 +2,7 @@
 
 import dataclasses
 import glob
+import os
 import re
 from collections.abc import Sequence
 from decimal import Decimal
@@ -105,15 +106,30 @@ def find_checkpoints(option: str, words: list[str]) -> list[str | None]:
         elif Path(word).exists() or not glob.has_magic(word):
             paths.append(word)
         else:
-            found = sorted(glob.glob(word, recursive=True), key=natural_order)
+            found = _expand_pattern(word)
             if not found:
                 raise UserError(f"{option} {word}: nothing matches this pattern")
-            paths += found
+            paths += sorted(found, key=natural_order)
     paths = list(dict.fromkeys(paths))
     ordered: list[str | None] = []
     for _, siblings in groupby(paths, key=lambda path: path and Path(path).parent):
         ordered += sorted(siblings, key=natural_order)
     return ordered
+
+
+def _expand_pattern(pattern: str) -> list[str]:
+    """Return the paths that match. Where the pattern begins with a folder that exists, that is taken as it stands.
+
+    If nothing matches, its square brackets are taken as they stand, too.
+    """
+    parts = Path(pattern).parts
+    existing = next(count for count in range(len(parts) - 1, -1, -1) if Path(*parts[:count]).exists())
+    folder, rest = list(map(glob.escape, parts[:existing])), list(parts[existing:])
+    if pattern.endswith(("/", os.sep)):
+        rest.append("")  # matches folders only
+    patterns = [os.path.join(*folder, *rest), os.path.join(*folder, *(part.replace("[", "[[]") for part in rest))]
+    found = (glob.glob(each, recursive=True) for each in patterns)
+    return next(filter(None, found), [])
 
 
 def natural_order(path: str | None) -> list[tuple[int, str]]:
@@ -124,10 +140,11 @@ def natural_order(path: str | None) -> list[tuple[int, str]]:
 def label_checkpoints(paths: Sequence[str | None]) -> list[str]:
     """Return "step 500" for step-000500, else the name. The run's name precedes labels that would be the same."""
     names = ["none" if path is None else _short_name(Path(path)) for path in paths]
-    return [
+    labels = [
         name if path is None or names.count(name) == 1 else f"{_run_name(Path(path))} {name}"
         for path, name in zip(paths, names)
     ]
+    return [label.encode(errors="replace").decode() for label in labels]  # names may not be text
 
 
 def _run_name(path: Path) -> str:

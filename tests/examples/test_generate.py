@@ -62,6 +62,7 @@ def test_generates_what_diffusers_does_and_again_from_the_infotext(models_dir, h
         (["--prompt", "a <hypernet:inc>"], ["<hypernet:inc>", "ink"]),
         (["--prompt", "a <lora:x:1>"], ["<lora:x:1>", "--lora"]),
         (["--color", "red"], ["--color"]),
+        (["--prompt", "a", "red", "star"], ["red star", "quotes"]),
     ],
 )
 def test_refuses(hypernetworks_dir, tmp_path, flags, named):

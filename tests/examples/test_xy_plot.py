@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 import hypernet
-from examples import xy_plot
+from examples import generate, xy_plot
 from hypernet.generation.generator import weights_sha256
 from hypernet.generation.infotext import parse_infotext, read_png_infotext
 from hypernet.utils.errors import UserError
@@ -103,6 +104,37 @@ def test_generates_again_with_a_retrained_hypernetwork(models_dir, tmp_path):
         assert counts(run_main(xy_plot, flags)[0]) == expected
 
 
+def test_names_that_no_tag_can_hold(models_dir, hypernetworks_dir, tmp_path):
+    """The grid is made whatever the files are called, and generate.py reads the PNGs' prompts back."""
+    folder = tmp_path / "runs [v2]"
+    folder.mkdir()
+    for name in ("we:ird>[1]", "in\udcffk"):
+        shutil.copy(hypernetworks_dir / "other.pt", folder / f"{name}.pt")
+    flags = ["--model", models_dir / "epsilon", "--steps=2", "--sampler=Euler Karras"]
+    axes = [
+        "--x",
+        "checkpoint",
+        "none",
+        folder / "*.pt",
+        "--prompt",
+        "a \u201cstar\u201d AND (16:9",
+        "--output",
+        tmp_path / "a.png",
+    ]
+    lines = run_main(xy_plot, [*axes, *flags])
+    assert counts(lines[0]) == [3, 1, 2, 0] and lines[1] == str(tmp_path / "a.png")  # the two files are the same
+    grid, cells = (tmp_path / "a.png").read_bytes(), list((tmp_path / "a_cells").iterdir())
+    prompts = {parse_infotext(read_png_infotext(cell))[0]: cell for cell in cells}
+    (tagged,) = (prompt for prompt in prompts if "<hypernet:" in prompt)
+    (path,) = run_main(generate, ["--prompt", tagged, "--hypernetwork_dir", folder, "--output_dir", tmp_path, *flags])
+    assert max_difference(path, prompts[tagged]) == 0 and parse_infotext(read_png_infotext(path))[0] == tagged
+
+    (tmp_path / "a.png").unlink()
+    cells[0].write_bytes(cells[0].read_bytes()[:-100])  # a damaged cell is generated again
+    assert counts(run_main(xy_plot, [*axes, *flags])[0]) == [3, 1, 1, 1]
+    assert (tmp_path / "a.png").read_bytes() == grid
+
+
 @pytest.mark.parametrize(
     "flags, named",
     [
@@ -123,6 +155,23 @@ def test_refuses(tmp_path, flags, named):
     with pytest.raises(UserError) as caught:
         xy_plot.main(["--prompt", "a", "--output", str(tmp_path / "a.png"), *flags])
     assert str(caught.value).startswith(named) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "words, noted",
+    [
+        (["strength", "0,5", "1"], "--x strength 0,5"),
+        (["guidance", "1-3", "7,5"], "--x guidance 7,5"),
+        (["prompt", "a", "red", "cat"], "--x prompt a red cat"),
+        (["strength", "0,0.5,1"], None),
+        (["seed", "1,2"], None),
+        (["prompt", "a cat", "0,5"], None),
+    ],
+)
+def test_notes_what_is_most_likely_not_meant(capsys, words, noted):
+    xy_plot.print_axis_notes("--x", *words)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == (noted is not None) and all(noted in line for line in lines)
 
 
 def test_prints_one_line_for_a_mistake(tmp_path):

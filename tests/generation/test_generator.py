@@ -10,10 +10,10 @@ from tests.helpers.tiny_models import open_models
 
 def test_refuses_steps_that_a_sampler_does_not_support(models_dir):
     generator = ImageGenerator(open_models(models_dir / "epsilon"))
-    with pytest.raises(UserError, match="--steps 60: LCM"):
-        list(
-            generator.generate_all([GenerationSettings("a", steps=2), GenerationSettings("a", steps=60, sampler="LCM")])
-        )
+    for steps, sampler in ((60, "LCM"), (1, "Euler Karras")):
+        settings = [GenerationSettings("a", steps=2), GenerationSettings("a", steps=steps, sampler=sampler)]
+        with pytest.raises(UserError, match=f"--steps {steps}: {sampler}"):
+            list(generator.generate_all(settings))
 
 
 def test_groups_images_by_hypernetworks_and_settings():

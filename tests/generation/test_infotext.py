@@ -1,5 +1,8 @@
 """Write and read the WebUI's infotext."""
 
+import os
+import time
+
 import pytest
 from PIL import Image
 
@@ -48,6 +51,14 @@ def test_stores_the_infotext_in_a_png(tmp_path):
     assert read_png_infotext(tmp_path / "none.png") is None
 
 
+def test_a_damaged_image_has_no_infotext(tmp_path):
+    save_png(tmp_path / "a.png", Image.effect_noise((64, 64), 50), "text \udcff")
+    assert read_png_infotext(tmp_path / "a.png") == "text ?"
+    content = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(content[:-800])
+    assert read_png_infotext(tmp_path / "a.png") is None
+
+
 def test_finds_a_free_path(tmp_path):
     path, image = tmp_path / "a.png", Image.new("RGB", (8, 8))
     assert free_path(path, "one") == path
@@ -55,3 +66,15 @@ def test_finds_a_free_path(tmp_path):
     assert free_path(path, "one") == path and free_path(path, "two") == tmp_path / "a-2.png"
     (tmp_path / "a-2.png").write_bytes(b"something else")
     assert free_path(path, "two") == tmp_path / "a-3.png"
+
+
+def test_reads_long_texts_in_time_that_grows_with_their_length():
+    started = time.process_time()
+    for pattern in ("w", "a ", 'aa:"', 'aa: "\\",', "a: b, "):
+        parse_infotext(pattern * (300_000 // len(pattern)))
+    assert time.process_time() - started < 10
+
+
+def test_a_pipe_has_no_infotext(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    assert read_png_infotext(tmp_path / "a.png") is None

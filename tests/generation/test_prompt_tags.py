@@ -1,6 +1,7 @@
 """Tags in prompts, and the hypernetworks their names refer to."""
 
 import re
+import time
 
 import pytest
 
@@ -117,6 +118,38 @@ def test_suggests_a_longer_tag_if_there_are_several(folder, name, places):
     assert find_hypernetwork(longer, folder) == folder / places[0]
 
 
+NAMES = [
+    "we:ird",
+    "a>b",
+    "<c>",
+    "d, e: f",
+    "<hypernet:x:1>",
+    "(g) [h]",
+    "back\\slash",
+    " i ",
+    " ",
+    "\u65e5\u672c:1",
+    "l\nm",
+    "=0.5",
+]
+
+
+@pytest.mark.parametrize("name", [*NAMES, "n\udcffo"])
+def test_every_name_can_be_read_back_from_its_tag(tmp_path, name):
+    file, run = tmp_path / "files" / f"{name}.pt", tmp_path / "runs" / name
+    hypernetwork = hypernet.Hypernetwork(widths=(12,), name=name.replace("\udcff", "\xff"), step=7)
+    places = {file: file.parent, run: run.parent, run / "checkpoints" / "step-000007": run.parent}
+    for path in places:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        hypernet.save(hypernetwork, path)
+    for path, folder in places.items():
+        text = f"a cat {write_tag(path, 0.5)}"
+        text.encode()
+        text, [(found, strength)] = split_prompt(text)
+        assert text == "a cat " and strength == 0.5
+        assert find_hypernetwork(found, folder) == path
+
+
 def test_finds_what_tag_name_returns(folder):
     for place in ("first", "first/checkpoints/step-000020", "ink/checkpoints/step-000020", "webui/old/style.pt"):
         name = tag_name(folder / place)
@@ -125,3 +158,9 @@ def test_finds_what_tag_name_returns(folder):
     assert write_tag(folder / "first", 0.80) == "<hypernet:neon:0.8>"
     assert write_tag("user/my-style", 1) == "<hypernet:my-style:1>"
     assert split_prompt(write_tag(folder / "ink" / "checkpoints" / "step-000020", 0.25)) == ("", [("ink-20", 0.25)])
+
+
+def test_reads_long_prompts_in_time_that_grows_with_their_length():
+    prompt = "<a:" * 100_000
+    started = time.process_time()
+    assert split_prompt(prompt) == (prompt, []) and time.process_time() - started < 5

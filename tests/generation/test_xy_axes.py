@@ -52,6 +52,33 @@ def test_orders_and_labels_checkpoints(tmp_path):
     assert axis.labels == ("ink step 500", "neon step 500")
 
 
+@pytest.mark.parametrize("pattern", ["{}/checkpoints/*", "{}/check*/step-[0-9]", "{}/*/*/"])
+@pytest.mark.parametrize("run", ["style [v2]", "[a]", "x*y", "what?[!b]", "plain"])
+def test_folders_in_patterns_are_taken_as_they_stand(tmp_path, monkeypatch, run, pattern):
+    for name in (run, "style v", "a", "xyz"):  # others, that the run's name would match as a pattern
+        for step in ("step-1", "step-2"):
+            (tmp_path / name / "checkpoints" / step).mkdir(parents=True)
+    (tmp_path / run / "checkpoints" / "file").touch()
+    end = "/" if pattern.endswith("/") else ""
+    expected = [f"{run}/checkpoints/step-{step}{end}" for step in (1, 2)]
+    expected += [] if end or "step" in pattern else [f"{run}/checkpoints/file"]
+    monkeypatch.chdir(tmp_path)
+    for above in ("", f"{tmp_path}/"):
+        values = parse_axis("--x", ["checkpoint", above + pattern.format(run)]).values
+        assert sorted(values) == sorted(above + path for path in expected)
+
+
+@pytest.mark.parametrize("pattern", ["style [v2]*/*", "*/step-[1]", "*[v2]*/step*"])
+def test_brackets_are_literal_if_nothing_matches_otherwise(tmp_path, pattern):
+    (tmp_path / "style [v2]-b" / "step-[1]").mkdir(parents=True)
+    assert parse_axis("--x", ["checkpoint", f"{tmp_path}/{pattern}"]).values == (f"{tmp_path}/style [v2]-b/step-[1]",)
+
+
+def test_labels_of_names_that_are_not_text():
+    (label,) = parse_axis("--x", ["checkpoint", "in\udcffk.pt"]).labels
+    assert label == "in?k"
+
+
 @pytest.mark.parametrize(
     "words, named",
     [
