@@ -1,17 +1,18 @@
 #!/usr/bin/env python
 """Train a Stable Diffusion hypernetwork on a folder of images.
 
-    accelerate launch train_hypernetwork.py --config examples/configs/quickstart.yaml
+    python train_hypernetwork.py --config examples/configs/quickstart.yaml
 
-    accelerate launch train_hypernetwork.py \\
+    python train_hypernetwork.py \\
         --pretrained_model_name_or_path stable-diffusion-v1-5/stable-diffusion-v1-5 \\
         --train_data_dir my_images --output_dir output/my_style \\
         --mixed_precision fp16 --learning_rate "5e-5:2000, 5e-6:6000" \\
         --validation_prompt "a house by the sea" --validation_steps 500
 
-To resume, run the same command again.
+To resume, run the same command again. For several GPUs, write `accelerate launch` in place of `python`.
 """
 
+from hypernet.cli.option_notes import option_notes
 from hypernet.cli.script import quiet_libraries, run_script
 from hypernet.cli.training_options import parse_config, run_label
 
@@ -27,6 +28,7 @@ from tqdm.auto import tqdm
 
 from hypernet.config import TrainingConfig
 from hypernet.data.dataset import build_loader
+from hypernet.data.prompts import with_template_words
 from hypernet.formats.compatibility import comfyui_reads
 from hypernet.formats.load_save import load
 from hypernet.modeling.attachment import attach, detach
@@ -42,17 +44,18 @@ from hypernet.training.monitor import Monitor
 from hypernet.training.optimizers import clip_gradients, set_learning_rate
 from hypernet.training.perturbation import perturbation_of_first_image
 from hypernet.training.previews import Previewer
-from hypernet.training.shutdown import ShutdownSignals
-from hypernet.training.trackers import log_artifact, log_previews, start_trackers, wandb_sync_line
+from hypernet.training.shutdown import Interrupted, ShutdownSignals
 from hypernet.utils.errors import UserError
 from hypernet.utils.hashing import derive_seed
 
 
+@report_dead_processes()
 def main(config: TrainingConfig) -> None:
     # Set up
     run = setup.start_run(config)
     accelerator, folder, dtype, device = run.accelerator, run.folder, run.dtype, run.accelerator.device
     images = setup.find_images(run)
+    print_main(accelerator, *(f"note: {note}" for note in option_notes(config)))
     models = setup.load_base_model(run)
     dataset, validation = setup.encode_data(run, images, models)
     setup.create_folder(run, images)
@@ -67,10 +70,12 @@ def main(config: TrainingConfig) -> None:
     last_step = parse_schedule(config.learning_rate, config.max_train_steps).last_step
     if first_step >= last_step:
         accelerator.print(f"This run has {first_step} of {last_step} steps; to continue, raise --max_train_steps")
-    start_trackers(accelerator, run.trackers, config, folder, run_label(config), batches.fingerprint)
+    run.trackers.start(config, folder, run_label(config), batches.fingerprint)
     perturbation = perturbation_of_first_image(models, dataset, dtype, device)
-    monitor = Monitor(accelerator, config, folder, checkpointer, validation, trainee.bare_model, perturbation)
-    monitor.begin(first_step, folder.changed)
+    signals = ShutdownSignals(accelerator)
+    monitor = Monitor(run, checkpointer, validation, trainee.bare_model, perturbation, signals)
+    if monitor.begin(first_step, first_step >= last_step, folder.identity.changed):
+        last_step = first_step
 
     # Train
     learning_rate_at, threshold_at = learning_rate_function(config), clipping_schedule(config).at
@@ -83,8 +88,10 @@ def main(config: TrainingConfig) -> None:
         desc="Training",
         disable=not accelerator.is_main_process,
     )
-    with ShutdownSignals(accelerator) as signals, report_dead_processes(accelerator):
-        for step_index in bar:
+    with signals:
+        if previewer is not None and run.checkpoint and first_step < last_step and previewer.is_due(first_step):
+            stops = not preview(monitor, previewer, step, again=True)  # a signal may have stopped the last run's
+        for step_index in [] if stops else bar:
             step_started = time.monotonic()
             learning_rate = learning_rate_at(step_index) * guard.learning_rate_factor
             set_learning_rate(optimizer, learning_rate)
@@ -100,7 +107,7 @@ def main(config: TrainingConfig) -> None:
                     if accelerator.sync_gradients:
                         threshold = threshold_at(step_index)
                         norm = clip_gradients(accelerator, hypernetwork.parameters(), config.clip_grad_mode, threshold)
-                        monitor.grad_norms.append(norm)
+                        checkpointer.grad_norms.append(norm)
                     optimizer.step()
                     optimizer.zero_grad()
                 checkpointer.losses.append(loss.detach())
@@ -110,51 +117,91 @@ def main(config: TrainingConfig) -> None:
             # Measure, save and preview whatever is due after this step
             step = step_index + 1
             batches.start = (place[0], place[1] + 1)  # where a resumed run continues
-            stops, last = signals.stop_wanted(), step == last_step
+            last = step == last_step
+            problem = monitor.measure(step, place, learning_rate, step_started, last)
+            stops = signals.stop_wanted()
             saves = last or stops or step % config.checkpointing_steps == 0
-            gives_up = monitor.after_step(step, place, learning_rate, step_started, last, saves)
+            gives_up = monitor.settle(step, problem, last, saves)
             bar.set_postfix(monitor.progress, refresh=False)
             ends = last or stops or gives_up
-            if (saves or gives_up) and not checkpointer.save(step) and ends:
-                raise UserError(
-                    "the run ends without saving this step; the same command resumes from the previous checkpoint"
-                )
+            if saves or gives_up:
+                save(checkpointer, step, ends)
             monitor.plot(now=ends)
-            if previewer is not None and not ends and step % config.validation_steps == 0:
-                preview(checkpointer, previewer, step, f"step {step}", f"step-{step:06d}.png")
+            if previewer is not None and not ends and previewer.is_due(step):
+                stops = not preview(monitor, previewer, step)
+                if stops and not saves:
+                    monitor.settle(step, None, last, saves=True)
+                    save(checkpointer, step, ends=True)
             if stops or gives_up:
                 break
 
-    # Finish
-    if stops and step < last_step:
-        line = f"stopped by {signals.reason} after step {step}; saved; the same command resumes from there"
-        print_main(accelerator, line, wandb_sync_line(accelerator) or "")
-    else:
-        if previewer is not None:  # preview the exported file as users load it, not the weights in memory
+        # Finish
+        stops = stops and (step < last_step or guard.validation_due)
+        if previewer is not None and not stops:  # preview the exported file as users load it, not the weights in memory
             detach(models.unet)
             attach(models.unet, load(folder.webui_file).to(device))
-            preview(checkpointer, previewer, step, "with", folder.before_after.name)
-        if accelerator.is_main_process:
-            report(run, monitor, time.monotonic() - started, step - first_step)
+            stops = not preview(monitor, previewer, step, "with", folder.before_after.name)
+    if stops and accelerator.is_main_process:
+        line = f"stopped by {signals.reason} after step {step}; saved; the same command resumes from there"
+        print_main(accelerator, line, *folder.finish_tables(), run.trackers.sync_line() or "")
+    elif accelerator.is_main_process:
+        prompt = with_template_words(
+            dataset.prompts.templates, (config.validation_prompt or ["a painting"])[0], str(config.name)
+        )
+        report(run, monitor, prompt, time.monotonic() - started, step - first_step)
+    run.trackers.finish()
     del model  # delete distributed modules before the process group, or both wait forever
     accelerator.free_memory()
     accelerator.end_training()
 
 
-def preview(checkpointer: Checkpointer, previewer: Previewer, step: int, label: str, file_name: str) -> None:
-    """Generate previews with the current weights; save and log them beside those without the hypernetwork."""
-    folder, hypernetwork = checkpointer.folder, checkpointer.hypernetwork
-    hypernetwork.eval()
-    with checkpointer.ema.applied():
-        images, grid = previewer.compare(label)
-    hypernetwork.train()
+def save(checkpointer: Checkpointer, step: int, ends: bool) -> None:
+    """Save a checkpoint.
+
+    Raises:
+        UserError: if that fails and the run `ends` here.
+    """
+    problem = checkpointer.save(step)
+    if problem and ends:
+        raise UserError(problem)
+
+
+def preview(
+    monitor: Monitor, previewer: Previewer, step: int, label: str = "", file_name: str = "", again: bool = False
+) -> bool:
+    """Generate previews with the current weights; save and log them beside those without the hypernetwork.
+
+    Args:
+        again: they are the same as those that exist, if they do; these have been logged.
+
+    Returns:
+        False if a signal has interrupted it.
+    """
+    checkpointer, folder, signals = monitor.checkpointer, monitor.folder, monitor.signals
+    checkpointer.hypernetwork.eval()
+    try:
+        with checkpointer.ema.applied():
+            images, grid = previewer.compare(label or f"step {step}", signals.check)
+    except Interrupted:
+        return not signals.stop_wanted()
+    finally:
+        checkpointer.hypernetwork.train()
     if grid is not None:
-        folder.save_image(grid, folder.previews / file_name)
-        log_previews(checkpointer.accelerator, images, previewer.prompts, step)
+        path = folder.previews / (file_name or f"step-{step:06d}.png")
+        is_known = again and path.exists()
+        with monitor.failures.tolerate(f"{path.parent} could not be written to"):
+            folder.save_image(grid, path)
+        if not is_known:
+            monitor.trackers.log_previews(images, previewer.prompts, step)
+    return True
 
 
-def report(run: setup.Run, monitor: Monitor, seconds: float, steps: int) -> None:
-    """Write the result and the model card, push to the Hub if asked to, and print where everything is."""
+def report(run: setup.Run, monitor: Monitor, prompt: str, seconds: float, steps: int) -> None:
+    """Write the result and the model card, push to the Hub if asked to, and print where everything is.
+
+    Args:
+        prompt: an example of one to generate with.
+    """
     config, folder, accelerator = run.config, run.folder, run.accelerator
     hypernetwork = monitor.checkpointer.hypernetwork
     lines = [
@@ -165,16 +212,20 @@ def report(run: setup.Run, monitor: Monitor, seconds: float, steps: int) -> None
         f"  loss            {folder.loss_plot} and {folder.losses.path}",
         monitor.summary(),
         f"  model card      {folder.card}",
-        wandb_sync_line(accelerator) or "",
+        run.trackers.sync_line() or "",
     ]
-    folder.write_result(monitor.result())
+    run.trackers.summarize(monitor.result())
     if config.log_artifact:
-        log_artifact(accelerator, config, folder)
-    if config.push_to_hub:
-        lines.append(push_to_hub(folder, config, run.base, hypernetwork))
-    else:
-        write_card(folder, config, run.base, hypernetwork, str(folder.root))
-    prompt = (config.validation_prompt or ["a painting"])[0]
+        run.trackers.log_artifact(config, folder)
+    with run.failures.tolerate(f"{folder.card} could not be written"):
+        if config.push_to_hub:
+            lines.append(push_to_hub(folder, config, run.base, hypernetwork, prompt))
+        else:
+            write_card(folder, config, run.base, hypernetwork, str(folder.root), prompt)
+    for note in folder.finish_tables():
+        run.failures.report(note)
+    with run.failures.tolerate(f"{folder.result} could not be written"):
+        folder.write_result(monitor.result())
     look_first = "Look at the previews first. Then generate your own images:"
     lines.append(look_first if config.validation_prompt else "Generate images with it:")
     lines.append(

@@ -12,6 +12,7 @@ image, and compare.csv has the figures.
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ from examples.comparison.previews import generate_previews
 from examples.comparison.results import read_result
 from examples.comparison.runs import Run, Runner, train_all
 from hypernet.cli.generation_options import parse_count
+from hypernet.cli.option_notes import unquoted_note
 from hypernet.formats.trained_folder import is_run_folder
 from hypernet.training.run_folder import RunFolder
 from hypernet.utils.errors import UserError
@@ -64,6 +66,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     for option in () if is_grid else GRID_OPTIONS:
         if getattr(args, option):
             raise UserError(f"--{option}: it needs a YAML file with a grid; run folders are only compared, not trained")
+    if note := unquoted_note("prompt", args.prompt or []):
+        print(f"note: {note}", file=sys.stderr)
     args.grid = args.paths[0] if is_grid else None
     args.output_dir = args.output_dir or Path("output", args.grid.stem if is_grid else "compared_runs")
     return args
@@ -127,6 +131,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     previews = generate_previews(results, runs, args.output_dir / "pictures", args.prompt, args.max_previews)
     if previews is not None:
         write_page(results, previews, args.output_dir, title)
+    if args.grid and any(args.output_dir.glob("runs/*/wandb/offline-run-*")):
+        pattern = Path(shlex.quote(str(args.output_dir)), "runs", "*", "wandb", "offline-run-*")
+        print(f"W&B ran offline; after `wandb login`, upload the runs with: wandb sync {pattern}")
     print(f"Open {html} ({png.name} is the same page as an image, {table.name} has the figures)")
     if failed:
         logs = args.output_dir / "logs"

@@ -1,23 +1,29 @@
 #!/usr/bin/env python
 """Kill a run again and again, resume it each time, and compare it with one that was never interrupted.
 
-    python examples/benchmarks/kill_and_resume.py            # 40 steps, 30 kills; about ten minutes
+    python examples/benchmarks/kill_and_resume.py               # 40 steps, 30 kills; about ten minutes
+    python examples/benchmarks/kill_and_resume.py --runs 10     # ten runs with other options each, 30 kills per run
 
 Trains on the quickstart's model with dropout, shuffled tags, random latents, flips, accumulation, EMA, validation
-images and the guard. Prints which files differ in the end (none should: weights, optimizer, EMA, CSV), and how many
-kills interrupted a save.
+images and the guard; with --runs, options are drawn at random: the optimizer, EMA, a learning rate so high that the
+guard acts, one that changes in the middle, aspect ratio buckets, two processes. Prints which files differ in the end
+(none should: weights, optimizer, EMA, CSV), and how many kills interrupted a save.
 """
 
+import csv
+import io
 import os
 import random
 import re
-import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO))
@@ -26,39 +32,75 @@ import hypernet
 from examples.quickstart.tools.draw import draw, random_scene
 from hypernet.cli.script import ScriptParser, run_script
 
-FLAGS = ["--learning_rate=1e-3", "--layer_structure=1,2,1", "--activation=mish", "--dropout_structure=0,0.2,0"]
+SAVING = ["--checkpointing_steps=2", "--logging_steps=3", "--report_to=none", "--name=x"]
+FLAGS = [*SAVING, "--learning_rate=1e-3", "--layer_structure=1,2,1", "--activation=mish", "--dropout_structure=0,0.2,0"]
 FLAGS += ["--train_batch_size=2", "--gradient_accumulation_steps=2", "--random_flip", "--latent_sampling=random"]
 FLAGS += ["--shuffle_tags", "--tag_dropout=0.2", "--caption_dropout=0.1", "--ema_decay=0.9", "--noise_offset=0.05"]
-FLAGS += ["--snr_gamma=5", "--validation_split=0.2", "--validation_loss_steps=5", "--checkpointing_steps=2"]
-FLAGS += ["--logging_steps=3", "--report_to=none", "--name=x", "--seed=3"]
-# Generators that Accelerate saves and nothing here uses, the manifest with their hash; files with times or plots
-NOT_COMPARED = {"random_states_0.pkl", "manifest.json", "run.json", "README.md", "loss.png", "metrics.csv"}
+FLAGS += ["--snr_gamma=5", "--validation_split=0.2", "--validation_loss_steps=5", "--seed=3"]
+# Generators that Accelerate saves and nothing here uses, the manifest with their hash; files with paths or plots
+NOT_COMPARED = {"random_states_0.pkl", "random_states_1.pkl", "manifest.json", "run.json", "README.md", "loss.png"}
+NOT_COMPARED |= {"run.lock"}
+TIMES = ("images_per_second", "peak_memory_gib")  # columns of metrics.csv
+TWO_PROCESSES = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
+TWO_PROCESSES += ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
+OPTIMIZERS = {  # each with a learning rate that suits it, and its arguments
+    "AdamW": ("1e-3", []),
+    "SGD": ("1e-1", ["momentum=0.9", "nesterov=true"]),
+    "RMSprop": ("1e-4", ["centered=true"]),
+    "Adagrad": ("1e-2", []),
+    "NAdam": ("1e-3", []),
+    "RAdam": ("1e-3", []),
+    "Adamax": ("1e-3", []),
+    "Adafactor": ("1e-2", []),
+}
 
 
-def draw_images(folder: Path, count: int = 12, size: int = 128) -> None:
-    """Draw images in the neon style, with tags as captions."""
+def draw_images(folder: Path, count: int = 12, size: int = 128, shapes: bool = False) -> None:
+    """Draw images in the neon style, with tags as captions; with `shapes`, every third is cut to a wide one."""
     rng = random.Random(0)
     folder.mkdir(parents=True)
     for i in range(count):
         scene = random_scene(rng)
-        draw(scene, "neon", size=size).save(folder / f"{i}.png")
+        box = (0, size // 4, size, size - size // 4) if shapes and i % 3 == 0 else (0, 0, size, size)
+        draw(scene, "neon", size=size).crop(box).save(folder / f"{i}.png")
         (folder / f"{i}.txt").write_text(f"{scene.color}, {scene.subject}, {scene.background}, night")
+
+
+def draw_options(rng: random.Random) -> tuple[list[str], list[str], list[str]]:
+    """Draw the options of a run: those it starts with, those changed in the middle, and the launcher's, if any."""
+    name = rng.choice(list(OPTIMIZERS))
+    rate, arguments = OPTIMIZERS[name]
+    flags = [*SAVING, f"--optimizer={name}", f"--learning_rate={rate}", f"--seed={rng.randrange(1000)}"]
+    flags += ["--optimizer_args", *arguments] if arguments else []
+    choices = [
+        ["--ema_decay=0.9"],
+        ["--aspect_buckets"],
+        ["--gradient_accumulation_steps=2"],
+        ["--dropout_structure=0,0.2,0"],
+        ["--random_flip", "--latent_sampling=random", "--shuffle_tags", "--caption_dropout=0.1"],
+        ["--validation_split=0.2", f"--validation_loss_steps={rng.randint(2, 7)}"],
+    ]
+    flags += [flag for drawn in choices if rng.random() < 0.5 for flag in drawn]
+    if rng.random() < 0.3:  # the guard acts
+        flags += ["--learning_rate=3", "--clip_grad_mode=none", "--validation_split=0.2", "--validation_loss_steps=2"]
+    later = [f"--learning_rate={float(rate) / 3:g}"] if rng.random() < 0.5 else []
+    return flags, later, TWO_PROCESSES if rng.random() < 0.2 else []
 
 
 def log_path(output: Path) -> Path:
     return output.with_name(f"{output.name}.log")
 
 
-def start(output: Path, flags: list[str]) -> subprocess.Popen:
+def start(output: Path, flags: Sequence[str], launch: Sequence[str] = ()) -> psutil.Popen:
     """Start the training script; its output goes to `log_path(output)`."""
-    command = [sys.executable, str(REPO / "train_hypernetwork.py"), "--output_dir", str(output), *flags]
+    command = [sys.executable, *launch, str(REPO / "train_hypernetwork.py"), "--output_dir", str(output), *flags]
     with open(log_path(output), "w") as file:
-        return subprocess.Popen(command, cwd=REPO, stdout=file, stderr=subprocess.STDOUT)
+        return psutil.Popen(command, cwd=REPO, stdout=file, stderr=subprocess.STDOUT)
 
 
-def finish(output: Path, flags: list[str]) -> None:
+def finish(output: Path, flags: Sequence[str], launch: Sequence[str] = ()) -> None:
     """Run the training script to its end."""
-    check(start(output, flags).wait(), output)
+    check(start(output, flags, launch).wait(), output)
 
 
 def check(exit_code: int, output: Path) -> None:
@@ -67,19 +109,26 @@ def check(exit_code: int, output: Path) -> None:
         raise RuntimeError(log_path(output).read_text()[-3000:])
 
 
-def kill_while_training(output: Path, flags: list[str], delay: float) -> bool:
+def kill_while_training(
+    output: Path, flags: Sequence[str], delay: float, launch: Sequence[str] = (), any_time: bool = False
+) -> bool:
     """Start the run and kill it `delay` seconds after it is training and has a checkpoint.
+
+    Args:
+        any_time: count from the start of the process.
 
     Returns:
         False if it finished first.
     """
-    process, deadline = start(output, flags), None
+    process = start(output, flags, launch)
+    deadline = time.monotonic() + delay if any_time else None
     while process.poll() is None:
         is_training = deadline is None and "Training:" in log_path(output).read_text()
         if is_training and any((output / "checkpoints").iterdir()):
             deadline = time.monotonic() + delay
         if deadline is not None and time.monotonic() >= deadline:
-            process.send_signal(signal.SIGKILL)
+            for each in [*process.children(recursive=True), process]:
+                each.kill()
             process.wait()
             return True
         time.sleep(0.002)
@@ -101,6 +150,9 @@ def content(path: Path) -> Any:
         hypernetwork = hypernet.load(path if path.suffix == ".pt" else path.parent)
         tensors = {name: tensor.numpy().tobytes() for name, tensor in hypernetwork.state_dict().items()}
         return tensors, dict(hypernetwork.config)
+    if path.name == "metrics.csv":
+        rows = csv.DictReader(io.StringIO(path.read_text()))
+        return [{name: cell for name, cell in row.items() if name not in TIMES} for row in rows]
     return path.read_bytes()
 
 
@@ -110,24 +162,40 @@ def read_run(folder: Path) -> dict[Path, Any]:
     return {path.relative_to(folder): content(path) for path in files}
 
 
-def compare(work: Path, flags: list[str], kills: int, seconds: float, seed: int = 0) -> dict[str, Any]:
+def compare(
+    work: Path,
+    flags: Sequence[str],
+    kills: int,
+    seconds: float,
+    seed: int = 0,
+    later: Sequence[str] = (),
+    launch: Sequence[str] = (),
+) -> dict[str, Any]:
     """Run once with up to `kills` kills and, unless `work` holds that run already, once without.
 
     Args:
         seconds: roughly the duration of the training without kills.
+        later: options that change after the run with `flags` has ended; they must lead to more steps.
+        launch: of several processes.
     """
     whole, parts, rng = work / "whole", work / "parts", random.Random(seed)
+    phases = [list(flags), *([[*flags, *later]] if later else [])]
     if not whole.exists():
-        finish(whole, flags)
+        for phase in phases:
+            finish(whole, phase, launch)
     killed = interrupted_saves = resumed = 0
-    while killed < kills and kill_while_training(parts, flags, rng.uniform(0, 2 * seconds / kills)):
-        killed += 1
-        interrupted_saves += any(parts.rglob(".*.tmp"))
+    for number, phase in enumerate(phases, 1):
+        while killed < kills * number // len(phases):
+            any_time = rng.random() < 0.2 and seconds > 5  # also while it starts
+            if not kill_while_training(parts, phase, rng.uniform(0, 2 * seconds / kills), launch, any_time):
+                break
+            killed += 1
+            interrupted_saves += any(parts.rglob(".*.tmp"))
+            resumed += has_resumed(parts)
+            checkpoints = sorted(path.name for path in (parts / "checkpoints").glob("step-*"))
+            print(f"kill {killed}: newest checkpoint {checkpoints[-1] if checkpoints else 'none'}", flush=True)
+        finish(parts, phase, launch)
         resumed += has_resumed(parts)
-        checkpoints = sorted(path.name for path in (parts / "checkpoints").glob("step-*"))
-        print(f"kill {killed}: newest checkpoint {checkpoints[-1] if checkpoints else 'none'}", flush=True)
-    finish(parts, flags)
-    resumed += has_resumed(parts)
     expected, found = read_run(whole), read_run(parts)
     names = expected.keys() | found.keys()
     return {
@@ -146,16 +214,33 @@ def main() -> None:
     parser.add_argument(
         "--seconds", type=float, default=12.0, help="roughly, of the training without kills; default: %(default)s"
     )
+    parser.add_argument(
+        "--runs", type=int, default=0, help="runs whose options are drawn at random; default: one, fixed"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the options and moments; default: %(default)s")
     args = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # for the runs
-    with tempfile.TemporaryDirectory() as work:
-        images = Path(work, "images")
-        draw_images(images)
-        flags = ["--pretrained_model_name_or_path=examples/quickstart/model", "--resolution=128"]
-        flags += [f"--train_data_dir={images}", f"--cache_dir={work}/cache"]
-        flags += [f"--max_train_steps={args.steps}", "--checkpoints_total_limit=3", *FLAGS]
-        for name, value in compare(Path(work), flags, args.kills, args.seconds).items():
-            print(f"{name}: {value}")
+    differing = 0
+    for number in range(max(1, args.runs)):
+        rng = random.Random(args.seed + number)
+        drawn, later, launch = draw_options(rng) if args.runs else (FLAGS, [], [])
+        if args.runs:
+            print(
+                f"run {number + 1} of {args.runs}: {' '.join([*launch, *drawn])}; later {' '.join(later) or 'the same'}"
+            )
+        with tempfile.TemporaryDirectory() as work:
+            images = Path(work, "images")
+            draw_images(images, shapes="--aspect_buckets" in drawn)
+            flags = ["--pretrained_model_name_or_path=examples/quickstart/model", "--resolution=128"]
+            flags += [f"--train_data_dir={images}", f"--cache_dir={work}/cache", "--checkpoints_total_limit=3", *drawn]
+            flags += [f"--max_train_steps={args.steps // 2 if later else args.steps}"]
+            later = [*later, f"--max_train_steps={args.steps}"] if later else []
+            result = compare(Path(work), flags, args.kills, args.seconds, args.seed + number, later, launch)
+            for name, value in result.items():
+                print(f"{name}: {value}", flush=True)
+            differing += bool(result["differing"])
+    if args.runs:
+        print(f"{args.runs - differing} of {args.runs} runs are the same as undisturbed ones")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Read the results of runs from their folders, and find the options in which the runs differ."""
 
 import dataclasses
-import json
 import math
 import statistics
 import textwrap
@@ -13,12 +12,15 @@ from examples.comparison.grid import format_value
 from examples.comparison.runs import Run
 from hypernet.config import TrainingConfig
 from hypernet.training.run_folder import RunFolder
+from hypernet.training.run_options import BEGUN_BY
+from hypernet.utils.errors import UserError, reason
+from hypernet.utils.reading import read_json_object
 
 # Options that do not count as a difference between runs
 IGNORED = {"output_dir", "overwrite", "run_name", "name", "cache_dir", "resume_from_checkpoint", "report_to"}
 IGNORED |= {"tracker_project_name", "logging_steps", "checkpointing_steps", "checkpoints_total_limit"}
 IGNORED |= {"validation_prompt", "validation_steps", "num_validation_images", "validation_inference_steps"}
-IGNORED |= {"validation_guidance_scale", "validation_loss_steps", "enable_tiling"}
+IGNORED |= {"validation_guidance_scale", "validation_loss_steps", "enable_tiling", BEGUN_BY}
 
 
 @dataclasses.dataclass
@@ -75,11 +77,15 @@ def read_result(run: Run, problem: str | None, reach: float | None = None) -> Re
     folder = _open_folder(run.folder, options)
     metrics, validation = folder.metrics.rows(), folder.validation_losses.rows()
     val_losses = _pairs(validation, "val_loss")
-    outcome = json.loads(folder.result.read_text(encoding="utf-8")) if run.is_finished else {}
+    outcome = _read_outcome(folder.result) if run.is_finished else {}
     if not outcome and problem is None:
         problem = f"not finished, at step {metrics[-1]['step'] if metrics else 0}"
-    if validation:  # for an unfinished run, its last measurement
-        outcome = {"val_loss": val_losses[-1][1], "val_loss_base": float(validation[0]["val_loss_base"]), **outcome}
+    if val_losses:  # for an unfinished run, its last measurement
+        outcome = {
+            "val_loss": val_losses[-1][1],
+            "val_loss_base": float(validation[0].get("val_loss_base") or math.nan),
+            **outcome,
+        }
     names = {field.name for field in dataclasses.fields(Result)}
     return Result(
         run,
@@ -95,6 +101,19 @@ def read_result(run: Run, problem: str | None, reach: float | None = None) -> Re
     )
 
 
+def _read_outcome(path: Path) -> dict[str, Any]:
+    """Return the numbers in a result.json.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    try:
+        outcome = read_json_object(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: it cannot be read ({reason(error)}); train the run again, or leave it out") from None
+    return {key: value for key, value in outcome.items() if value is None or type(value) in (int, float)}
+
+
 def _open_folder(path: Path, options: dict[str, Any]) -> RunFolder:
     """Return the paths and tables of a run; options unknown to this version are ignored."""
     names = {field.name for field in dataclasses.fields(TrainingConfig)} - {"output_dir"}
@@ -103,7 +122,7 @@ def _open_folder(path: Path, options: dict[str, Any]) -> RunFolder:
 
 
 def _pairs(rows: list[dict], column: str) -> list[tuple[int, float]]:
-    return [(int(row["step"]), float(row[column])) for row in rows]
+    return [(int(row["step"]), float(row[column])) for row in rows if row.get(column)]
 
 
 def _summarize(rows: list[dict], column: str, function: Callable[[list[float]], float]) -> float | None:

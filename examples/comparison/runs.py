@@ -23,7 +23,11 @@ from hypernet.config import TrainingConfig
 from hypernet.formats.trained_folder import find_run_options
 from hypernet.training.accelerator import choose_mixed_precision
 from hypernet.training.init_from import load_init_from
+from hypernet.training.run_options import read_record, would_repeat
+from hypernet.training.wandb_rules import MAX_NAME
 from hypernet.utils.atomic_files import atomic_write
+from hypernet.utils.errors import UserError
+from hypernet.utils.reading import read_json_object
 
 SCRIPT = Path(__file__).resolve().parents[2] / "train_hypernetwork.py"
 
@@ -75,19 +79,25 @@ class Runner:
         self.processes: set[subprocess.Popen] = set()
         self.stopped, self.lock = False, threading.Lock()
         self._done_file = output_dir / "done.json"
-        self.done = json.loads(self._done_file.read_text(encoding="utf-8")) if self._done_file.is_file() else {}
+        try:
+            done = read_json_object(self._done_file)
+            self.done = {name: options for name, options in done.items() if isinstance(options, dict)}
+        except (OSError, ValueError):  # there is none, or it is damaged: runs that are done end at once
+            self.done = {}
         for folder in ("configs", "logs", "runs"):
             (output_dir / folder).mkdir(parents=True, exist_ok=True)
 
     def is_done(self, run: Run) -> bool:
         """Whether the run has finished with exactly these options."""
-        return self.done.get(run.name) == identity(run.options) and run.is_finished
+        return same_options(self.done.get(run.name), run.options) and run.is_finished
 
     def train(self, run: Run, overwrite: bool) -> str | None:
         """Train a run to its end. Return None, or why that failed."""
         gpu = self.slots.get()
         try:
-            code = self._launch(run, gpu, overwrite)
+            code = self._launch(run, gpu, overwrite and not self._would_repeat(run))
+            if code == 2 and overwrite and _last_line(self._log(run)).startswith("error: --output_dir"):
+                code = self._launch(run, gpu, overwrite=True)  # it was trained on other images, or another base model
         except OSError as error:
             return f"it could not be started ({error.strerror or error})"
         finally:
@@ -101,15 +111,19 @@ class Runner:
             temporary.write_text(json.dumps(self.done, indent=1), encoding="utf-8")
         return None if run.is_finished else "stopped before its last step"
 
+    @staticmethod
+    def _would_repeat(run: Run) -> bool:
+        """Whether the run would repeat the one that its folder holds, if there is one."""
+        record = read_record(run.folder)
+        return not record or would_repeat(record, parse_config(options_to_flags(run.options)))
+
     def _launch(self, run: Run, gpu: str | None, overwrite: bool) -> int | None:
         """Return the exit code, or None if the run was not started because the comparison is stopping."""
         config = self.output_dir / "configs" / f"{run.name}.yaml"
-        previous = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
-        flags = ["--overwrite"] if overwrite and identity(previous) != identity(run.options) else []
         with atomic_write(config) as temporary:
             temporary.write_text(yaml.safe_dump(run.options, sort_keys=False, allow_unicode=True), encoding="utf-8")
         command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--num_processes", "1"]
-        command += [str(SCRIPT), "--config", str(config), *flags]
+        command += [str(SCRIPT), "--config", str(config), *["--overwrite"] * overwrite]
         with open(self._log(run), "w", encoding="utf-8") as log:
             with self.lock:
                 if self.stopped:
@@ -133,7 +147,7 @@ class Runner:
 
     def environment(self, gpu: str | None) -> dict[str, str]:
         """Return the environment variables of a run on this GPU, or on its share of the CPU cores."""
-        environment = {"WANDB_RUN_GROUP": self.output_dir.resolve().name, **os.environ}
+        environment = {"WANDB_RUN_GROUP": self.output_dir.resolve().name[:MAX_NAME], **os.environ}
         environment.pop("WANDB_RUN_ID", None)  # otherwise W&B would treat all runs as one
         if gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = gpu
@@ -161,6 +175,15 @@ class Runner:
 def identity(options: dict[str, Any]) -> dict[str, Any]:
     """Return the options that identify a run, whatever its name and folder."""
     return {key: value for key, value in options.items() if key not in ("output_dir", "run_name", "name")}
+
+
+def same_options(options: dict[str, Any] | None, others: dict[str, Any]) -> bool:
+    """Whether two runs have the same options, however these are written: 1 and "1", or True and "true"."""
+    try:
+        configs = [parse_config(options_to_flags(identity(each))) for each in (options or {}, others)]
+    except UserError:  # those of an earlier version
+        return False
+    return configs[0] == configs[1]
 
 
 def _visible_gpus() -> list[str]:

@@ -1,12 +1,15 @@
 """Set up Accelerate: one process or several, on GPUs or the CPU."""
 
+import concurrent.futures
 import contextlib
 import datetime
 import os
+import time
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, ProjectConfiguration, gather_object
@@ -17,7 +20,9 @@ from hypernet.training.run_folder import RunFolder
 from hypernet.utils.errors import OtherProcessError, UserError
 
 PRECISIONS = typing.get_args(MixedPrecision)
-TIMEOUT = datetime.timedelta(hours=6)  # other processes wait while the main one encodes a large folder
+TIMEOUT = datetime.timedelta(hours=1)  # of one communication, which may wait for a save or another's previews
+BEAT_SECONDS = 0.2  # between signs of life in `local_main_process_first`
+DONE, WORKING, FAILED = range(3)  # states of a process there
 
 
 def choose_mixed_precision(config: TrainingConfig) -> None:
@@ -55,13 +60,24 @@ def build_accelerator(config: TrainingConfig, folder: RunFolder, trackers: Seque
 def set_cpu_threads() -> None:
     """Give this process its share of the cores; `accelerate launch` and torchrun limit it to one thread by default.
 
-    OMP_THREAD_LIMIT is an upper bound, for several runs on one machine. Without a launcher, OMP_NUM_THREADS applies.
+    OMP_NUM_THREADS applies where the user has set it, and OMP_THREAD_LIMIT is always an upper bound.
     """
     launched = {"ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE"} & set(os.environ)  # set by every launcher
-    if launched and torch.get_num_threads() == 1:
+    if launched and torch.get_num_threads() == 1 and not threads_are_chosen():
         cores, limit = os.cpu_count() or 1, os.environ.get("OMP_THREAD_LIMIT", "")
         upper_bound = int(limit) if limit.isdecimal() else cores
         torch.set_num_threads(max(1, min(upper_bound, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))))
+
+
+def threads_are_chosen() -> bool:
+    """Whether the user has chosen the number of threads: in the launcher's environment, or with its option."""
+    try:
+        launcher = psutil.Process(os.getppid())
+        command, environment = " ".join(launcher.cmdline()), launcher.environ()  # as the launcher was started
+    except (psutil.Error, OSError):
+        return False
+    is_launcher = any(name in command for name in ("accelerate", "torchrun", "torch.distributed"))
+    return is_launcher and ("OMP_NUM_THREADS" in environment or "--num_cpu_threads_per_process" in command)
 
 
 def describe_accelerator(accelerator: Accelerator) -> str:
@@ -87,7 +103,50 @@ def check_shared_folder(accelerator: Accelerator, folder: RunFolder, checkpoint:
 
 
 @contextlib.contextmanager
-def report_dead_processes(accelerator: Accelerator) -> Iterator[None]:
+def local_main_process_first(accelerator: Accelerator) -> Iterator[None]:
+    """Let the first process of each machine run the block before the others do, however long it takes.
+
+    Meanwhile all processes exchange signs of life, so that none waits for a dead one. (Accelerate's context of this
+    name waits in a barrier, which times out.)
+
+    Raises:
+        UserError: on the others, if the block fails on a first process.
+    """
+    if accelerator.num_processes == 1:
+        yield
+        return
+    group = torch.distributed.new_group(backend="gloo", timeout=TIMEOUT)  # communicates without waiting for the GPUs
+    if accelerator.is_local_main_process:
+        state = [WORKING]
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            signs = pool.submit(_exchange_signs, group, state)
+            try:
+                yield
+            except BaseException:
+                state[0] = FAILED
+                raise
+            state[0] = DONE
+            signs.result()
+    else:
+        _exchange_signs(group, [DONE])
+        yield
+    torch.distributed.destroy_process_group(group)
+
+
+def _exchange_signs(group: torch.distributed.ProcessGroup | None, state: list[int]) -> None:
+    """Return once the states of all processes are `DONE`."""
+    while True:
+        highest = torch.tensor(state[0])
+        torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX, group)
+        if highest == FAILED:
+            raise UserError("the first process has failed; its message says why")
+        if highest == DONE:
+            return
+        time.sleep(BEAT_SECONDS)
+
+
+@contextlib.contextmanager
+def report_dead_processes() -> Iterator[None]:
     """Report the death of another process in one line.
 
     Raises:
@@ -97,7 +156,7 @@ def report_dead_processes(accelerator: Accelerator) -> Iterator[None]:
         yield
     except RuntimeError as error:
         from_communication = isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower()
-        if accelerator.num_processes == 1 or not from_communication:
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not from_communication:
             raise
         hint = "the same command resumes from the last checkpoint"
         raise OtherProcessError(f"another process of this run has died or is stuck; {hint}") from None

@@ -17,18 +17,19 @@ from safetensors import SafetensorError
 
 from hypernet.data.batch_sampler import EpochBatchSampler
 from hypernet.formats.load_save import load, save
+from hypernet.formats.trained_folder import read_trained_config
 from hypernet.formats.webui import save_webui
 from hypernet.modeling.hypernetwork import Hypernetwork, constructor_arguments
 from hypernet.training.accelerator import print_main
 from hypernet.training.divergence_guard import DivergenceGuard
 from hypernet.training.ema import EMA
-from hypernet.training.run_folder import RunFolder
+from hypernet.training.run_folder import BEST, RunFolder, find_checkpoint_damage
+from hypernet.training.run_identity import PROGRESS
 from hypernet.utils.atomic_files import atomic_write, remove
-from hypernet.utils.hashing import write_manifest
+from hypernet.utils.hashing import find_damage, write_manifest
 
-PROGRESS = "progress.json"  # place in the data, losses not logged yet, state of the guard
+SCALER = "scaler.pt"
 AVERAGE = "average.pt"  # with --ema_decay: the trained weights, since those beside config.json are then the EMA
-BEST = "best"  # inside a checkpoint: the best state as of then
 SAVE_ERRORS = (OSError, RuntimeError, SafetensorError)  # a full disk raises a different one in every library
 
 
@@ -40,6 +41,7 @@ class Checkpointer:
 
     Attributes:
         losses: one tensor per step since the last logging.
+        grad_norms: likewise.
     """
 
     def __init__(
@@ -57,13 +59,18 @@ class Checkpointer:
         self.hypernetwork, self.optimizer, self.ema = hypernetwork, optimizer, ema
         self.batches, self.guard = batches, guard
         self.losses: list[torch.Tensor] = []
+        self.grad_norms: list[torch.Tensor] = []
         self._good: dict[str, Any] | None = None  # on the CPU: the state to roll back to
         self._written_step: int | None = None  # of the folder `best`
         accelerator.register_save_state_pre_hook(self._before_save)
         accelerator.register_load_state_pre_hook(self._before_load)
 
-    def save(self, step: int) -> bool:
-        """Write a checkpoint, and the hypernetwork in both formats. Return whether it worked."""
+    def save(self, step: int) -> str | None:
+        """Write a checkpoint, then the hypernetwork in both formats.
+
+        Returns:
+            None if that worked; else what is saved and what the same command does, should the run end here.
+        """
 
         def write() -> None:
             self.folder.flush()
@@ -73,18 +80,24 @@ class Checkpointer:
                     self._write_best()
                     link_folder(self.folder.best, temporary / BEST)
                 write_manifest(temporary)
-            self.export()
-            self.folder.prune(self.limit)
 
-        saved = self._try(step, f"the checkpoint of step {step}", write)
-        if saved and self.guard.best_step is None:
+        self._average_losses()
+        if self._try(step, f"the checkpoint of step {step} could not be saved", write):
+            newest = [path.name for path in self.folder.checkpoint_paths()][-1:]
+            then = f"resumes from {newest[0]}" if newest else "starts over, as there is no checkpoint yet"
+            return f"step {step} is not saved; the same command {then}"
+        if self.guard.best_step is None:
             self.remember(step)
-        return saved
+        if self._try(step, f"the hypernetwork of step {step} could not be saved", self.export):
+            return f"the checkpoint of step {step} is saved, but {self.folder.webui_file} is not; the same command saves it"
+        self._try(step, "old checkpoints could not be deleted", lambda: self.folder.prune(self.limit))
+        return None
 
     def save_best(self, step: int) -> None:
         """Keep the current state as the best so far: in memory, and in the folder `best` with the WebUI's file."""
         self.remember(step)
-        self._try(step, f"the best state, of step {step}", self._write_best)
+        self._average_losses()
+        self._try(step, f"the best state of step {step} could not be saved", self._write_best)
 
     def export(self) -> None:
         """Write the hypernetwork to the run folder."""
@@ -92,16 +105,52 @@ class Checkpointer:
             self.folder.export(self.hypernetwork)
 
     def load(self, checkpoint: Path) -> None:
-        """Restore everything from a checkpoint."""
+        """Restore everything from a checkpoint. If its best state is damaged, look for another copy, or start anew."""
+        scaler = self.accelerator.scaler
+        if not (checkpoint / SCALER).is_file():
+            self.accelerator.scaler = None  # it starts from scratch: the checkpoint is of another precision
         self.accelerator.load_state(checkpoint)
+        self.accelerator.scaler = scaler
+        self.accelerator.step = 0  # of gradient accumulation; a checkpoint follows an update
+        if self.guard.best_step is not None:
+            self._load_best(checkpoint)
         if self.guard.best_step is None:
             self.remember(self.hypernetwork.config.step)
+
+    def _load_best(self, checkpoint: Path) -> None:
+        """Restore the state to roll back to, and the folder `best`, which may be from a later step."""
+        damage = find_damage(checkpoint / BEST)
+        if damage is None:
+            self._good = self._read(checkpoint / BEST)
+            if self.accelerator.is_main_process:
+                with atomic_write(self.folder.best) as temporary:
+                    link_folder(checkpoint / BEST, temporary)
+            self._written_step = self._good["step"]
             return
-        self._good = self._read(checkpoint / BEST)
-        if self.accelerator.is_main_process:
-            with atomic_write(self.folder.best) as temporary:  # the existing one may be from a later step
-                link_folder(checkpoint / BEST, temporary)
-        self._written_step = self._good["step"]
+        source = self._find_best_copy(checkpoint)
+        if source is None:
+            self.guard.forget_best()
+            what = "the search for the best state starts over"
+        else:
+            self._good = self._read(source)
+            what = f"it is restored from {source}"
+        print_main(self.accelerator, f"note: {checkpoint / BEST}: {damage}; {what}")
+        if source is not None and self.accelerator.is_main_process:
+            self._write_best()
+
+    def _find_best_copy(self, checkpoint: Path) -> Path | None:
+        """Return a folder from which the best state can be read although its files in a checkpoint are damaged.
+
+        Those of the WebUI's format are not read. Where the file system has no hard links, each checkpoint has a copy. The
+        checkpoint of that very step is the same state.
+        """
+        for path in [checkpoint, *self.folder.checkpoint_paths()]:
+            copy = path / BEST
+            if find_damage(copy, lambda name: not name.endswith(".pt") or name in (AVERAGE, SCALER)) is None:
+                if (read_trained_config(copy) or {}).get("step") == self.guard.best_step:
+                    return copy
+        own = self.folder.checkpoint_path(self.guard.best_step or 0)
+        return own if find_checkpoint_damage(own) is None else None
 
     @property
     def good_step(self) -> int:
@@ -135,6 +184,7 @@ class Checkpointer:
         if self.accelerator.scaler and good["scaler"]:
             self.accelerator.scaler.load_state_dict(good["scaler"])
         self.losses.clear()
+        self.grad_norms.clear()
 
     def _require_good(self) -> dict[str, Any]:
         if self._good is None:
@@ -159,27 +209,29 @@ class Checkpointer:
             save_webui(best, temporary / self.folder.webui_file.name)
             torch.save(good["optimizer"], temporary / "optimizer.bin")
             if good["scaler"]:
-                torch.save(good["scaler"], temporary / "scaler.pt")
+                torch.save(good["scaler"], temporary / SCALER)
             write_manifest(temporary)
         self._written_step = good["step"]
 
-    def _try(self, step: int, what: str, write: Callable[[], None]) -> bool:
-        """Let the main process write; return on all processes whether that worked."""
+    def _average_losses(self) -> None:
+        """Average the losses over the processes, each of which has its own; the main one saves them."""
+        if self.losses:
+            self.losses[:] = self.accelerator.reduce(torch.stack(self.losses), "mean").unbind()
+
+    def _try(self, step: int, what: str, write: Callable[[], None]) -> str | None:
+        """Let the main process write; return on all processes the problem that has been printed, or None."""
         self.hypernetwork.register_to_config(step=step)
-        if self.losses:  # each process has its own
-            means = self.accelerator.reduce(torch.stack(self.losses), "mean")
-            self.losses[:] = means.unbind()
         self.accelerator.wait_for_everyone()
         problem = None
         if self.accelerator.is_main_process:
             try:
                 write()
             except SAVE_ERRORS as error:
-                problem = f"{what} could not be saved ({' '.join(str(error).split())[:200]})"
+                problem = f"{what} ({' '.join(str(error).split())[:200]})"
         [problem] = broadcast_object_list([problem])
         if problem:
-            print_main(self.accelerator, f"{problem}; earlier checkpoints are intact, and the run continues")
-        return problem is None
+            print_main(self.accelerator, f"{problem}; what was saved before is intact")
+        return problem
 
     def _before_save(self, models: list, weights: list, folder: str) -> None:
         """Save the hypernetwork instead of the frozen UNet and what wraps it."""
@@ -189,7 +241,11 @@ class Checkpointer:
         if self.ema.average is not None:
             _save_average(self.hypernetwork.state_dict(), self.ema.state_dict(), Path(folder))
         losses = torch.stack(self.losses).tolist() if self.losses else []
-        progress = {"batches": self.batches.state_dict(), "losses": losses, "guard": self.guard.state_dict()}
+        norms = torch.stack(self.grad_norms).tolist() if self.grad_norms else []
+        progress = {"batches": self.batches.state_dict(), "losses": losses, "grad_norms": norms}
+        progress |= {"guard": self.guard.state_dict(), "trained_with": self.folder.identity.state_dict()}
+        if unwritten := self.folder.table_states():
+            progress["tables"] = unwritten
         Path(folder, PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
 
     def _before_load(self, models: list, folder: str) -> None:
@@ -201,7 +257,10 @@ class Checkpointer:
         progress = json.loads(Path(folder, PROGRESS).read_text(encoding="utf-8"))
         self.batches.load_state_dict(progress["batches"])
         self.guard.load_state_dict(progress["guard"])
-        self.losses[:] = torch.tensor(progress["losses"], device=self.accelerator.device).unbind()
+        if self.accelerator.is_main_process:
+            self.folder.load_table_states(progress.get("tables", {}))
+        for values, name in ((self.losses, "losses"), (self.grad_norms, "grad_norms")):
+            values[:] = torch.tensor(progress.get(name, []), device=self.accelerator.device).unbind()
 
     @staticmethod
     def _read(folder: Path) -> dict[str, Any]:
@@ -213,7 +272,7 @@ class Checkpointer:
             shadow = [parameter.detach() for parameter in saved.parameters()]
             state |= {"weights": kept["weights"], "average": {**kept["average"], "shadow_params": shadow}}
         state["optimizer"] = torch.load(folder / "optimizer.bin", map_location="cpu", weights_only=True)
-        scaler = folder / "scaler.pt"
+        scaler = folder / SCALER
         state["scaler"] = torch.load(scaler, weights_only=True) if scaler.is_file() else None
         return state
 

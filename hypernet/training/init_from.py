@@ -1,7 +1,6 @@
 """Continue training an existing hypernetwork (`--init_from`): its structure, weights, step and optimizer state."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from hypernet.formats.load_save import load
 from hypernet.formats.webui_optimizer import find_optimizer
 from hypernet.modeling.hypernetwork import Hypernetwork
 from hypernet.training.lr_schedule import parse_schedule
+from hypernet.training.run_options import read_record, same_hypernetwork
 from hypernet.utils.errors import UserError
 
 STRUCTURE_OPTIONS = (
@@ -41,8 +41,11 @@ class InitialHypernetwork:
             optimizer.load_state_dict({**optimizer.state_dict(), "state": self.moments})
 
 
-def load_init_from(config: TrainingConfig) -> InitialHypernetwork | None:
+def load_init_from(config: TrainingConfig, starts_over: bool = False) -> InitialHypernetwork | None:
     """Load the hypernetwork of `--init_from`, and set the structure options of `config` to match it.
+
+    Args:
+        starts_over: whether the run starts at its first step, whatever the output folder holds.
 
     Returns:
         None without the option, or if the output folder has a checkpoint of this run to resume from.
@@ -53,7 +56,7 @@ def load_init_from(config: TrainingConfig) -> InitialHypernetwork | None:
     """
     if config.init_from is None:
         return None
-    earlier = _options_of_earlier_run(config, config.init_from)
+    earlier = None if starts_over else _options_of_earlier_run(config, config.init_from)
     if earlier is not None:
         _set_structure(config, earlier)  # the file itself may be gone or trained further by now
         config.init_from = earlier["init_from"]
@@ -76,15 +79,10 @@ def load_init_from(config: TrainingConfig) -> InitialHypernetwork | None:
 def _options_of_earlier_run(config: TrainingConfig, init_from: str) -> dict[str, Any] | None:
     """Return the options of the run in the output folder, if it has a checkpoint and started from the same file."""
     output = Path(config.output_dir)
-    starts_over = config.overwrite or config.resume_from_checkpoint == "none"
-    if starts_over or not any(output.glob("checkpoints/step-*/optimizer.bin")):
+    if not any(output.glob("checkpoints/step-*/optimizer.bin")):
         return None
-    try:
-        options = json.loads((output / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    same = options.get("init_from") in (init_from, str(Path(init_from).resolve()))
-    return options if same and all(option in options for option in STRUCTURE_OPTIONS) else None
+    options = read_record(output)
+    return options if same_hypernetwork(options.get("init_from"), str(Path(init_from).resolve())) else None
 
 
 def _set_structure(config: TrainingConfig, structure: Mapping[str, Any]) -> None:

@@ -86,8 +86,8 @@ def _top(losses: list[float], validation: list[float], base: list[float]) -> flo
 
 
 def _columns(rows: Rows, name: str) -> tuple[list[int], list[float]]:
-    """Return the steps and the values of a column, where they are finite."""
-    pairs = [(int(row["step"]), float(row[name])) for row in rows]
+    """Return the steps and the values of a column, where they are finite; a user may have deleted the column."""
+    pairs = [(int(row["step"]), float(row.get(name) or math.nan)) for row in rows]
     pairs = [(step, value) for step, value in pairs if math.isfinite(value)]
     return [step for step, _ in pairs], [value for _, value in pairs]
 

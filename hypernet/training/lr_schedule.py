@@ -5,6 +5,7 @@ In the WebUI's notation "5e-6:12000, 5e-7:30000" is 5e-6 up to step 12000, then 
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 
 from hypernet.config import TrainingConfig
@@ -38,31 +39,67 @@ def parse_schedule(text: str, max_steps: int) -> Schedule:
     """Parse "value", or comma-separated "value:step" pairs.
 
     The rules are those of the WebUI's LearnScheduleIterator: a pair without a step, or with step -1, runs to
-    `max_steps` and ends the list; a last boundary before `max_steps` ends the training there; a trailing comma is
-    allowed. Unlike in the WebUI, boundaries must increase.
+    `max_steps`; a last boundary before `max_steps` ends the training there; what lies beyond `max_steps` is left out;
+    a trailing comma is allowed. Unlike in the WebUI, boundaries must increase, and nothing may follow a pair that runs
+    to the end.
 
     Raises:
         ScheduleError: for anything else; the message marks the place.
     """
     pieces: list[tuple[float, int]] = []
-    previous, start, ended = 0, 0, False
-    text = str(text)
+    for value, end in _parse_pairs(text):
+        pieces.append((value, max_steps if end is None else min(end, max_steps)))
+        if pieces[-1][1] == max_steps:
+            break
+    return Schedule(tuple(pieces))
+
+
+def schedule_end(text: str) -> int | None:
+    """Return the step at which a schedule ends by itself; None if it runs to the end of the training.
+
+    Raises:
+        ScheduleError: as `parse_schedule` does.
+    """
+    return _parse_pairs(text)[-1][1]
+
+
+def unreached_values(text: str, max_steps: int) -> list[float]:
+    """Return the values of a schedule that a run of `max_steps` steps never comes to.
+
+    Raises:
+        ScheduleError: as `parse_schedule` does.
+    """
+    return [value for value, _ in _parse_pairs(text)[len(parse_schedule(text, max_steps).pieces) :]]
+
+
+def _parse_pairs(text: str) -> list[tuple[float, int | None]]:
+    """Return all (value, end) of a schedule; the last end may be None, which is the end of the training."""
+    pairs: list[tuple[float, int | None]] = []
+    start, text = 0, str(text)
     parts = text.split(",")
     for number, part in enumerate(parts):
         place = slice(start, start + len(part))
         start += len(part) + 1
         if not part.strip():
-            if number == len(parts) - 1 and pieces:
+            if number == len(parts) - 1 and pairs:
                 break  # a trailing comma
             raise _error(text, place, "expected a number here")
         value, end = _parse_pair(text, part, place)
-        if not ended:
-            if end is not None and end <= previous:
-                raise _error(text, place, f"its step must be larger than {previous}")
-            ended = end is None or end >= max_steps
-            previous = max_steps if end is None else min(end, max_steps)
-            pieces.append((value, previous))
-    return Schedule(tuple(pieces))
+        previous = pairs[-1][1] if pairs else 0
+        if previous is None:
+            raise _error(text, place, _describe_unreachable(parts[number - 1], part))
+        if end is not None and end <= previous:
+            raise _error(text, place, f"its step must be larger than {previous}")
+        pairs.append((value, end))
+    return pairs
+
+
+def _describe_unreachable(before: str, part: str) -> str:
+    """Return what is wrong with a part behind one that runs to the end of the training."""
+    before, joined = before.strip(), f"{before.strip()}.{part}"
+    if re.fullmatch(r"\d+\.\d\S*", joined):
+        return f"it is never reached, since {before} runs to the end ({joined} with a decimal point may be meant)"
+    return f"it is never reached, since {before} runs to the end"
 
 
 def _parse_pair(text: str, part: str, place: slice) -> tuple[float, int | None]:

@@ -60,12 +60,21 @@ In diffusers, with the `hypernet` package (from the trainer's repository: `pip i
 
 
 def write_card(
-    folder: RunFolder, config: TrainingConfig, base: BaseModel, hypernetwork: Hypernetwork, source: str
+    folder: RunFolder,
+    config: TrainingConfig,
+    base: BaseModel,
+    hypernetwork: Hypernetwork,
+    source: str,
+    prompt: str | None = None,
 ) -> None:
-    """Write README.md: what the hypernetwork is, what it does, how to load it from `source`, how it was trained."""
+    """Write README.md: what the hypernetwork is, what it does, how to load it from `source`, how it was trained.
+
+    Args:
+        prompt: an example of one to generate with. Default: the first of --validation_prompt.
+    """
     trained, model, name = hypernetwork.config, base.source.path, str(config.name)
     is_hub_id = not Path(model).exists()
-    prompt = (config.validation_prompt or ["a painting"])[0]
+    prompt = prompt or (config.validation_prompt or ["a painting"])[0]
 
     def shown_path(path: str) -> str:  # what is pushed must not reveal the folders of this machine
         return Path(path).name if config.push_to_hub and Path(path).exists() else path
@@ -121,17 +130,23 @@ def check_hub_login(config: TrainingConfig) -> None:
             raise UserError("--push_to_hub: you are not logged in to the Hub; run `hf auth login`, or set HF_TOKEN")
 
 
-def push_to_hub(folder: RunFolder, config: TrainingConfig, base: BaseModel, hypernetwork: Hypernetwork) -> str:
+def push_to_hub(
+    folder: RunFolder,
+    config: TrainingConfig,
+    base: BaseModel,
+    hypernetwork: Hypernetwork,
+    prompt: str | None = None,
+) -> str:
     """Write the card and upload everything but checkpoints and logs.
 
     Returns:
         A line to print: the address of the page, or why the upload failed. A failure does not end the finished run.
     """
     api, name = HfApi(), str(config.hub_model_id or config.name)
-    write_card(folder, config, base, hypernetwork, name)  # remains if the Hub cannot be reached
+    write_card(folder, config, base, hypernetwork, name, prompt)  # remains if the Hub cannot be reached
     try:
         repo_id = api.create_repo(name, exist_ok=True).repo_id
-        write_card(folder, config, base, hypernetwork, repo_id)
+        write_card(folder, config, base, hypernetwork, repo_id, prompt)
         api.upload_folder(
             repo_id=repo_id,
             folder_path=folder.root,

@@ -6,26 +6,26 @@ import time
 
 import psutil
 import torch
-from accelerate import Accelerator
 
-from hypernet.config import TrainingConfig
 from hypernet.modeling.attachment import HypernetworkUNet
 from hypernet.training.accelerator import print_main
 from hypernet.training.checkpoint import Checkpointer
 from hypernet.training.perturbation import Perturbation
-from hypernet.training.run_folder import RunFolder
+from hypernet.training.setup import Run
+from hypernet.training.shutdown import Interrupted, ShutdownSignals
 from hypernet.training.validation import ValidationLoss
 from hypernet.utils.csv_log import CsvLog
 from hypernet.utils.errors import UserError
 
 MIN_LOSS_SCALE = 2**-10  # below it every step overflows, whatever the scale
+NEXT_TO_NOTHING = 0.005  # of the base model's validation loss: a smaller gain is none
 PLOT_SECONDS = 60  # between two updates of loss.png
 
 
 class Monitor:
     """All measurements of a run. All processes call its methods.
 
-    Methods that check for divergence return why the run has diverged, or None; `roll_back` is the remedy.
+    Methods that check for divergence return why the run has diverged, or None; `settle` applies the remedy.
 
     Attributes:
         progress: texts for the progress bar.
@@ -33,29 +33,33 @@ class Monitor:
 
     def __init__(
         self,
-        accelerator: Accelerator,
-        config: TrainingConfig,
-        folder: RunFolder,
+        run: Run,
         checkpointer: Checkpointer,
         validation: ValidationLoss | None,
         model: HypernetworkUNet,
         perturbation: Perturbation,
+        signals: ShutdownSignals,
     ):
-        self.accelerator, self.config, self.folder = accelerator, config, folder
+        self.accelerator, self.config, self.folder = run.accelerator, run.config, run.folder
+        self.trackers, self.failures, self.signals = run.trackers, run.failures, signals
         self.checkpointer, self.validation, self.guard = checkpointer, validation, checkpointer.guard
         self.model, self.perturbation = model, perturbation
         self.base_loss = math.nan  # the validation loss without the hypernetwork
-        self.grad_norms: list[torch.Tensor] = []
         self.images, self.seconds = 0, 0.0
         self.progress: dict[str, str] = {}
         self._warned = False
         self._plotted = time.monotonic()
 
-    def begin(self, step: int, changed: list[str]) -> None:
+    def begin(self, step: int, last: bool, changed: list[str]) -> bool:
         """Make the first measurements; on a new run, remember the first state to roll back to.
 
         Args:
+            step: the steps taken already.
+            last: whether no more are to be taken.
             changed: options changed since the last run.
+
+        Returns:
+            Whether the run gives up, as `settle` does.
 
         Raises:
             UserError: if the model's output is not finite.
@@ -69,6 +73,11 @@ class Monitor:
             self._begin_validation(step, self.validation)
         if not self.checkpointer.has_good_state:
             self.checkpointer.remember(step)
+        if self.validation is None or not self.guard.validation_due:
+            return False
+        gives_up = self.settle(step, self.evaluate(step), last, saves=True)  # where a signal stopped the last run
+        self.checkpointer.save(step)
+        return gives_up
 
     def _begin_validation(self, step: int, validation: ValidationLoss) -> None:
         self.base_loss = validation.measure_base(self.model)
@@ -79,6 +88,7 @@ class Monitor:
         self.guard.validation_fingerprint = validation.fingerprint
         problem = self.guard.check_finite({"val_loss_base": self.base_loss})
         if not problem and self.guard.best_step is None:
+            self._forget_row(step)
             problem = self.evaluate(step)
         if problem:
             fp16 = self.config.mixed_precision == "fp16"
@@ -86,17 +96,14 @@ class Monitor:
             hint = "another --init_from" if self.config.init_from else hint
             raise UserError(f"before the first step {problem}: the model's output is unusable; try {hint}")
 
-    def after_step(
-        self, step: int, place: tuple[int, int], learning_rate: float, started: float, last: bool, saves: bool
-    ) -> bool:
-        """Take the measurements due after `step` steps; roll back if the run has diverged.
+    def measure(
+        self, step: int, place: tuple[int, int], learning_rate: float, started: float, last: bool
+    ) -> str | None:
+        """Take the measurements due after `step` steps. Return why the run has diverged, or None.
 
         Args:
             place: epoch and batch within it.
             started: when the step began, by time.monotonic.
-
-        Returns:
-            Whether the run gives up.
         """
         problem = None
         if last or step % self.config.logging_steps == 0:
@@ -106,10 +113,21 @@ class Monitor:
         every = self.config.validation_loss_steps or self.config.validation_steps
         if not problem and self.validation is not None and (last or step % every == 0):
             problem = self.evaluate(step)
+        return problem
+
+    def settle(self, step: int, problem: str | None, last: bool, saves: bool) -> bool:
+        """Roll back if the run has diverged, which is found out at the latest before the state is saved.
+
+        Args:
+            problem: what `measure` has returned.
+
+        Returns:
+            Whether the run gives up.
+        """
         if not problem and saves:
             problem = self.find_nonfinite()
         gives_up = problem is not None and not self.roll_back(step, problem)
-        if last and not problem:
+        if last and not problem and not self.guard.validation_due:
             self.finish(step)
         return gives_up
 
@@ -119,7 +137,7 @@ class Monitor:
         loss = self.accelerator.reduce(losses.mean(), "mean").item()  # waits for the device
         self.checkpointer.losses.clear()
         self.seconds += time.monotonic() - started
-        norms, scaler = torch.stack(self.grad_norms), self.accelerator.scaler
+        norms, scaler = torch.stack(self.checkpointer.grad_norms), self.accelerator.scaler
         if scaler is not None:
             norms = norms[norms.isfinite()]  # the scaler skips steps that overflow, as some always do
         values = {"loss": loss, "learning_rate": learning_rate, "epoch": epoch, "grad_norm": norms.mean().item()}
@@ -129,9 +147,10 @@ class Monitor:
         values["peak_memory_gib"] = peak_memory(self.accelerator.device)
         if scaler is not None:
             values["loss_scale"] = scaler.get_scale()
-        self.grad_norms, self.images, self.seconds = [], 0, 0.0
+        self.checkpointer.grad_norms.clear()
+        self.images, self.seconds = 0, 0.0
         self.progress = {"loss": f"{loss:.4f}", "lr": f"{learning_rate:.1e}"}
-        self.accelerator.log(values, step=step)
+        self.trackers.log(values, step)
         self._write(self.folder.losses, [step, epoch, epoch_step, f"{loss:.7f}", f"{learning_rate:.10g}"])
         self.folder.metrics.columns = ["step", *values]
         self._write(self.folder.metrics, [step, *(f"{value:.7g}" for value in values.values())])
@@ -142,17 +161,27 @@ class Monitor:
         return problem or self._check_perturbation(step, perturbations)
 
     def evaluate(self, step: int) -> str | None:
-        """Measure the validation loss, and keep the state if it is the best so far."""
+        """Measure the validation loss, and keep the state if it is the best so far.
+
+        A signal puts the measurement off: a run that resumes from this step begins with it.
+        """
         assert self.validation is not None
         with self.checkpointer.ema.applied():
-            bands = self.validation.measure(self.model)
+            try:
+                bands = self.validation.measure(self.model, self.signals.check)
+            except Interrupted:
+                self.guard.validation_due = True
+                return None
+        self.guard.validation_due = False
         values = {"val_loss": bands["val_loss"], "val_loss_base": self.base_loss, **bands}
-        self.accelerator.log(values, step=step)
         self.folder.validation_losses.columns = ["step", *values]
         self._write(self.folder.validation_losses, [step, *(f"{value:.7f}" for value in values.values())])
         # before the loss, so that a state that drowns out the context cannot become the best
         problem = self._check_perturbation(step, self.perturbation.measure(self.checkpointer.hypernetwork))
         problem = problem or self.guard.check_loss(step, values["val_loss"])
+        if self.guard.best_step is not None:
+            values |= {"best_val_loss": self.guard.best_loss, "best_step": self.guard.best_step}
+        self.trackers.log(values, step)
         if self.guard.best_step == step:
             self.checkpointer.save_best(step)
         return problem
@@ -180,7 +209,7 @@ class Monitor:
         """Restore the best state, at a tenth of the learning rate. Return False if the run should end there."""
         continues = self.guard.roll_back()
         self.checkpointer.roll_back()
-        self.grad_norms = []
+        self.guard.validation_due = False
         best = self.guard.best_step
         self.guard.last_loss = self.guard.best_loss  # that of the restored weights
         state = f"{'the last saved' if best is None else 'the best'} state, of step {self.checkpointer.good_step}"
@@ -189,7 +218,7 @@ class Monitor:
         print_main(self.accelerator, f"step {step}: {problem}; the run {what}")
         self._write(self.folder.guard_log, [step, f"{problem}; {what}", f"{self.guard.learning_rate_factor:g}"])
         values = {"guard/returns": self.guard.rollbacks, "guard/rate_factor": self.guard.learning_rate_factor}
-        self.accelerator.log(values, step=step)
+        self.trackers.log(values, step)
         if not continues and best is None:
             raise UserError(
                 f"{problem} at step {step}: the run has diverged {self.guard.rollbacks + 1} times, at ever lower "
@@ -210,27 +239,23 @@ class Monitor:
     def plot(self, now: bool = False) -> None:
         """Draw loss.png, unless that was done less than a minute ago."""
         if self.accelerator.is_main_process and (now or time.monotonic() - self._plotted > PLOT_SECONDS):
+            self._plotted = time.monotonic()
             tables = (self.folder.losses, self.folder.validation_losses, self.folder.guard_log)
             losses, validation_losses, events = (table.rows() for table in tables)
-            rollbacks = [int(event["step"]) for event in events if "goes back" in event["event"]]
-            try:
+            rollbacks = [int(event["step"]) for event in events if "goes back" in event.get("event", "")]
+            with self.failures.tolerate(f"{self.folder.loss_plot} could not be drawn"):  # matplotlib may be broken
                 from hypernet.training.loss_plot import plot_losses  # matplotlib, which nothing else here needs
 
                 plot = plot_losses(losses, str(self.config.name), validation_losses, rollbacks)
-            except Exception as error:  # matplotlib's settings may be broken; a failed plot must not end the run
-                print_main(self.accelerator, f"{self.folder.loss_plot} could not be drawn ({error})")
-                self._plotted = math.inf
-            else:
                 self.folder.save_image(plot, self.folder.loss_plot)
-                self._plotted = time.monotonic()
 
     def result(self) -> dict:
-        """Return the outcome of the run for result.json: its step and the validation losses."""
+        """Return the outcome of the run for result.json: its step, the validation losses, and what has failed."""
         found = {"step": self.checkpointer.hypernetwork.config.step, "guard_returns": self.guard.rollbacks}
         if self.validation is not None:
             found |= {"val_loss": self.guard.last_loss, "val_loss_base": self.base_loss}
             found |= {"best_val_loss": self.guard.best_loss, "best_step": self.guard.best_step}
-        return found
+        return found | ({"failures": self.failures.lines} if self.failures.lines else {})
 
     def summary(self) -> str:
         """Return one or two lines on the validation loss; empty without validation images."""
@@ -241,13 +266,18 @@ class Monitor:
         line = f"  validation loss {self.base_loss:.4g} without the hypernetwork, {last}; {best}"
         if self.guard.best_loss >= self.base_loss:
             line += "\n  never better than without it: try another --learning_rate, with --overwrite"
+        elif self.guard.best_loss > (1 - NEXT_TO_NOTHING) * self.base_loss:
+            line += "\n  it has learned next to nothing: raise --max_train_steps or --learning_rate"
         return line
+
+    def _forget_row(self, step: int) -> None:
+        """Delete the validation loss of this step, which a run that was killed then may have left."""
+        if self.accelerator.is_main_process:
+            self.failures.report(self.folder.validation_losses.roll_back_to(step - 1))
 
     def _write(self, table: CsvLog, row: list) -> None:
         if self.accelerator.is_main_process:
-            problem = table.append(row)
-            if problem:
-                print_main(self.accelerator, f"{problem}; rows are kept and written later")
+            self.failures.report(table.append(row))
 
 
 def peak_memory(device: torch.device) -> float:

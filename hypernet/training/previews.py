@@ -1,5 +1,8 @@
 """Generate previews with fixed seeds during training, in labeled grids."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -11,6 +14,9 @@ from hypernet.config import TrainingConfig
 from hypernet.stable_diffusion.conditioning import pipeline_arguments, text_mask
 from hypernet.stable_diffusion.model import StableDiffusion, latents_pipeline
 from hypernet.stable_diffusion.text_encoding import Embeds, encode_prompts, truncation_note
+from hypernet.training.failures import Failures
+from hypernet.training.shutdown import Interrupted
+from hypernet.utils.errors import reason
 from hypernet.utils.image_grid import preview_grid
 
 TILE = 512  # pixels per side; SD 1.x was trained at this size
@@ -20,14 +26,21 @@ class Previewer:
     """Generates previews of the validation prompts with the current weights, always from the same noise.
 
     The constructor encodes the prompts. The VAE is on the device only while it decodes, and torch's global random state
-    is untouched. Several processes split the prompts among themselves.
+    is untouched. Several processes split the prompts among themselves. A failure costs the previews, not the run.
 
     Attributes:
         base_previews: the previews without the hypernetwork, a row per prompt; None until they are generated.
     """
 
-    def __init__(self, models: StableDiffusion, config: TrainingConfig, accelerator: Accelerator):
+    def __init__(
+        self,
+        models: StableDiffusion,
+        config: TrainingConfig,
+        accelerator: Accelerator,
+        failures: Failures | None = None,
+    ):
         self.config, self.accelerator, self.vae = config, accelerator, models.vae
+        self.failures = failures or Failures(accelerator)
         self.prompts = list(config.validation_prompt or [])
         self.vae.enable_slicing()  # one image at a time, for small cards
         if config.enable_tiling:
@@ -39,36 +52,80 @@ class Previewer:
         self.pipeline = latents_pipeline(models)  # only the UNet: the other parts may be on another device
         self.pipeline.set_progress_bar_config(disable=True)
 
-    @torch.no_grad()
-    def generate(self) -> list[list[Image.Image]] | None:
-        """Return a row of previews per prompt on the main process, None on the others."""
-        process, processes = self.accelerator.process_index, self.accelerator.num_processes
-        share = range(process, len(self.prompts), processes)
-        latents = {number: self._sample(self.embeds[number]) for number in share}
-        self.vae.to(self.accelerator.device)
-        decoded = [(number, self._decode(latents[number])) for number in share]
-        self.vae.to("cpu")
-        rows = dict(gather_object(decoded))
-        return [rows[number] for number in sorted(rows)] if self.accelerator.is_main_process else None
+    def generate(self, check: Callable[[], None] = lambda: None) -> list[list[Image.Image]] | None:
+        """Return a row of previews per prompt on the main process; None on the others, and if that has failed.
 
-    def compare(self, label: str) -> tuple[list[list[Image.Image]] | None, Image.Image | None]:
+        Args:
+            check: called between denoising steps; may raise `Interrupted`.
+
+        Raises:
+            Interrupted: on all processes, if `check` has raised it on one.
+        """
+        rows: dict[int, list[Image.Image]] = {}
+        problem: Exception | None = None
+        try:
+            rows = self._generate_share(check)
+        except Exception as error:  # out of memory, for one; reported below, since other processes wait there
+            problem = error.with_traceback(None)  # which holds on to memory
+        outcomes = gather_object([(rows, type(problem) is Interrupted, problem and reason(problem))])
+        if any(interrupted for _, interrupted, _ in outcomes):
+            raise Interrupted
+        with self.failures.tolerate("previews could not be generated"):
+            if problems := [text for *_, text in outcomes if text]:
+                raise RuntimeError(problems[0])
+            rows = {number: row for share, *_ in outcomes for number, row in share.items()}
+            return [rows[number] for number in sorted(rows)] if self.accelerator.is_main_process else None
+        return None
+
+    def compare(
+        self, label: str, check: Callable[[], None] = lambda: None
+    ) -> tuple[list[list[Image.Image]] | None, Image.Image | None]:
         """Return the current previews, and a grid that shows those without the hypernetwork beside them.
 
-        Both are None on all but the main process.
+        Both are None on all but the main process, and where `generate` has failed.
 
         Args:
             label: the column label of the current previews.
+            check: see `generate`.
+
+        Raises:
+            Interrupted: see `generate`.
         """
-        previews = self.generate()
+        previews = self.generate(check)
         if previews is None:
             return None, None
-        assert self.base_previews is not None
-        rows = [[*base, *current] for base, current in zip(self.base_previews, previews)]
-        count = self.config.num_validation_images
-        return previews, preview_grid(rows, self.prompts, ["without"] * count + [label] * count)
+        count, base = self.config.num_validation_images, self.base_previews
+        rows = [[*before, *current] for before, current in zip(base or [[]] * len(previews), previews)]
+        with self.failures.tolerate("previews could not be put into a grid"):
+            return previews, preview_grid(rows, self.prompts, ["without"] * count * bool(base) + [label] * count)
+        return None, None
 
-    def _sample(self, embeds: Embeds) -> torch.Tensor:
+    def is_due(self, step: int) -> bool:
+        """Whether previews are wanted after a step."""
+        return step > 0 and step % self.config.validation_steps == 0
+
+    @torch.no_grad()
+    def _generate_share(self, check: Callable[[], None]) -> dict[int, list[Image.Image]]:
+        """Return the previews of this process's prompts, by their number."""
+        share = range(self.accelerator.process_index, len(self.prompts), self.accelerator.num_processes)
+        latents = {number: self._sample(self.embeds[number], check) for number in share}
+        decoded = {}
+        try:
+            self.vae.to(self.accelerator.device)
+            for number in share:
+                check()
+                decoded[number] = self._decode(latents[number])
+        finally:
+            self.vae.to("cpu")
+        return decoded
+
+    def _sample(self, embeds: Embeds, check: Callable[[], None]) -> torch.Tensor:
         """Return the latents of a prompt's previews, (images, channels, height, width)."""
+
+        def check_after_step(*_: Any) -> dict[str, Any]:
+            check()
+            return {}
+
         config, unet = self.config, self.pipeline.unet
         count, (width, height) = config.num_validation_images, config.size
         arguments, mask = pipeline_arguments([embeds] * count, [self.embeds[-1]] * count, unet.dtype)
@@ -81,6 +138,7 @@ class Previewer:
                 width=width,
                 generator=[torch.Generator().manual_seed(config.seed + i) for i in range(count)],
                 output_type="latent",
+                callback_on_step_end=check_after_step,
             ).images
 
     def _decode(self, latents: torch.Tensor) -> list[Image.Image]:

@@ -1,30 +1,35 @@
 """The folder a run writes to: which run it holds, its checkpoints and its tables."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from PIL import Image
 
-from hypernet.config import CHANGEABLE, PATH_OPTIONS, TrainingConfig
+from hypernet.config import PATH_OPTIONS, TrainingConfig
 from hypernet.formats.load_save import WEIGHTS_NAME, save_folder
 from hypernet.formats.webui import save_webui
 from hypernet.modeling.hypernetwork import Hypernetwork
 from hypernet.stable_diffusion.loras import absolute_lora
+from hypernet.training.run_identity import PROGRESS, RunIdentity, TrainedWith
+from hypernet.training.run_options import BEGUN_BY, other_run, read_record
 from hypernet.utils.atomic_files import atomic_write, is_unfinished, remove, remove_unfinished
 from hypernet.utils.csv_log import CsvLog
 from hypernet.utils.errors import UserError
 from hypernet.utils.hashing import find_damage
+from hypernet.utils.reading import read_json_object
 
 LOCK = "run.lock"
 LOSS_COLUMNS = ["step", "epoch", "epoch_step", "loss", "learn_rate"]  # the WebUI's
 GUARD_COLUMNS = ["step", "event", "learning_rate_factor"]
-UNREPORTED = {"output_dir", "overwrite", "resume_from_checkpoint"}  # changes that a resumed run does not report
+BEST = "best"  # in the folder and in each checkpoint: the state to roll back to
 
 
 class RunFolder:
@@ -34,7 +39,7 @@ class RunFolder:
         self.root = Path(config.output_dir)
         self.options = portable_options(config)
         self.checkpoints = self.root / "checkpoints"
-        self.best = self.root / "best"
+        self.best = self.root / BEST
         self.previews = self.root / "previews"
         self.logs = self.root / "logs"
         self.losses = CsvLog(self.root / "hypernetwork_loss.csv", LOSS_COLUMNS)
@@ -48,7 +53,7 @@ class RunFolder:
         self.wandb_id = self.root / "wandb_id"
         self.validation_images = self.root / "held_out.json"
         self.result = self.root / "result.json"  # written when the run has ended
-        self.changed: list[str] = []  # options that differ from those of the run in the folder
+        self.identity = RunIdentity(self.options, read_record(self.root))
         self._run_file = self.root / "run.json"
         self._exported = [self.root / "config.json", self.root / WEIGHTS_NAME, self.webui_file]
         self._tables = (self.losses, self.validation_losses, self.metrics, self.guard_log)
@@ -58,11 +63,8 @@ class RunFolder:
         self._written = [self.checkpoints, self.best, self.previews, self.logs, self.root / "wandb"]
         self._written += [*self._exported, *files]
 
-    def check(self, overwrite: bool) -> list[str]:
-        """Check that the folder is new or empty, or holds this same run.
-
-        Returns:
-            A line for each option that has changed since then, where that is allowed.
+    def check(self, overwrite: bool) -> None:
+        """Check that the folder is new or empty, or holds this same run, as far as the options tell.
 
         Raises:
             UserError: if it holds another run (naming the options that differ) or other files.
@@ -73,27 +75,32 @@ class RunFolder:
         if not os.access(existing, os.W_OK):
             raise UserError(f"--output_dir {self.root}: {existing} is not writable")
         if not self.root.exists() or all(is_unfinished(path) or path.name == LOCK for path in self.root.iterdir()):
-            return []
+            return
         if not self.holds_run():
             raise UserError(f"--output_dir {self.root}: it is not empty and holds no run; name a new folder")
-        return [] if overwrite else self._compare_options()
+        if not overwrite and (differing := other_run(self.identity.record, self.options)):
+            raise self._another_run(differing)
 
-    def _compare_options(self) -> list[str]:
-        try:
-            other = json.loads(self._run_file.read_text(encoding="utf-8"))
-        except ValueError:
-            other = {}
-        defaults = {field.name: field.default for field in dataclasses.fields(TrainingConfig)}
-        other = {**defaults, **other}  # options that an older version did not have were at their defaults
-        self.changed = [key for key, value in self.options.items() if other[key] != value]
-        differing = [
-            f"{key} (was {other[key]}, now {self.options[key]})" for key in self.changed if key not in CHANGEABLE
-        ]
+    def check_contents(self, contents: dict[str, str], batches: str = "") -> str | None:
+        """Check that what the options name is what the run in the folder was trained with; see `RunIdentity.compare`.
+
+        Returns:
+            A note on what has changed where that is allowed, or None.
+
+        Raises:
+            UserError: if it is another run.
+        """
+        differing, note = self.identity.compare(contents, batches)
         if differing:
-            problem = f"it holds another run; differing: {', '.join(differing[:4])}"
-            raise UserError(f"--output_dir {self.root}: {problem}; name a new folder, or add --overwrite")
-        reported = [key for key in self.changed if key not in UNREPORTED]
-        return [f"--{key} was {other[key]}, is now {self.options[key]}" for key in reported]
+            raise self._another_run(differing)
+        return note
+
+    def _another_run(self, differing: list[str]) -> UserError:
+        newest = "".join(map(str, self.checkpoint_paths()[-1:]))
+        keep = f", with --init_from {newest} to continue training from there" if newest else ""
+        replace = "delete this one" if self.options["overwrite"] else "add --overwrite to replace this one"
+        problem = f"it holds another run; differing: {', '.join(differing[:4])}"
+        return UserError(f"--output_dir {self.root}: {problem}; name a new folder{keep}; or {replace}")
 
     def holds_run(self) -> bool:
         """Whether the folder holds a run, this one or another."""
@@ -115,26 +122,41 @@ class RunFolder:
         except (NotImplementedError, OSError):
             pass  # a file system without locks
 
-    def create(self, overwrite: bool) -> None:
-        """Make the folder and write this run's options into it; with `overwrite` delete the earlier run first."""
+    def create(self, overwrite: bool, begun_by: dict[str, Any] | None = None) -> None:
+        """Make the folder, and write the options of a new run into it; with `overwrite` delete the earlier run first.
+
+        Args:
+            begun_by: the options of the command whose --overwrite began the run, if one did.
+        """
         if overwrite:
             for path in self._written:
                 remove(path)
-        write_json(self._run_file, self.options)  # before any other file: without it the folder belongs to no run
+        if overwrite or not self.holds_run():
+            self.record(begun_by)  # before any other file: without it the folder belongs to no run
         remove(self.result)
-        for folder in (self.root, self.checkpoints, self.previews):
+        for folder in (self.root, self.checkpoints):
             folder.mkdir(parents=True, exist_ok=True)
             remove_unfinished(folder)
+        with contextlib.suppress(OSError):  # without this folder, the run has no previews, and says so
+            self.previews.mkdir(exist_ok=True)
+            remove_unfinished(self.previews)
 
-    def read_validation_images(self) -> dict[str, str]:
-        """Return the images this run has set aside for validation so far: SHA-256 -> name."""
+    def record(self, begun_by: dict[str, Any] | None) -> None:
+        """Record the options: what the command asks for once has been carried out."""
+        write_json(self._run_file, {**self.options, BEGUN_BY: begun_by})
+
+    def read_validation_images(self) -> Collection[str]:
+        """Return the SHA-256 of the images this run has set aside for validation so far."""
+        if self.identity.before is not None and self.identity.before.validation_images:
+            return self.identity.before.validation_images
         try:
-            return json.loads(self.validation_images.read_text(encoding="utf-8"))
+            return read_json_object(self.validation_images)  # by a checkpoint of an older version, or without one
         except (OSError, ValueError):
-            return {}
+            return []
 
     def write_validation_images(self, names: dict[str, str]) -> None:
-        """Write the images set aside for validation: SHA-256 -> name."""
+        """Write the images set aside for validation: SHA-256 -> name. Checkpoints hold them, too."""
+        self.identity.validation_images = sorted(names)
         write_json(self.validation_images, names)
 
     def write_result(self, result: dict) -> None:
@@ -161,12 +183,16 @@ class RunFolder:
         """
         if wanted == "none":
             return None, []
-        paths = self.checkpoint_paths()
+        path, notes = self._find_checkpoint(wanted, self.checkpoint_paths())
+        self.identity.before = None if path is None else TrainedWith.read(path, self.identity.record)
+        return path, notes
+
+    def _find_checkpoint(self, wanted: str, paths: list[Path]) -> tuple[Path | None, list[str]]:
         if wanted == "latest":
             return self._latest_intact(paths)
         for path in paths:
             if wanted == path.name or Path(wanted).resolve() == path.resolve():
-                if problem := find_damage(path):
+                if problem := find_checkpoint_damage(path):
                     raise UserError(f"--resume_from_checkpoint {wanted}: {problem}; name another")
                 return path, []
         found = ", ".join(path.name for path in paths) or "none"
@@ -175,7 +201,7 @@ class RunFolder:
     def _latest_intact(self, paths: list[Path]) -> tuple[Path | None, list[str]]:
         notes: list[str] = []
         for path in reversed(paths):
-            problem = find_damage(path)
+            problem = find_checkpoint_damage(path)
             if problem is None:
                 return path, notes
             notes.append(f"{path} is not used: {problem}")
@@ -186,13 +212,14 @@ class RunFolder:
         return None, notes
 
     def roll_back_to(self, step: int) -> list[str]:
-        """Drop table rows after `step` and rename later checkpoints; return a line for each of these."""
-        for table in self._tables:
-            table.roll_back_to(step)
+        """Drop table rows after `step` and rename later checkpoints; return a line for each of these.
+
+        Another line names each table that could not be read or written.
+        """
+        lines = [note for table in self._tables if (note := table.roll_back_to(step))]
         later = [path for path in self.checkpoint_paths() if _step(path) > step]
-        lines = []
         for path in later:
-            name = f"{'damaged' if find_damage(path) else 'abandoned'}-{path.name}"
+            name = f"{'damaged' if find_checkpoint_damage(path) else 'abandoned'}-{path.name}"
             names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
             renamed = next(other for other in map(path.with_name, names) if not other.exists())
             path.rename(renamed)
@@ -209,9 +236,22 @@ class RunFolder:
                 shutil.rmtree(path)
 
     def flush(self) -> None:
-        """Flush the tables to disk; a checkpoint relies on their rows."""
+        """Flush the tables to disk; a checkpoint relies on their rows, and holds those that could not be written."""
         for table in self._tables:
             table.flush()
+
+    def table_states(self) -> dict[str, dict[str, Any]]:
+        """Return what the tables could not write yet, by file name; empty if nothing failed."""
+        return {table.path.name: state for table in self._tables if (state := table.state_dict())}
+
+    def load_table_states(self, states: dict[str, dict[str, Any]]) -> None:
+        """Restore what `table_states` has returned."""
+        for table in self._tables:
+            table.load_state_dict(states.get(table.path.name, {}))
+
+    def finish_tables(self) -> list[str]:
+        """Try a last time to write all rows; return a line for each table where that failed."""
+        return [note for table in self._tables if (note := table.finish())]
 
     def export(self, hypernetwork: Hypernetwork) -> None:
         """Write the hypernetwork: config.json and safetensors in the root, the WebUI's file beside them."""
@@ -223,12 +263,19 @@ class RunFolder:
         return [path for path in self._exported if path.is_file()]
 
     def save_image(self, image: Image.Image, path: Path) -> None:
-        """Write an image completely or not at all; a full disk costs no more than the image."""
-        try:
-            with atomic_write(path) as temporary:
-                image.save(temporary, format="PNG")
-        except OSError as error:
-            print(f"{path} could not be saved ({error.strerror or error})")
+        """Write an image completely or not at all."""
+        with atomic_write(path) as temporary:
+            image.save(temporary, format="PNG")
+
+
+def find_checkpoint_damage(checkpoint: Path) -> str | None:
+    """Return what is wrong with a checkpoint, or None if all that a resume needs is intact.
+
+    A resume can do without `best`, and nothing uses the random generators that Accelerate saves.
+    """
+    needed = ["config.json", WEIGHTS_NAME, "optimizer.bin", PROGRESS]
+    unused = BEST, "random_states_"
+    return find_damage(checkpoint, lambda name: not name.startswith(unused), needed)
 
 
 def portable_options(config: TrainingConfig) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from hypernet.data.dataset import TrainingDataset, describe_data, encode_dataset
 from hypernet.data.image_index import ImageRecord, index_images
 from hypernet.data.image_source import ImageSource, open_image_source
 from hypernet.data.latents import vae_notes
+from hypernet.data.prompts import fill_name
 from hypernet.data.validation_split import (
     describe_validation,
     encode_validation,
@@ -33,16 +34,21 @@ from hypernet.training.accelerator import (
     check_shared_folder,
     choose_mixed_precision,
     describe_accelerator,
+    local_main_process_first,
+    print_main,
 )
 from hypernet.training.checkpoint import Checkpointer
 from hypernet.training.compilation import check_compiler, check_shapes, compile_model, memory_format
 from hypernet.training.ema import EMA
+from hypernet.training.failures import Failures
 from hypernet.training.init_from import InitialHypernetwork, load_init_from
 from hypernet.training.model_card import check_hub_login
 from hypernet.training.optimizers import build_optimizer, check_optimizer
 from hypernet.training.previews import Previewer
 from hypernet.training.run_folder import RunFolder
-from hypernet.training.trackers import choose_trackers
+from hypernet.training.run_identity import data_contents, model_contents
+from hypernet.training.run_options import Orders, read_orders
+from hypernet.training.trackers import Trackers, choose_trackers
 from hypernet.training.validation import ValidationLoss
 from hypernet.utils.errors import UserError
 
@@ -59,10 +65,11 @@ class Run:
     initial: InitialHypernetwork | None  # from --init_from
     source: ImageSource
     validation_source: ImageSource | None  # of --validation_data_dir
-    trackers: list[str]
+    trackers: Trackers
+    failures: Failures
+    orders: Orders
     checkpoint: Path | None  # to resume from
-    notes: list[str]  # on damaged checkpoints
-    changes: list[str]  # options changed since the last run
+    notes: list[str]  # on the checkpoint
 
     @property
     def dtype(self) -> torch.dtype:
@@ -97,20 +104,23 @@ def start_run(config: TrainingConfig) -> Run:
     Raises:
         UserError: for an option that this machine does not support, or a file that is unusable.
     """
+    orders = read_orders(config)
     choose_mixed_precision(config)
-    initial = load_init_from(config)
+    config.validation_prompt = fill_name(config.validation_prompt, str(config.name))
+    initial = load_init_from(config, orders.starts_over)
     base = identify_base_model(ModelSource.from_config(config))
     widths = choose_widths(config, base)
     check_resolution(config, base)
     folder = RunFolder(config)
-    changes = folder.check(config.overwrite)
-    checkpoint, notes = folder.find_checkpoint("none" if config.overwrite else config.resume_from_checkpoint)
+    folder.check(orders.overwrite)
+    checkpoint, notes = folder.find_checkpoint(orders.checkpoint)
     trackers = choose_trackers(config)
     check_hub_login(config)
     check_cache_folder(config.cache_dir)
     source = open_image_source(config)
     validation_source = open_validation_folder(config)
     accelerator = build_accelerator(config, folder, trackers)
+    failures = Failures(accelerator)
     if accelerator.is_main_process and folder.holds_run():
         folder.lock()
     check_optimizer(config, accelerator.device)
@@ -126,10 +136,11 @@ def start_run(config: TrainingConfig) -> Run:
         initial=initial,
         source=source,
         validation_source=validation_source,
-        trackers=trackers,
+        trackers=Trackers(accelerator, trackers, failures),
+        failures=failures,
+        orders=orders,
         checkpoint=checkpoint,
-        notes=notes,
-        changes=changes,
+        notes=[*orders.notes, *notes],
     )
 
 
@@ -164,15 +175,16 @@ def find_images(run: Run) -> RunImages:
     """Index the images, set some aside for validation, and count the steps.
 
     Raises:
-        UserError: if no usable images are left.
+        UserError: if no usable images are left, or they are those of another run than the one in the folder.
     """
     config, accelerator, multiple = run.config, run.accelerator, run.base.image_multiple
     validation_source: ImageSource | None = None
     validation_records: list[ImageRecord] = []
-    with accelerator.local_main_process_first():
-        records, problems = index_images(run.source, config, multiple)
+    with local_main_process_first(accelerator):
+        found, problems = index_images(run.source, config, multiple)
+        records = found
         if config.has_validation:
-            before = {} if config.overwrite else run.folder.read_validation_images()
+            before = () if run.orders.overwrite else run.folder.read_validation_images()
             validation_source, validation_records, records = split_validation(
                 run.source, run.validation_source, records, config, multiple, before
             )
@@ -186,13 +198,21 @@ def find_images(run: Run) -> RunImages:
     accelerator.print(describe_data(run.source, records, problems, batches, config))
     if validation_source is not None:
         accelerator.print(describe_validation(validation_source, validation_records))
+    contents = data_contents(run.source, found, validation_records, config)
+    if note := run.folder.check_contents(contents, batches.fingerprint):
+        accelerator.print(f"note: {note}")
     return RunImages(records, batches, validation_source, validation_records)
 
 
 def load_base_model(run: Run) -> StableDiffusion:
-    """Load the frozen Stable Diffusion; its parts stay on the CPU until they are needed."""
+    """Load the frozen Stable Diffusion; its parts stay on the CPU until they are needed.
+
+    Raises:
+        UserError: if it is another one than that of the run in the folder.
+    """
     run.accelerator.print(f"Loading {run.base.describe()}")
     models = load_stable_diffusion(run.base, run.dtype, run.accelerator.device, keep_on_cpu=True)
+    run.folder.check_contents(model_contents(models))  # before the UNet may be quantized
     if run.config.gradient_checkpointing:
         models.unet.enable_gradient_checkpointing()
     return models
@@ -202,7 +222,7 @@ def encode_data(run: Run, images: RunImages, models: StableDiffusion) -> tuple[T
     """Encode images and prompts that are not in the cache yet."""
     config, accelerator, validation = run.config, run.accelerator, None
     precision = vae_dtype(run.dtype, accelerator.device)
-    with accelerator.local_main_process_first():
+    with local_main_process_first(accelerator):
         dataset = encode_dataset(models, run.source, images.records, config, precision)
         if images.validation_source is not None:
             validation_set = encode_validation(
@@ -210,20 +230,19 @@ def encode_data(run: Run, images: RunImages, models: StableDiffusion) -> tuple[T
             )
     if images.validation_source is not None:
         validation = ValidationLoss(validation_set, models, accelerator, config.train_batch_size)
-    for note in vae_notes(run.base, dataset.latents):
-        accelerator.print(note)
+    print_main(accelerator, *vae_notes(run.base, dataset.latents))
     return dataset, validation
 
 
 def create_folder(run: Run, images: RunImages) -> None:
-    """Lock the run folder and write the run's options into it.
+    """Lock the run folder; write the options of a new run into it.
 
     Raises:
         UserError: if another process is training in it, or not all processes see it.
     """
     if run.accelerator.is_main_process:
         run.folder.lock()
-        run.folder.create(run.config.overwrite)
+        run.folder.create(run.orders.overwrite, run.orders.begun_by)
         if images.validation_source is not None:
             names = {record.sha256: images.validation_source.name(record.row) for record in images.validation_records}
             run.folder.write_validation_images(names)
@@ -233,9 +252,8 @@ def create_folder(run: Run, images: RunImages) -> None:
 def place_models(run: Run, models: StableDiffusion, dataset: TrainingDataset) -> Previewer | None:
     """Quantize the UNet if asked to and bring it to the device; generate the previews without the hypernetwork."""
     config, device = run.config, run.accelerator.device
-    previewer = Previewer(models, config, run.accelerator) if config.validation_prompt else None
+    previewer = Previewer(models, config, run.accelerator, run.failures) if config.validation_prompt else None
     models.on_device(*([] if dataset.is_cached else models.text_encoders))
-    _ = models.hash  # of the weights as they are, before they may be quantized
     if config.quantize:
         quantize(models.unet, config.quantize, run.dtype, device)
         run.accelerator.print(f"The UNet's attention blocks are held in {config.quantize}")
@@ -266,21 +284,17 @@ def build_trainee(run: Run, models: StableDiffusion) -> Trainee:
 def resume(run: Run, checkpointer: Checkpointer, batches: EpochBatchSampler) -> int:
     """Load the checkpoint to resume from, or the optimizer state of --init_from. Return the step to start at."""
     accelerator, hypernetwork = run.accelerator, checkpointer.hypernetwork
-    for note in run.notes:
-        accelerator.print(note)
+    print_main(accelerator, *(f"note: {note}" for note in run.notes))
     if run.checkpoint is not None:
         checkpointer.load(run.checkpoint)
-        changes = list(run.changes)
-        if batches.restarts:
-            changes.append("the images, or their batches, have changed: a new epoch begins")
-        accelerator.print(f"Resuming from {run.checkpoint}, step {hypernetwork.config.step}", *changes, sep="\n  ")
+        lines = run.folder.identity.describe_changes(batches.restarts)
+        accelerator.print(f"Resuming from {run.checkpoint}, step {hypernetwork.config.step}", *lines, sep="\n  ")
         if accelerator.is_main_process:
             checkpointer.export()
     elif run.initial is not None:
         run.initial.restore(checkpointer.optimizer)
         accelerator.print(*run.initial.lines, sep="\n")
-    step = hypernetwork.config.step
     if accelerator.is_main_process:
-        for line in run.folder.roll_back_to(step):
-            print(f"  {line}")
-    return step
+        print_main(accelerator, *(f"  {line}" for line in run.folder.roll_back_to(hypernetwork.config.step)))
+        run.folder.record(run.orders.begun_by)  # not earlier: a run that is killed before has gone back nowhere
+    return hypernetwork.config.step

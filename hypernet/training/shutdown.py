@@ -1,4 +1,5 @@
-"""Turn SIGINT (Ctrl-C, a notebook's stop button) and SIGTERM (a preempted machine) into a flag that the loop polls."""
+"""Turn signals into a flag that the loop polls: SIGINT (Ctrl-C, a notebook's stop button), SIGTERM (a preempted
+machine) and SIGHUP (a closed terminal)."""
 
 import os
 import signal
@@ -7,6 +8,10 @@ import types
 
 import torch
 from accelerate import Accelerator
+
+
+class Interrupted(Exception):
+    """Work that can be done again later has been given up, to save and stop at once."""
 
 
 class ShutdownSignals:
@@ -29,7 +34,10 @@ class ShutdownSignals:
         if self._distributed and torch.distributed.get_backend() != "gloo":
             self._group = torch.distributed.new_group(backend="gloo")  # communicates without waiting for the GPUs
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            numbers = [signal.SIGINT, signal.SIGTERM]
+            if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
+                numbers.append(signal.SIGHUP)
+            for number in numbers:
                 self._previous_handlers[number] = signal.signal(number, self._record)
         return self
 
@@ -43,11 +51,14 @@ class ShutdownSignals:
             raise KeyboardInterrupt
         self._received = int(number)
 
+    def check(self) -> None:
+        """Raise `Interrupted` if this process has received a signal; others may not have."""
+        if self._number():
+            raise Interrupted
+
     def stop_wanted(self) -> bool:
         """Whether the run should end after this step. All processes must ask, and get the same answer."""
-        if self._launcher is not None and os.getppid() != self._launcher:
-            self._received = self._received or int(signal.SIGTERM)
-        number = self._received
+        number = self._number()
         if self._distributed:
             highest = torch.tensor(number)
             torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX, self._group)
@@ -55,3 +66,9 @@ class ShutdownSignals:
         if number:
             self.reason = signal.Signals(number).name
         return bool(number)
+
+    def _number(self) -> int:
+        """Return the number of the signal that this process has received, or 0."""
+        if self._launcher is not None and os.getppid() != self._launcher:
+            self._received = self._received or int(signal.SIGTERM)
+        return self._received

@@ -1,27 +1,34 @@
 """Report a run to W&B and TensorBoard: its options and environment, previews, the finished hypernetwork."""
 
+import contextlib
 import importlib.metadata
+import math
 import os
-import re
 import secrets
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
 from accelerate.utils import is_tensorboard_available, is_wandb_available
 from PIL import Image
 
 from hypernet.config import TrainingConfig
+from hypernet.training.failures import Failures
 from hypernet.training.run_folder import RunFolder
+from hypernet.training.wandb_rules import artifact_name, is_run_id
+from hypernet.utils.atomic_files import atomic_write
 from hypernet.utils.errors import UserError
 
 if TYPE_CHECKING:
     from wandb import Run
 
+TITLES = {"wandb": "W&B", "tensorboard": "TensorBoard"}
+NUMBERS = ("learning_rate", "max_grad_norm", "max_grad_value", "resolution")  # texts that often are a number
 PACKAGES = ("torch", "accelerate", "diffusers", "transformers", "datasets", "bitsandbytes")
 
 
@@ -39,31 +46,113 @@ def choose_trackers(config: TrainingConfig) -> list[str]:
     return trackers
 
 
-def start_trackers(
-    accelerator: Accelerator,
-    trackers: Sequence[str],
-    config: TrainingConfig,
-    folder: RunFolder,
-    label: str,
-    fingerprint: str,
-) -> None:
-    """Start a run in each tracker, or resume it, with all options and the environment as its config.
+class Trackers:
+    """The trackers of a run. One that fails costs the run no more than a line.
 
     Args:
-        label: W&B's name for the run, unless `--run_name` is given.
-        fingerprint: of the data.
+        names: what `choose_trackers` returns.
     """
-    run: dict[str, str | None] = {}
-    if "wandb" in trackers and accelerator.is_main_process:
-        if not folder.wandb_id.is_file():
-            run_id = os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)  # a sweep's agent sets the variable
-            folder.wandb_id.write_text(f"{run_id}\n{label}\n", encoding="utf-8")
-        run_id, name = folder.wandb_id.read_text(encoding="utf-8").split("\n")[:2]  # a resumed run keeps its name
-        run = {"name": config.run_name or name, "dir": str(folder.root), "mode": wandb_mode(), "id": run_id}
-        run |= {} if run["mode"] == "offline" else {"resume": "allow"}  # offline parts are joined when they are synced
-    values = {**vars(config), **environment(accelerator), "data_fingerprint": fingerprint}
-    plain = {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in values.items()}
-    accelerator.init_trackers(config.tracker_project_name, config=plain, init_kwargs={"wandb": run})
+
+    def __init__(self, accelerator: Accelerator, names: Sequence[str], failures: Failures):
+        self.accelerator, self.names, self.failures = accelerator, names, failures
+
+    def start(self, config: TrainingConfig, folder: RunFolder, label: str, fingerprint: str) -> None:
+        """Start a run in each tracker, or resume it, with all options and the environment as its config.
+
+        Args:
+            label: W&B's name for the run, unless `--run_name` is given.
+            fingerprint: of the data.
+        """
+        values = {**typed_options(config), **environment(self.accelerator), "data_fingerprint": fingerprint}
+        plain = {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in values.items()}
+        started: list[GeneralTracker] = []
+        for name in self.names:
+            with self.failures.tolerate(f"{TITLES[name]} could not be started"):
+                run = wandb_run(config, folder, label) if name == "wandb" and self.accelerator.is_main_process else {}
+                self.accelerator.log_with, self.accelerator.trackers = [name], []
+                tracked = values if name == "wandb" else plain  # TensorBoard refuses lists
+                self.accelerator.init_trackers(config.tracker_project_name, tracked, {"wandb": run})
+                started += self.accelerator.trackers
+        self.accelerator.trackers = started
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        """Log measurements."""
+        self._each("could not log measurements", lambda tracker: tracker.log(values, step=step))
+
+    def log_previews(self, rows: list[list[Image.Image]] | None, prompts: Sequence[str], step: int) -> None:
+        """Log previews, a row per prompt; `rows` is None except on the main process."""
+        if rows is not None:
+            self._each("could not log previews", lambda tracker: _log_previews(tracker, rows, prompts, step))
+
+    def summarize(self, result: dict[str, Any]) -> None:
+        """Set the outcome of the run in W&B's summary, by which runs are compared and sweeps choose."""
+        numbers = {key: value for key, value in result.items() if isinstance(value, int | float)}
+        finite = {key: value for key, value in numbers.items() if math.isfinite(value)}
+        self._each("could not take the result", lambda tracker: tracker.run.summary.update(finite), only="wandb")
+
+    def log_artifact(self, config: TrainingConfig, folder: RunFolder) -> None:
+        """Upload the exported hypernetwork to W&B (`--log_artifact`)."""
+
+        def upload(tracker: GeneralTracker) -> None:
+            import wandb
+
+            artifact = wandb.Artifact(artifact_name(str(config.name)), type="hypernetwork")
+            for path in folder.exported_files():
+                artifact.add_file(str(path))
+            tracker.run.log_artifact(artifact)
+
+        self._each("could not take the hypernetwork", upload, only="wandb")
+
+    def sync_line(self) -> str | None:
+        """Return `sync_line` of the W&B run, or None if there is no such run."""
+        runs = [tracker.run for tracker in self.accelerator.trackers if tracker.name == "wandb"]
+        return sync_line(runs[0]) if runs else None
+
+    def finish(self) -> None:
+        """End the trackers' runs."""
+        self._each("could not be ended", lambda tracker: tracker.finish())
+        self.accelerator.trackers = []
+
+    def _each(self, failure: str, action: Callable[[Any], object], only: str | None = None) -> None:
+        """Call `action` with each tracker on the main process, or with those of one name."""
+        if self.accelerator.is_main_process:
+            for tracker in self.accelerator.trackers:
+                if only in (None, tracker.name):
+                    with self.failures.tolerate(f"{TITLES[tracker.name]} {failure}"):
+                        action(tracker)
+
+
+def wandb_run(config: TrainingConfig, folder: RunFolder, label: str) -> dict[str, str | None]:
+    """Return the arguments of wandb.init for a run folder; a resumed run keeps its id and name.
+
+    Args:
+        label: the name of a new run.
+    """
+    run_id, _, name = _read_text(folder.wandb_id).rstrip("\n").partition("\n")
+    if not is_run_id(run_id):  # there is none yet, or the file is damaged
+        run_id = os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)  # a sweep's agent sets the variable
+        name = label
+        with atomic_write(folder.wandb_id) as temporary:
+            temporary.write_text(f"{run_id}\n{name}\n", encoding="utf-8")
+    run = {"name": config.run_name or name or label, "dir": str(folder.root), "mode": wandb_mode(), "id": run_id}
+    return run if run["mode"] == "offline" else {**run, "resume": "allow"}  # offline parts are joined when synced
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def typed_options(config: TrainingConfig) -> dict[str, Any]:
+    """Return all options; those that may be a schedule or a pair of sides are numbers where they are a single one."""
+    values = dict(vars(config))
+    for name, text in [(name, values[name]) for name in NUMBERS]:
+        for kind in (float, int):  # an int where it is one
+            with contextlib.suppress(ValueError):
+                values[name] = kind(text)
+    return values
 
 
 def environment(accelerator: Accelerator) -> dict[str, str | int]:
@@ -90,39 +179,21 @@ def _version(package: str) -> str:
         return "none"
 
 
-def log_artifact(accelerator: Accelerator, config: TrainingConfig, folder: RunFolder) -> None:
-    """Upload the exported hypernetwork to W&B (`--log_artifact`)."""
-    for tracker in accelerator.trackers:
-        if tracker.name == "wandb":
-            import wandb
+def _log_previews(tracker: Any, rows: list[list[Image.Image]], prompts: Sequence[str], step: int) -> None:
+    if tracker.name == "wandb":
+        import wandb
 
-            artifact = wandb.Artifact(re.sub(r"[^A-Za-z0-9._-]", "_", str(config.name)), type="hypernetwork")
-            for path in folder.exported_files():
-                artifact.add_file(str(path))
-            tracker.run.log_artifact(artifact)
+        columns = ["step", "prompt", "number", "preview"]
+        cells = [(prompt, i, image) for row, prompt in zip(rows, prompts) for i, image in enumerate(row)]
+        table = wandb.Table(columns, [[step, prompt, i, wandb.Image(image)] for prompt, i, image in cells])
+        images = [wandb.Image(image, caption=prompt) for prompt, _, image in cells]
+        tracker.log({"previews": images, "preview_table": table}, step=step)  # the table compares runs by row
+    elif tracker.name == "tensorboard":
+        import numpy as np
 
-
-def log_previews(
-    accelerator: Accelerator, rows: list[list[Image.Image]] | None, prompts: Sequence[str], step: int
-) -> None:
-    """Log previews, a row per prompt; `rows` is None except on the main process."""
-    if rows is None:
-        return
-    for tracker in accelerator.trackers:
-        if tracker.name == "wandb":
-            import wandb
-
-            columns = ["step", "prompt", "number", "preview"]
-            cells = [(prompt, i, image) for row, prompt in zip(rows, prompts) for i, image in enumerate(row)]
-            table = wandb.Table(columns, [[step, prompt, i, wandb.Image(image)] for prompt, i, image in cells])
-            images = [wandb.Image(image, caption=prompt) for prompt, _, image in cells]
-            tracker.log({"previews": images, "preview_table": table}, step=step)  # the table compares runs by row
-        elif tracker.name == "tensorboard":
-            import numpy as np
-
-            for row, prompt in zip(rows, prompts):
-                stacked = np.stack([np.asarray(image) for image in row])
-                tracker.log_images({prompt: stacked}, step=step, dataformats="NHWC")
+        for row, prompt in zip(rows, prompts):
+            stacked = np.stack([np.asarray(image) for image in row])
+            tracker.log_images({prompt: stacked}, step=step, dataformats="NHWC")
 
 
 def wandb_mode() -> str | None:
@@ -135,12 +206,6 @@ def wandb_mode() -> str | None:
         return "online" if wandb.login(prompt=False) else "offline"
     except wandb.errors.Error:
         return "offline"
-
-
-def wandb_sync_line(accelerator: Accelerator) -> str | None:
-    """Return `sync_line` of the W&B run, or None if there is no such run."""
-    runs = [tracker.run for tracker in accelerator.trackers if tracker.name == "wandb"]
-    return sync_line(runs[0]) if runs else None
 
 
 def sync_line(run: "Run") -> str | None:

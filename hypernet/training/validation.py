@@ -4,6 +4,8 @@ The images, noise and timesteps do not depend on the run's seed, so measurements
 run and between runs.
 """
 
+from collections.abc import Callable
+
 import torch
 from accelerate import Accelerator
 from diffusers import UNet2DConditionModel
@@ -13,6 +15,7 @@ from hypernet.modeling.attachment import HypernetworkUNet, set_strength
 from hypernet.stable_diffusion.conditioning import cast_conditions, take_first
 from hypernet.stable_diffusion.model import StableDiffusion
 from hypernet.training.loss import diffusion_loss, prediction_target
+from hypernet.training.shutdown import Interrupted
 from hypernet.utils.hashing import derive_seed
 
 TIMESTEPS = 8  # per image, at the midpoints of equal parts of the noise schedule
@@ -37,15 +40,28 @@ class ValidationLoss:
         self.fingerprint = f"{derive_seed(*dataset.latents.ids, *dataset.latents.grids, *prompts):x}"
 
     @torch.no_grad()
-    def measure(self, model: HypernetworkUNet) -> dict[str, float]:
-        """Return "val_loss", and "val_loss/LOW-HIGH" for each band of timesteps."""
-        sums = torch.zeros(TIMESTEPS, device=self.accelerator.device)
+    def measure(self, model: HypernetworkUNet, check: Callable[[], None] = lambda: None) -> dict[str, float]:
+        """Return "val_loss", and "val_loss/LOW-HIGH" for each band of timesteps.
+
+        Args:
+            check: called between forward passes; may raise `Interrupted`.
+
+        Raises:
+            Interrupted: on all processes, if `check` has raised it on one.
+        """
+        sums, interrupted = torch.zeros(TIMESTEPS, device=self.accelerator.device), False
         model.hypernetwork.eval()
-        with self.accelerator.autocast():
-            for index in range(self.accelerator.process_index, len(self.dataset), self.accelerator.num_processes):
-                sums += self._losses(model.unet, index)
+        try:
+            with self.accelerator.autocast():
+                for index in range(self.accelerator.process_index, len(self.dataset), self.accelerator.num_processes):
+                    sums += self._losses(model.unet, index, check)
+        except Interrupted:
+            interrupted = True
         model.hypernetwork.train()
-        losses = self.accelerator.reduce(sums, "sum") / len(self.dataset)
+        total = self.accelerator.reduce(torch.cat([sums, sums.new_tensor([interrupted])]), "sum")
+        if total[-1]:
+            raise Interrupted
+        losses = total[:-1] / len(self.dataset)
         values = [losses.mean(), *losses.view(BANDS, -1).mean(1)]
         return dict(zip(["val_loss", *self.bands], torch.stack(values).tolist()))
 
@@ -57,7 +73,7 @@ class ValidationLoss:
         finally:
             set_strength(model.unet, 1.0)
 
-    def _losses(self, unet: UNet2DConditionModel, index: int) -> torch.Tensor:
+    def _losses(self, unet: UNet2DConditionModel, index: int, check: Callable[[], None]) -> torch.Tensor:
         """Return the losses of an image at all timesteps, (TIMESTEPS,)."""
         device, dataset, scheduler = self.accelerator.device, self.dataset, self.models.scheduler
         image = dataset.latents.ids[index]
@@ -68,6 +84,7 @@ class ValidationLoss:
         weights = dataset.weights(index)[None].to(device)  # (1, 1, H or 1, W or 1)
         losses = []
         for chunk, timesteps in zip(noise.split(self.batch_size), self.timesteps.split(self.batch_size)):
+            check()
             chunk, timesteps = chunk.to(device), timesteps.to(device)
             clean = latents.to(device).expand_as(chunk)
             noisy = scheduler.add_noise(clean, chunk, timesteps).to(unet.dtype)

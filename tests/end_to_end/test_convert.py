@@ -41,7 +41,7 @@ def trained(models_dir, images_dir, tmp_path_factory):
     """A run of two steps with dropout and a checkpoint at each."""
     output = tmp_path_factory.mktemp("trained") / "style"
     flags = ["--max_train_steps=2", "--checkpointing_steps=1", "--learning_rate=1e-2", "--layer_structure=1,2,2,1"]
-    train_here(models_dir, images_dir, output, *flags, "--activation=relu", "--dropout_structure=0,0.3,0.3,0")
+    train_here(models_dir, images_dir, output, *flags, "--activation=relu", "--dropout_structure=0, 0.1, 0.2, 0.3")
     return output
 
 
@@ -124,7 +124,7 @@ def test_init_from_takes_the_files_structure_and_refuses_another(trained, models
     assert all(fact in initial.lines[1] for fact in ("1,2,2,1", "relu", "12,16,32"))
     config = parse_config([*flags, "--activation=relu", "--layer_structure=1, 2,2,1"])  # as in the file
     load_init_from(config)
-    assert config.dropout_structure == "0,0.3,0.3,0" and config.widths == "12,16,32"
+    assert config.dropout_structure == "0,0.1,0.2,0.3" and config.widths == "12,16,32"
     for more, named in [
         (["--activation=mish"], "--activation mish.* relu"),
         (["--max_train_steps=2"], "--init_from .* 2 .*--max_train_steps"),
@@ -245,6 +245,9 @@ def places(trained, models_dir, tmp_path):
         ("{a} {model}/unet", "{model}/unet"),
         ("{a} {dir}", "NAME.pt"),
         ("{a} {dir}/None.pt", "None"),
+        ("{a} {dir}/con.pt", "con.pt"),
+        ("{a} '{dir}/trail .pt'", "trail"),
+        ("{a} {dir}/b:c.pt", "b:c.pt"),
         ("{a} --rename ..", "--rename"),
         ("{a} --rename ''", "--rename"),
         ("{a} --rename x/y", "--rename"),
@@ -291,9 +294,10 @@ def test_refuses_in_one_line_and_writes_nothing(places, command, named):
 
 def test_a_hypernetwork_is_named_after_its_file(tmp_path):
     save_webui(tiny_hypernetwork(), tmp_path / "a.pt")
-    convert(tmp_path / "a.pt", tmp_path / "style-v1.5")
+    said = convert(tmp_path / "a.pt", tmp_path / "style-v1.5")
+    assert "note: " in said and f"{tmp_path / 'style-v1.5'}.pt" in said  # it is a folder
     assert hypernet.load(tmp_path / "style-v1.5").config.name == "style-v1.5"
-    convert(tmp_path / "a.pt", tmp_path / "B.PT")
+    assert "note: " not in convert(tmp_path / "a.pt", tmp_path / "B.PT")
     assert hypernet.load(tmp_path / "B.PT").config.name == "B" and (tmp_path / "B.PT").is_file()
     assert "x" * 40 in refused(tmp_path / "a.pt", tmp_path / ("x" * 300))
 

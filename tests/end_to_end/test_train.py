@@ -270,3 +270,21 @@ def test_another_run_in_the_folder_is_refused_and_untouched(models_dir, images_d
         train_hypernetwork.main(parse_config(arguments))
     assert "\n" not in str(error.value)
     assert (tmp_path / "run/config.json").read_text() == before
+
+
+def test_notes_name_what_is_most_likely_not_meant_and_the_last_line_has_the_words(models_dir, images_dir, tmp_path):
+    flags = [
+        "--max_train_steps=1",
+        "--name=ink",
+        "--template",
+        "{caption}, by [name]",
+        "--learning_rate=1e-4:9, 1e-5:20",
+    ]
+    flags += ["--validation_prompt", "red", "star", "[name]", "--validation_inference_steps=1"]
+    said = train_here(models_dir, images_dir, tmp_path / "run", *flags)
+    notes = [line for line in said.splitlines() if line.startswith("note: --")]
+    for option, word in (("template", "{caption}"), ("learning_rate", "1e-05"), ("validation_prompt", "red star")):
+        assert [line for line in notes if line.startswith(f"note: --{option}") and word in line], option
+    assert len(notes) == 3 and json.loads((tmp_path / "run" / "run.json").read_text())["validation_prompt"][2] == "ink"
+    assert "by ink" in said.splitlines()[-1] and "red" in said.splitlines()[-1]
+    assert "by ink" in (tmp_path / "run" / "README.md").read_text()

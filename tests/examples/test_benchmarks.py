@@ -1,14 +1,28 @@
 """What the benchmarks count on the real shapes, against the targets; and one short run of those that measure time."""
 
 import json
+import os
+import random
 
 import pytest
 import torch
 from bitsandbytes.optim import AdamW8bit
 
 import hypernet
-from examples.benchmarks import inference, presets, rate_robustness, step, training_run, ways
+from examples.benchmarks import (
+    damaged_files,
+    inference,
+    kill_and_resume,
+    presets,
+    rate_robustness,
+    step,
+    training_run,
+    ways,
+)
+from examples.benchmarks.damage.kinds import KINDS, Kind
+from examples.benchmarks.damage.samples import make_samples
 from examples.benchmarks.memory import FakeAdamW8bit, PeakMemory, count_peak_memory
+from hypernet.cli.training_options import parse_config
 from hypernet.utils.errors import UserError
 from tests.helpers.scripts import one_line_error
 from tests.helpers.tiny_models import tiny_unet
@@ -165,3 +179,78 @@ def test_counts_rollbacks_of_a_guard_log(tmp_path):
     assert rate_robustness.count_rollbacks(path) == 0
     path.write_text("step,event,rate_factor\n5,val_loss is nan; goes back to the best state,0.1\n9,ends,0.1\n")
     assert rate_robustness.count_rollbacks(path) == 1
+
+
+# --- Kills
+
+
+def test_options_that_are_drawn_are_valid_and_varied():
+    drawn = [kill_and_resume.draw_options(random.Random(seed)) for seed in range(60)]
+    required = ["--pretrained_model_name_or_path=m", "--train_data_dir=d"]
+    configs = [parse_config([*required, *flags, *later]) for flags, later, _ in drawn]
+    assert {config.optimizer for config in configs} == set(kill_and_resume.OPTIMIZERS)
+    assert len({config.ema_decay for config in configs}) == len({config.aspect_buckets for config in configs}) == 2
+    assert 0 < sum(bool(launch) for *_, launch in drawn) < sum(bool(later) for _, later, _ in drawn) < len(drawn)
+
+
+# --- Damaged files
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("damaged") / "samples"
+    make_samples(folder, ["lora", "ckpt"])
+    return folder
+
+
+def make_case(kind, number, samples, folder):
+    (folder / "case").mkdir(parents=True)
+    marker = folder / "code ran"
+    KINDS[kind].make(random.Random(f"5/{kind}/{number}"), samples, folder / "case", marker)
+    return folder / "case", marker
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "run"])
+def test_damaged_files_do_no_harm(samples, tmp_path, monkeypatch, kind):
+    for number in range(4):
+        case, marker = make_case(kind, number, samples, tmp_path / str(number))
+        monkeypatch.chdir(case)
+        outcome = damaged_files.open_case(kind, case, marker)
+        assert set(outcome.results) <= set(damaged_files.HARMLESS), (number, outcome)
+
+
+def test_the_same_seed_makes_the_same_files(samples, tmp_path):
+    def content(number, copy):
+        case, marker = make_case("folder", number, samples, tmp_path / copy / str(number))
+        files = sorted(path for path in case.rglob("*") if path.is_file())
+        return [path.read_bytes().replace(str(marker).encode(), b"marker") for path in files]
+
+    for number in range(5):
+        assert content(number, "a") == content(number, "b")
+
+
+def test_harm_is_noticed(tmp_path, monkeypatch):
+    """Each kind of harm, from a way to open files that does it."""
+    marker = tmp_path / "code ran"
+    (tmp_path / "case").mkdir()
+
+    def fail():
+        raise KeyError("x")
+
+    def refuse(*lines):
+        for line in lines:
+            print(f"error: {line}")
+        raise SystemExit(2)
+
+    harms = {"traceback": fail, "ran code": marker.touch, "over 1 GB": lambda: bytearray(2**30 + 2**27)}
+    harms |= {"bad output": lambda: os.write(2, b"\x1b[31m")}
+    harms |= {"refused": lambda: refuse("--option: it is wrong"), "opened": lambda: None}
+    for harm, open_it in [*harms.items(), ("traceback", lambda: refuse("a", "b")), ("traceback", refuse)]:
+        monkeypatch.setitem(KINDS, "test", Kind(lambda *_: None, lambda folder, open_it=open_it: [open_it]))
+        assert damaged_files.open_case("test", tmp_path / "case", marker).results == [harm]
+    monkeypatch.setattr(damaged_files, "SECONDS", -1)
+    assert damaged_files.open_case("test", tmp_path / "case", marker).results == ["traceback", "over 10 s"]
+
+
+def test_an_unknown_kind_is_one_line():
+    assert "--kinds x" in one_line_error(damaged_files.main, "--kinds", "x")

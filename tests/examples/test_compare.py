@@ -24,6 +24,7 @@ from hypernet.cli.training_options import parse_config
 from hypernet.utils.errors import UserError
 from tests.helpers.grids import ProcessWithin, required_options, write_yaml
 from tests.helpers.scripts import REPO, run, train_here
+from tests.helpers.tiny_models import tiny_unet
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -75,6 +76,35 @@ def test_refuses_a_folder_that_holds_another_run(tmp_path, models_dir, images_di
     assert json.loads((old / "run.json").read_text())["activation"] != "relu"
 
 
+def test_overwriting_that_is_stopped_at_once_can_be_repeated(tmp_path, models_dir, images_dir, monkeypatch):
+    def train(popen, **options):
+        monkeypatch.setattr(runs, "subprocess", types.SimpleNamespace(Popen=popen, STDOUT=None))
+        options = {**required_options(tmp_path, images_dir), "report_to": "none", "max_train_steps": 1, **options}
+        folder = tmp_path / "out" / "runs" / "one"
+        run = runs.Run("one", folder, {**options, "name": "x", "output_dir": str(folder)})
+        return runs.Runner(tmp_path / "out", 1).train(run, overwrite=True), folder / "run.json"
+
+    class Stopped(ProcessWithin):
+        def __init__(self, *_, **__):
+            self.code = 130
+
+    def said():
+        return (tmp_path / "out" / "logs" / "one.txt").read_text()
+
+    shutil.copytree(models_dir / "epsilon", tmp_path / "epsilon")
+    train(ProcessWithin, activation="relu")
+    tiny_unet(seed=1).save_pretrained(tmp_path / "epsilon" / "unet")  # another base model, under the same options
+    failed, record = train(ProcessWithin, activation="relu", max_train_steps=2)
+    assert not failed and "Resuming" not in said()
+    for activation, seed in (("mish", 0), ("mish", 1)):  # other options, which the trainer would refuse, too
+        failed, record = train(Stopped, activation=activation, seed=seed)
+        assert failed and json.loads(record.read_text())["activation"] == "relu"
+    failed, record = train(ProcessWithin, activation="mish", seed=1)
+    assert not failed and json.loads(record.read_text())["activation"] == "mish"
+    failed, record = train(ProcessWithin, activation="mish", seed=1, max_train_steps=2)  # goes on
+    assert not failed and "step-000001" in said()
+
+
 def test_refuses_a_folder_without_a_run(tmp_path):
     with pytest.raises(UserError, match=re.escape(str(tmp_path))):
         compare.main([str(tmp_path), "--output_dir", str(tmp_path / "out")])
@@ -122,6 +152,8 @@ def test_makes_a_page_from_a_grid(tmp_path, models_dir, images_dir, monkeypatch,
     path = write_yaml(tmp_path / "my.yaml", **options, grid=[{"learning_rate": ["1e-4", "1e-2"]}, {"widths": ["999"]}])
     with pytest.raises(UserError, match=r"\b1 of 3\b"):
         compare.main([str(path)])
+    (sync,) = [line for line in capsys.readouterr().out.splitlines() if "wandb sync" in line]
+    assert len(list(tmp_path.glob(sync.rpartition(" ")[2]))) == 2
     out = tmp_path / "output" / "my"
     rows = read_csv(out / "compare.csv")
     assert [row["run"] for row in rows[2:]] == ["widths=999"] and "999" in rows[2]["problem"]

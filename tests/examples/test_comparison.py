@@ -10,9 +10,10 @@ import pytest
 from examples.comparison.grid import read_grid
 from examples.comparison.page import write_page
 from examples.comparison.results import Result
-from examples.comparison.runs import Run, Runner
+from examples.comparison.runs import Run, Runner, same_options
 from examples.comparison.table import build_table, group_runs
 from hypernet.cli.training_options import options_to_flags, parse_config
+from hypernet.utils.errors import UserError
 from tests.helpers.grids import required_options, write_yaml
 
 
@@ -55,6 +56,48 @@ def test_a_grid_overrides_its_file_and_the_file_its_config(tmp_path, models_dir,
     configs = [parse_config(options_to_flags(each.options)) for each in read_grid(path, tmp_path)]
     found = [(config.activation, config.max_train_steps, config.seed) for config in configs]
     assert found == [("relu", 8, 4), ("relu", 8, 5)]
+
+
+def test_values_are_text_and_names_are_those_of_earlier_versions(tmp_path, models_dir, images_dir):
+    """YAML once read true as True and 1.0e-3 as 0.001; runs of such grids keep their folders."""
+    path = write_yaml(tmp_path / "grid.yaml", **required_options(models_dir, images_dir))
+    path.write_text(
+        path.read_text() + "mixed_precision: no\nname: 007\ngrid:\n  layer_norm: [true, off]\n"
+        "  learning_rate: [1.0e-3, 1e-4]\n  snr_gamma: [null, 5]\n"
+    )
+    found = read_grid(path, tmp_path / "out")
+    names = [each.name for each in found]
+    assert names[0] == "layer_norm=True,learning_rate=0.001,snr_gamma=None"
+    assert names[-1] == "layer_norm=False,learning_rate=1e-4,snr_gamma=5" and len(set(names)) == 8
+    configs = [parse_config(options_to_flags(each.options)) for each in found]
+    assert {(config.mixed_precision, config.name) for config in configs} == {("no", "007")}
+    assert [configs[0].layer_norm, configs[0].learning_rate, configs[0].snr_gamma] == [True, "0.001", None]
+    options = found[0].options
+    assert [options["layer_norm"], options["learning_rate"], options["snr_gamma"]] == [True, 0.001, None]
+    assert same_options({**options, "layer_norm": "yes", "resolution": 64, "name": "x"}, options)
+    assert not same_options({**options, "seed": 1}, options) and not same_options(None, options)
+
+
+@pytest.mark.parametrize(
+    "grid, named",
+    [
+        ("activation: [relu, {a: b}]", "activation.*mapping"),
+        ("validation_prompt: [[a cat, ]]\n  lora: [[a, [b]]]", "lora, item 2"),
+        ("validation_prompt: [[a cat, null]]", "validation_prompt, item 2.*empty"),
+        ("learning_rate: [1.0e-3, 0.001]", "learning_rate=0.001"),
+    ],
+)
+def test_refuses_values_that_are_no_text(tmp_path, models_dir, images_dir, grid, named):
+    path = write_yaml(tmp_path / "grid.yaml", **required_options(models_dir, images_dir))
+    path.write_text(path.read_text() + f"grid:\n  {grid}\n")
+    with pytest.raises(UserError, match=named):
+        read_grid(path, tmp_path / "out")
+
+
+def test_an_output_folder_that_is_no_name_is_refused_by_its_option(tmp_path, models_dir, images_dir):
+    path = write_yaml(tmp_path / "grid.yaml", **required_options(models_dir, images_dir), grid={"seed": [1, 2]})
+    with pytest.raises(UserError, match="--output_dir .*None"):
+        read_grid(path, tmp_path / "None")
 
 
 # --- Runs

@@ -9,7 +9,14 @@ from diffusers.optimization import get_scheduler
 
 from hypernet.cli.training_options import parse_config
 from hypernet.config import TrainingConfig
-from hypernet.training.lr_schedule import ScheduleError, clipping_schedule, learning_rate_function, parse_schedule
+from hypernet.training.lr_schedule import (
+    ScheduleError,
+    clipping_schedule,
+    learning_rate_function,
+    parse_schedule,
+    schedule_end,
+    unreached_values,
+)
 from hypernet.utils.errors import UserError
 
 REQUIRED = ["--pretrained_model_name_or_path=m", "--train_data_dir=d"]
@@ -23,7 +30,7 @@ REQUIRED = ["--pretrained_model_name_or_path=m", "--train_data_dir=d"]
         ("5e-6:60, 5e-7:90,", ((5e-6, 60), (5e-7, 90))),
         ("5e-6:60, 5e-7", ((5e-6, 60), (5e-7, 100))),
         ("5e-6:60, 5e-7:-1", ((5e-6, 60), (5e-7, 100))),
-        ("1e-4, 5e-7:50", ((1e-4, 100),)),
+        ("1e-4:150, 5e-7", ((1e-4, 100),)),
         ("1e-4:500", ((1e-4, 100),)),
         ("1e-4:100, 1e-5:200", ((1e-4, 100),)),
         (" 0.5 : 10 ,.25: 20", ((0.5, 10), (0.25, 20))),
@@ -54,12 +61,32 @@ def test_values_of_a_schedule():
         ("-1e-5", ">>>-1e-5<<<"),
         ("nan", ">>>nan<<<"),
         ("1e-5, oops", "1e-5,>>> oops<<<"),
+        ("1,5e-5", "1,>>>5e-5<<<"),
+        ("1e-5, 5e-6:30", "1e-5,>>> 5e-6:30<<<"),
+        ("1e-5:-1, 5e-6:30", "1e-5:-1,>>> 5e-6:30<<<"),
+        ("5e-5:10, 1,5e-6:20", "5e-5:10, 1,>>>5e-6:20<<<"),
+        ("1e-5:200, 5e-6:150", "1e-5:200,>>> 5e-6:150<<<"),
     ],
 )
 def test_parse_errors_mark_the_place(text, marked):
     with pytest.raises(ScheduleError) as error:
         parse_schedule(text, 100)
     assert marked in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text, meant", [("1,5e-5", "1.5e-5"), ("0,0001", "0.0001"), ("1e-4:9, 2,5e-6:20", "2.5e-6:20")]
+)
+def test_a_decimal_comma_is_named(text, meant):
+    with pytest.raises(ScheduleError) as error:
+        parse_schedule(text, 100)
+    assert meant in str(error.value)
+
+
+def test_values_that_a_run_does_not_come_to():
+    assert unreached_values("1e-4:50, 1e-5:200, 1e-6", 50) == [1e-5, 1e-6]
+    assert unreached_values("1e-4:50, 1e-5:200", 51) == unreached_values("1e-4", 5) == []
+    assert [schedule_end(text) for text in ("1e-4", "1e-4:50, 1e-5", "1e-4:50, 1e-5:-1", "1e-4:5,")] == [None] * 3 + [5]
 
 
 def pieces_by_the_rules(text, max_steps):
@@ -78,17 +105,14 @@ def pieces_by_the_rules(text, max_steps):
         if step is not None and step != -1 and step < 1:
             return number
         if ended:
-            continue  # parts after the end are parsed and ignored
+            return number  # nothing may stand behind a part that runs to the end
         if step in (None, -1):
-            step = max_steps
-            pieces.append((float(match[1]), step))
-            ended = True
-            continue
+            ended, step = True, max(max_steps, last + 1)
         if step <= last:
             return number
+        if last < max_steps:  # what lies beyond is checked, and left out
+            pieces.append((float(match[1]), min(step, max_steps)))
         last = step
-        pieces.append((float(match[1]), min(step, max_steps)))
-        ended = step >= max_steps
     return tuple(pieces)
 
 

@@ -1,0 +1,46 @@
+"""Report failures of what a run can do without: previews, plots, trackers, tables. They end no run."""
+
+import contextlib
+from collections.abc import Iterator
+
+from accelerate import Accelerator
+
+from hypernet.training.accelerator import print_main
+from hypernet.utils.errors import reason
+
+
+class Failures:
+    """What has failed in a run that continues.
+
+    Attributes:
+        lines: what has been printed, for result.json; the console may be among what fails.
+    """
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator = accelerator
+        self.lines: list[str] = []
+        self._failing: set[str] = set()
+
+    def report(self, line: str | None) -> None:
+        """Print a line on the main process, if there is one."""
+        if line and self.accelerator.is_main_process:
+            self.lines.append(line)
+            print_main(self.accelerator, line)
+
+    @contextlib.contextmanager
+    def tolerate(self, what: str) -> Iterator[None]:
+        """Turn an exception of the block into one line; only the first of several in a row for the same `what`.
+
+        The block must not communicate with other processes: they would wait for this one.
+
+        Args:
+            what: the start of the line, such as "loss.png could not be drawn".
+        """
+        try:
+            yield
+        except Exception as error:
+            if what not in self._failing:
+                self.report(f"{what} ({reason(error)}); the run goes on")
+            self._failing.add(what)
+        else:
+            self._failing.discard(what)

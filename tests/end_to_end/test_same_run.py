@@ -1,0 +1,268 @@
+"""What a resumed run takes for the same run: moved projects, other contents, commands repeated, damaged best states."""
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+
+import train_hypernetwork
+from hypernet.training import accelerator as accelerator_module
+from hypernet.training import checkpoint, setup
+from hypernet.utils.errors import UserError
+from hypernet.utils.hashing import write_manifest
+from tests.helpers.scripts import read_csv, same_weights, step_of, train_here
+from tests.helpers.tiny_models import tiny_pipeline
+
+FLAGS = ["--learning_rate=1e-3", "--train_batch_size=3", "--checkpointing_steps=2", "--logging_steps=3"]
+FLAGS += ["--validation_split=0.3", "--validation_loss_steps=2"]
+
+
+def train_in(project, steps, *flags, model="model", images="images", out="out"):
+    shared = f"--cache_dir={project.parent / 'cache'}"
+    flags = [*FLAGS, f"--max_train_steps={steps}", f"--template={project / 'lines.txt'}", shared, *flags]
+    return train_here(project, project / images, project / out, *flags, model=model)
+
+
+@pytest.fixture(scope="module")
+def finished(models_dir, images_dir, tmp_path_factory):
+    """A folder with a model, images, a template, and a run of four steps with checkpoints of steps 2 and 4."""
+    folder = tmp_path_factory.mktemp("finished") / "project"
+    shutil.copytree(models_dir / "epsilon", folder / "model")
+    shutil.copytree(images_dir, folder / "images")
+    (folder / "lines.txt").write_text("a painting of [filewords] by [name]\n")
+    train_in(folder, 4)
+    return folder
+
+
+@pytest.fixture
+def project(finished, tmp_path):
+    """A copy of `finished` elsewhere."""
+    shutil.copytree(finished, tmp_path / "project")
+    return tmp_path / "project"
+
+
+@pytest.fixture
+def kill(monkeypatch):
+    """A function that trains like `train_in`, and is killed when it calls an attribute of an object."""
+
+    def train_until(place, name, *arguments):
+        def killed(*_):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(place, name, killed)
+            train_in(*arguments)
+
+    return train_until
+
+
+def forget_step_4(project):
+    """Leave the folder as if the run had been killed before its second checkpoint."""
+    shutil.rmtree(project / "out" / "checkpoints" / "step-000004")
+
+
+def resumed_at(printed):
+    found = re.search(r"checkpoints/step-(\d+), step \d+\n", printed)
+    return found and int(found[1])
+
+
+def notes(printed):
+    lines = [line for line in printed.splitlines() if line.strip().startswith("note: ")]
+    return [line for line in lines if "standard deviation" not in line]  # of the tiny VAE
+
+
+def files_below(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def edit_progress(folder, change):
+    """Change the progress in a checkpoint, and its manifest accordingly."""
+    path = folder / "progress.json"
+    progress = json.loads(path.read_text())
+    change(progress)
+    path.write_text(json.dumps(progress))
+    (folder / "manifest.json").unlink()
+    write_manifest(folder)
+
+
+def as_by_an_earlier_version(out):
+    """Leave out of a run's folder what earlier versions did not save."""
+    for folder in (out / "checkpoints").iterdir():
+        edit_progress(folder, lambda progress: [progress.pop(key) for key in ("trained_with", "grad_norms")])
+    record = json.loads((out / "run.json").read_text())
+    record.pop("begun_by")
+    (out / "run.json").write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize("earlier_version", [False, True])
+def test_a_moved_and_renamed_project_goes_on_exactly(finished, project, earlier_version):
+    forget_step_4(project)
+    template = project / "moved.txt"
+    if earlier_version:
+        as_by_an_earlier_version(project / "out")
+        template = finished / "lines.txt"  # the lines were not saved, so the option must be the same
+    for name, renamed in [("model", "sd15"), ("images", "pictures"), ("lines.txt", "moved.txt"), ("out", "sunset")]:
+        (project / name).rename(project / renamed)
+    memory = ["--gradient_checkpointing", "--enable_tiling", f"--template={template}"]
+    printed = train_in(project, 4, *memory, model="sd15", images="pictures", out="sunset")
+    assert resumed_at(printed) == 2 and "epoch begins" not in printed and "bit for bit" not in printed
+    assert len(notes(printed)) == 1 and not re.search("  --", printed)  # the note says that it keeps its name
+    ours, theirs = project / "sunset", finished / "out"
+    assert same_weights(ours / "out.pt", theirs / "out.pt") and same_weights(ours / "best", theirs / "best")
+    for name in ("hypernetwork_loss.csv", "validation_loss.csv"):
+        assert (ours / name).read_bytes() == (theirs / name).read_bytes()
+    # the first mean is of steps before and after the resume
+    norms = [read_csv(run / "metrics.csv", "grad_norm") for run in (ours, theirs)]
+    assert len(norms[1]) == 2 and (norms[0] == norms[1] or earlier_version)
+
+
+def test_other_images_in_another_place_are_another_run(project):
+    (project / "images").rename(project / "others")
+    (project / "others" / "0.png").unlink()
+    before = files_below(project / "out")
+    with pytest.raises(UserError, match=r"--output_dir .*train_data_dir .*--init_from \S+step-000004.*--overwrite"):
+        train_in(project, 6, images="others")
+    assert files_below(project / "out") == before
+
+
+def test_another_base_model_is_refused(finished, project):
+    before, model = files_below(project / "out"), project / "model"
+    other, named = tiny_pipeline("v_prediction", seed=7), "pretrained_model_name_or_path"
+    for part in ("unet", "vae", "text_encoder", "scheduler"):
+        getattr(other, part).save_pretrained(model / part)
+        with pytest.raises(UserError, match=rf"--output_dir .*{named} .*--init_from \S+step-000004"):
+            train_in(project, 6)
+        shutil.rmtree(model / part)
+        shutil.copytree(finished / "model" / part, model / part)
+    assert files_below(project / "out") == before
+    as_by_an_earlier_version(project / "out")
+    other.unet.save_pretrained(model / "unet")
+    with pytest.raises(UserError, match=named):
+        train_in(project, 6, f"--template={finished / 'lines.txt'}")
+
+
+def test_other_images_captions_or_templates_in_the_same_place_are_noted(project):
+    for step, word, change in [
+        (5, "captions", lambda: (project / "images" / "0.txt").write_text("a blue moon")),
+        (6, "templates", lambda: (project / "lines.txt").write_text("[filewords]\nart of [filewords]\n")),
+        (7, "images", lambda: Image.new("RGB", (64, 64), "red").save(project / "images" / "a red square.png")),
+    ]:
+        change()
+        (project / "out" / "held_out.json").write_text("{")  # the checkpoint knows the validation images, too
+        printed = train_in(project, step)
+        (note,) = (line for line in notes(printed) if "changed since" in line)
+        assert word in note and resumed_at(printed) == step - 1
+        assert ("a new epoch begins" in printed) == (word == "images")
+        assert "validation images, never trained on: 2 " in printed  # of nine images, it would be three
+
+
+def test_batch_accumulation_and_precision_may_change_with_a_word(project):
+    shutil.copytree(project / "out", project / "copy")
+    # Accelerate's count of batches, which would shift the updates, is among these
+    (project / "copy" / "checkpoints" / "step-000004" / "random_states_0.pkl").unlink()
+    flags = ["--gradient_accumulation_steps=3"]
+    for out in ("out", "copy"):
+        printed = train_in(project, 6, *flags, "--name=out", out=out)
+        assert resumed_at(printed) == 4 and len(re.findall("--gradient_accumulation_steps .*bit for bit", printed)) == 1
+    assert same_weights(project / "out", project / "copy")
+    printed = train_in(project, 7, *flags, "--mixed_precision=bf16", "--train_batch_size=2")
+    (line,) = (line for line in printed.splitlines() if "bit for bit" in line)
+    assert "--mixed_precision" in line and "--train_batch_size" in line and "--gradient_acc" not in line
+    assert step_of(project / "out") == 7
+
+
+def test_a_loss_scaler_may_come_and_go_with_the_precision(project, monkeypatch):
+    """On a GPU, fp16 has one."""
+
+    def build_with_scaler(*arguments):
+        accelerator = accelerator_module.build_accelerator(*arguments)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+        return accelerator
+
+    with monkeypatch.context() as patch:
+        patch.setattr(setup, "build_accelerator", build_with_scaler)
+        assert resumed_at(train_in(project, 6)) == 4
+    assert (project / "out" / "checkpoints" / "step-000006" / "scaler.pt").is_file()
+    assert resumed_at(train_in(project, 7)) == 6
+
+
+def test_the_same_command_resumes_although_it_overwrites_or_goes_back(project):
+    assert resumed_at(train_in(project, 2, "--overwrite", "--seed=1")) is None
+    assert resumed_at(train_in(project, 4, "--overwrite", "--seed=1")) == 2
+    back = "--resume_from_checkpoint=step-000002"
+    assert resumed_at(train_in(project, 4, "--overwrite", "--seed=1", back)) == 2
+    assert resumed_at(train_in(project, 5, "--overwrite", "--seed=1", back)) == 4
+
+
+def test_a_run_that_is_killed_before_it_has_gone_back_goes_back_the_next_time(project, kill):
+    back = "--resume_from_checkpoint=step-000002"
+    kill(checkpoint.Checkpointer, "load", project, 4, back)
+    assert resumed_at(train_in(project, 4, back)) == 2
+
+
+def test_a_changed_learning_rate_counts_until_a_checkpoint_is_trained_with_it(project, kill):
+    last = project / "out" / "checkpoints" / "step-000004"
+    edit_progress(last, lambda progress: progress["guard"].update(rate_factor=0.001))
+    kill(train_hypernetwork, "training_loss", project, 5, "--learning_rate=0.01")
+    shutil.copytree(project / "out", project / "copy")
+    printed = train_in(project, 5, "--learning_rate=0.01")
+    assert re.search("--learning_rate .*1e-3.*0.01", printed)
+    assert read_csv(project / "out" / "hypernetwork_loss.csv", "learn_rate")[-1] == 0.01
+    train_in(project, 5, "--name=out", out="copy")
+    assert read_csv(project / "copy" / "hypernetwork_loss.csv", "learn_rate")[-1] == pytest.approx(1e-6)
+
+
+@pytest.mark.parametrize("file", ["out.pt", "optimizer.bin", "diffusion_pytorch_model.safetensors"])
+def test_a_damaged_best_state_is_recovered(finished, project, file):
+    best, step = project / "out" / "best", step_of(finished / "out" / "best")
+    assert step > 0  # so that there is a checkpoint of that step
+    content = bytearray((best / file).read_bytes())
+    content[200] ^= 1
+    for damaged in (project / "out").glob(f"**/best/{file}"):  # links to one file
+        damaged.write_bytes(content)
+    printed = train_in(project, 4)
+    (note,) = notes(printed)
+    assert resumed_at(printed) == 4 and "step-000004/best" in note and file in note
+    assert same_weights(best, finished / "out" / "best") and same_weights(best, best / "out.pt")
+    assert step_of(best) == step
+
+
+def test_a_best_state_that_is_lost_is_looked_for_anew(project):
+    def have_best_at_3(progress):
+        progress["guard"].update(best_step=3, best_loss=0.0)
+
+    last = project / "out" / "checkpoints" / "step-000004"
+    shutil.rmtree(last / "best")
+    edit_progress(last, have_best_at_3)
+    printed = train_in(project, 5)
+    assert resumed_at(printed) == 4 and len(notes(printed)) == 1
+    assert read_csv(project / "out" / "validation_loss.csv", "step") == [0, 2, 4, 5]
+    assert step_of(project / "out" / "best") in (4, 5)
+
+
+def test_step_0_is_measured_once(finished, project, kill):
+    shutil.rmtree(project / "out")
+    kill(train_hypernetwork, "training_loss", project, 4)
+    assert read_csv(project / "out" / "validation_loss.csv", "step") == [0]
+    for flags in ([], ["--resume_from_checkpoint=none"]):
+        train_in(project, 4, *flags)
+        tables = [folder / "out" / "validation_loss.csv" for folder in (project, finished)]
+        assert tables[0].read_bytes() == tables[1].read_bytes()
+
+
+def test_what_a_full_disk_leaves_is_said(project, monkeypatch):
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(UserError) as error:
+        patch.setattr(checkpoint.Checkpointer, "export", full_disk)
+        train_in(project, 2, "--resume_from_checkpoint=none")
+    assert re.search(r"checkpoint of step 2 is saved.*out\.pt", str(error.value))
+    with monkeypatch.context() as patch, pytest.raises(UserError) as error:
+        patch.setattr(checkpoint, "write_manifest", full_disk)
+        train_in(project, 4)
+    assert re.search("step 4 is not saved.*step-000002", str(error.value))
+    assert resumed_at(train_in(project, 2)) == 2 and step_of(project / "out" / "out.pt") == 2

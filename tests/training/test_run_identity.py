@@ -1,0 +1,92 @@
+"""Contents of a run compared with those its checkpoint was trained with."""
+
+import pytest
+import torch
+
+from hypernet.data.image_index import ImageRecord
+from hypernet.training.run_identity import RunIdentity, TrainedWith, data_contents, model_contents
+from tests.helpers.tiny_models import open_models
+
+PLACES = {"train_data_dir": "/a/images", "dataset_name": None, "template": "/a/lines.txt", "validation_data_dir": None}
+PLACES |= {"pretrained_model_name_or_path": "/a/model", "revision": None, "variant": None, "lora": ["/a/ink.pt:1"]}
+PLACES |= {"model_config": None, "original_config": None, "pretrained_vae_model_name_or_path": None}
+CONTENTS = {"images": "3 a", "captions": "b", "templates": "c", "UNet": "d", "VAE": "e", "LoRAs": "f"}
+
+
+def compare(contents, before=CONTENTS, batches="", **places):
+    identity = RunIdentity({**PLACES, **places}, PLACES)
+    identity.before = TrainedWith(5, {}, dict(before), [], "h")
+    differing, note = identity.compare({**CONTENTS, **contents}, batches)
+    return [line.split()[0] for line in differing], note
+
+
+@pytest.mark.parametrize(
+    "option, value",
+    [("train_data_dir", "/b"), ("template", "style"), ("lora", ["/b:1"]), ("pretrained_model_name_or_path", "a/b")],
+)
+def test_only_what_lies_in_a_place_counts(option, value):
+    kinds = {"train_data_dir": "images", "template": "templates", "lora": "LoRAs"}
+    kind = kinds.get(option, "UNet")
+    assert compare({}, **{option: value}) == ([], None)
+    assert compare({kind: "9 z"}, **{option: value})[0] == [option]
+    unknown = {name: content for name, content in CONTENTS.items() if name != kind}
+    assert compare({}, unknown) == ([], None)  # by an earlier version
+    assert compare({}, unknown, **{option: value})[0] == [option]
+
+
+def test_what_has_changed_in_its_place_is_noted_unless_it_is_the_model():
+    model = "pretrained_model_name_or_path"
+    for kind, option in [("UNet", model), ("VAE", model), ("LoRAs", "lora")]:
+        assert compare({kind: "z"})[0] == [option]
+    assert compare({"VAE": "z"}, pretrained_vae_model_name_or_path="v")[0] == ["pretrained_vae_model_name_or_path"]
+    differing, note = compare({"images": "4 z", "captions": "z", "templates": "z"})
+    assert differing == [] and "3 then, 4 now" in note and "templates" in note and "captions" not in note
+    assert "captions" in compare({"captions": "z"})[1] and "step 5" in compare({"captions": "z"})[1]
+
+
+def test_images_of_an_earlier_version_are_known_by_their_batches():
+    unknown = {name: content for name, content in CONTENTS.items() if name != "images"}
+    assert compare({}, unknown, "h", train_data_dir="/b") == ([], None)
+    assert compare({}, unknown, "other", train_data_dir="/b")[0] == ["train_data_dir"]
+
+
+class Source:
+    """Stands for an `ImageSource`."""
+
+    captions = [("a cat",), ("a dog",), ("a cat", "a kitten")]
+
+
+class Options:
+    """Stands for a `TrainingConfig`."""
+
+    template, validation_data_dir = "a painting of [filewords]", None
+
+
+def test_images_and_captions_do_not_depend_on_names_and_order():
+    records = [ImageRecord(row, f"{row}" * 64, 64, 64, False, (64, 64)) for row in range(3)]
+    contents = data_contents(Source, records, [], Options)
+    assert data_contents(Source, records[::-1], [], Options) == contents
+    assert data_contents(Source, records[1:], [], Options)["images"] != contents["images"]
+    records[1].row = 0  # another caption
+    changed = data_contents(Source, records, [], Options)
+    assert changed["images"] == contents["images"] and changed["captions"] != contents["captions"]
+
+
+def test_captions_that_no_template_uses_do_not_count(monkeypatch):
+    monkeypatch.setattr(Options, "template", "a painting")
+    records = [ImageRecord(row, f"{row}" * 64, 64, 64, False, (64, 64)) for row in range(3)]
+    assert len({data_contents(Source, part, [], Options)["captions"] for part in (records, records[1:])}) == 1
+
+
+def test_a_model_is_the_same_in_another_precision_and_folder(models_dir):
+    contents = model_contents(open_models(models_dir / "epsilon"))
+    assert model_contents(open_models(models_dir / "epsilon", torch.bfloat16)) == contents
+    skipped = open_models(models_dir / "epsilon", prediction_type="v_prediction")
+    differing = {kind for kind, content in model_contents(skipped).items() if content != contents[kind]}
+    assert differing == {"noise schedule"}
+    others = open_models(models_dir / "epsilon")
+    with torch.no_grad():
+        next(others.vae.parameters()).add_(1)
+        next(others.text_encoders[0].parameters()).add_(1)
+    changed = {kind for kind, content in model_contents(others).items() if content != contents[kind]}
+    assert changed == {"VAE", "text encoder"}

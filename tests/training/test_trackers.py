@@ -1,0 +1,107 @@
+"""What trackers are told about a run, and that a broken file or tracker costs no more than a line."""
+
+import json
+import struct
+
+import pytest
+from accelerate import Accelerator
+from wandb.proto.wandb_internal_pb2 import Record
+
+from hypernet.cli.training_options import parse_config
+from hypernet.training.failures import Failures
+from hypernet.training.run_folder import RunFolder
+from hypernet.training.trackers import Trackers, wandb_run
+from tests.helpers.scripts import train_here
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+
+
+def read_records(log):
+    """Yield the records of a .wandb file (LevelDB's log format: blocks of 32 KiB with parts of records)."""
+    data, place, parts = log.read_bytes(), 7, b""
+    while place < len(data) - 7:
+        if 32768 - place % 32768 < 7:  # no room for a part's header
+            place += 32768 - place % 32768
+        length, kind = struct.unpack_from("<xxxxHB", data, place)
+        parts += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # a whole record, or its last part
+            record = Record()
+            record.ParseFromString(parts)
+            parts = b""
+            yield record
+
+
+def test_numbers_are_numbers_in_wandb(models_dir, images_dir, tmp_path):
+    flags = ["--report_to=wandb", "--max_train_steps=4", "--logging_steps=2", "--validation_split=0.3"]
+    flags += ["--validation_loss_steps=2", "--learning_rate=3e-3", "--validation_prompt", "a cat", "a dog"]
+    flags += ["--validation_inference_steps=1"]
+    train_here(models_dir, images_dir, tmp_path / "run", *flags)
+    (log,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
+    config, summary = {}, {}
+    for record in read_records(log):
+        for part in (record.run.config, record.config):
+            config |= {item.key: json.loads(item.value_json) for item in part.update}
+        for item in [*record.history.item, *record.summary.update]:
+            summary[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
+    expected = {
+        "learning_rate": 3e-3,
+        "max_grad_norm": 1,
+        "resolution": 64,
+        "clip_skip": None,
+        "num_train_epochs": None,
+    }
+    expected |= {"layer_structure": "1,2,1", "random_flip": False, "validation_prompt": ["a cat", "a dog"]}
+    assert {name: config[name] for name in expected} == expected and type(config["resolution"]) is int
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert {"best_val_loss", "best_step", "guard_returns", "val_loss", "val_loss_base"} <= result.keys()
+    for name in result.keys() - {"step"}:
+        assert summary[name] == pytest.approx(result[name]), name
+
+
+def open_folder(tmp_path, *flags):
+    required = ["--pretrained_model_name_or_path=m", "--train_data_dir=d", f"--output_dir={tmp_path}"]
+    config = parse_config([*required, *flags])
+    return config, RunFolder(config)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\n", b"a/b\nname\n", b"\xff\xfe", b"x" * 500])
+def test_a_damaged_id_is_replaced(tmp_path, content):
+    config, folder = open_folder(tmp_path)
+    if content is not None:
+        folder.wandb_id.write_bytes(content)
+    run = wandb_run(config, folder, "label")
+    assert run["name"] == "label" and 8 <= len(run["id"]) <= 128
+    assert wandb_run(config, folder, "another") == run
+
+
+def test_an_id_without_a_name_is_kept(tmp_path):
+    config, folder = open_folder(tmp_path)
+    folder.wandb_id.write_text("abc123")
+    run = wandb_run(config, folder, "label")
+    assert (run["id"], run["name"]) == ("abc123", "label")
+
+
+def test_a_tracker_that_fails_is_reported_once_per_stretch(tmp_path, capsys):
+    config, folder = open_folder(tmp_path / "run", "--report_to=none")
+
+    class Broken:
+        name, fails = "wandb", True
+
+        def log(self, values, step):
+            if self.fails:
+                raise ConnectionError("the service\nhas died")
+
+    accelerator, tracker = Accelerator(cpu=True), Broken()
+    trackers = Trackers(accelerator, [], Failures(accelerator))
+    accelerator.trackers = [tracker]
+    for step, fails in enumerate([True, True, False, True]):
+        tracker.fails = fails
+        trackers.log({"loss": 1.0}, step)
+    assert len(trackers.failures.lines) == 2
+    assert capsys.readouterr().out.splitlines() == trackers.failures.lines
+    trackers.finish()  # which this one lacks
+    assert accelerator.trackers == []
