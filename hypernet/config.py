@@ -41,7 +41,8 @@ PATH_OPTIONS = (
     "pretrained_vae_model_name_or_path",
 )
 
-# A resumed run may change these options; any other change makes it a different run
+# A resumed run may change these options and INEXACT; any other change makes it a different run. PATH_OPTIONS are compared
+# by what they name
 CHANGEABLE = {"output_dir", "overwrite", "cache_dir", "resume_from_checkpoint", "max_train_steps", "num_train_epochs"}
 CHANGEABLE |= {"checkpointing_steps", "checkpoints_total_limit", "logging_steps", "guard"}
 CHANGEABLE |= {"learning_rate", "lr_scheduler", "lr_warmup_steps", "lr_num_cycles", "lr_power"}
@@ -49,6 +50,9 @@ CHANGEABLE |= {"clip_grad_mode", "max_grad_norm", "max_grad_value"}
 CHANGEABLE |= {"validation_prompt", "validation_steps", "num_validation_images", "validation_guidance_scale"}
 CHANGEABLE |= {"validation_inference_steps", "validation_loss_steps", "enable_tiling", "compile"}
 CHANGEABLE |= {"report_to", "tracker_project_name", "run_name", "log_artifact", "push_to_hub", "hub_model_id"}
+CHANGEABLE |= {"gradient_checkpointing"}
+# With another value of these, a resumed run is no longer bit for bit what it would have been
+INEXACT = {"train_batch_size", "gradient_accumulation_steps", "mixed_precision", "compile"}
 
 
 def option(default: Any, help: str) -> Any:
@@ -66,7 +70,7 @@ class TrainingConfig:
     train_data_dir: str | None = option(None, "Required, unless --dataset_name is given. Folder of images, subfolders included. The caption of an image is the text in NAME.txt beside it, else its entry in metadata.jsonl or metadata.csv, else its file name.")
     dataset_name: str | None = option(None, "Instead of a folder: a dataset on the Hub, or one saved locally by datasets.")
     output_dir: str = option("output/hypernetwork", "Folder for everything the run writes.")
-    overwrite: bool = option(False, "Delete the earlier run in the output folder and start over. Leave it out to resume.")
+    overwrite: bool = option(False, "Delete the earlier run in the output folder and start over. A run that began with it resumes when the same command is repeated.")
     revision: str | None = option(None, "Branch, tag or commit of the base model's Hub repository.")
     variant: str | None = option(None, 'Variant of the base model\'s weight files, such as "fp16".')
     model_config: str | None = option(None, "For a single-file base model: a diffusers folder or Hub id of the same kind that supplies configs and tokenizers. Default: fetched from the Hub.")
@@ -99,13 +103,13 @@ class TrainingConfig:
     caption_variants: int | None = option(None, "With shuffled or dropped tags: sample this many prompts per image once and cache them. Default: new prompts, encoded at each step.")
     clip_skip: int | None = option(None, "Text encoder layer to read, in the WebUI's numbering: 1 is the output, 2 the layer before. Default: 1; for SDXL, where it applies to the first encoder, 2.")
     max_token_chunks: int | None = option(None, "Truncate prompts after this many chunks of 75 tokens. Default: no limit.")
-    prompt_emphasis: bool = option(False, "Read the WebUI's prompt syntax: (word) and (word:1.3) weigh more, [word] weighs less, BREAK starts a new chunk. Prompt editing and AND are not supported. \\( and \\) are always literal parentheses.")
+    prompt_emphasis: bool = option(False, "Read the WebUI's prompt syntax: (word) and (word:1.3) weigh more, [word] weighs less, BREAK starts a new chunk. Prompt editing, alternation ([a|b]) and AND are not supported. \\( and \\) are always literal parentheses.")
     force_zeros_for_empty_prompt: bool | None = option(None, "SDXL only: embed an empty prompt as zeros. Default: what the model's config says.")
     latent_sampling: LatentSampling = option("deterministic", "How latents are taken from the VAE's distribution: deterministic (the mean), once (one sample, kept), or random (a new sample each time).")
     cache_dir: str | None = option(None, "Folder for encoded images and prompts. Default: the datasets cache.")
 
     # Hypernetwork
-    name: str | None = option(None, "Name used in prompts and file names. Default: the output folder's name.")
+    name: str | None = option(None, "Name used in prompts and file names. Default: the output folder's name when the run began.")
     init_from: str | None = option(None, "Continue training this hypernetwork (a WebUI .pt, a folder, a .safetensors): take its structure, weights and step, and the optimizer state stored with it.")
     widths: str | None = option(None, 'Context widths to transform, such as "320,640,768,1280". Default: all that the UNet has.')
     layer_structure: str = option("1,2,1", "Layer widths as multiples of the context width; the first and last are 1.")
@@ -114,7 +118,7 @@ class TrainingConfig:
     layer_norm: bool = option(False, "Add a LayerNorm after every layer.")
     layer_norm_init: str = option("ones", "Initialization of LayerNorm weights: ones, or normal (the WebUI's, which hardly learns).")
     activate_output: bool = option(False, "Apply the activation after the last layer too.")
-    dropout_structure: str | None = option(None, 'Dropout probability per entry of the layer structure, such as "0,0.3,0". Default: no dropout.')
+    dropout_structure: str | None = option(None, 'Dropout probability per entry of the layer structure, such as "0,0.05,0.15"; the first is unused. Default: no dropout.')
 
     # Training
     learning_rate: str = option("1e-5", 'A number, or the WebUI\'s schedule: "5e-6:12000, 5e-7:30000" is 5e-6 up to step 12000, then 5e-7 up to step 30000.')
@@ -122,7 +126,7 @@ class TrainingConfig:
     lr_warmup_steps: int = option(0, "Warmup steps of --lr_scheduler.")
     lr_num_cycles: int = option(1, "Number of cycles of --lr_scheduler cosine_with_restarts.")
     lr_power: float = option(1.0, "Power of --lr_scheduler polynomial.")
-    max_train_steps: int = option(10000, "Number of optimizer updates. A learning rate schedule that ends earlier ends the training.")
+    max_train_steps: int = option(10000, "Number of optimizer updates. A learning rate schedule that ends earlier ends the training. Without this option, one that ends later does so, too.")
     num_train_epochs: int | None = option(None, "Train for this many epochs instead of --max_train_steps.")
     train_batch_size: int = option(1, "Batch size per process.")
     gradient_accumulation_steps: int = option(1, "Forward passes per optimizer update.")
@@ -157,8 +161,8 @@ class TrainingConfig:
     # Checkpoints and previews
     checkpointing_steps: int = option(500, "Save a checkpoint every N steps.")
     checkpoints_total_limit: int | None = option(None, "Keep only this many of the newest checkpoints.")
-    resume_from_checkpoint: str = option("latest", 'Checkpoint to resume from: "latest" in the output folder, a folder below its checkpoints/, or "none".')
-    validation_prompt: list[str] | None = option(None, "One or more prompts to preview.")
+    resume_from_checkpoint: str = option("latest", 'Checkpoint to resume from: "latest" in the output folder, a folder below its checkpoints/, or "none". A run goes back once; the same command then resumes.')
+    validation_prompt: list[str] | None = option(None, "One or more prompts to preview, each in quotes. [name] stands for the hypernetwork's name, as in --template.")
     validation_steps: int = option(500, "Generate previews every N steps.")
     num_validation_images: int = option(1, "Previews per prompt, with the seeds --seed, --seed + 1, ...")
     validation_guidance_scale: float = option(7.5, "Guidance scale of the previews.")

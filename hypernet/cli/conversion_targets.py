@@ -4,9 +4,9 @@ from pathlib import Path
 
 from hypernet.formats.load_save import load
 from hypernet.formats.trained_folder import is_run_folder, read_trained_config
-from hypernet.utils.errors import UserError
-
-MAX_NAME_BYTES = 200  # most file systems allow 255
+from hypernet.utils.errors import UserError, one_line
+from hypernet.utils.file_kinds import file_problem
+from hypernet.utils.user_paths import name_problem, path_problem
 
 
 def choose_target(source: str, target: Path | None, rename: str | None, overwrite: bool) -> Path | None:
@@ -27,8 +27,8 @@ def choose_target(source: str, target: Path | None, rename: str | None, overwrit
             raise UserError(f"--rename {name}: the copy is written beside the file; leave {target} out")
         if path.is_dir():
             raise UserError(f"--rename {name}: {path} is a folder; name a TARGET instead")
-        if not is_file_name(name):
-            raise UserError(f'--rename {rename!r}: it becomes a file name; it must not contain < > : " / \\ | ? *')
+        if problem := name_problem(name):
+            raise UserError(f"--rename {one_line(name)}: {problem}")
         target = path.with_name(name + path.suffix)
     if target is None and not path.is_dir():
         load(source)  # report a wrong source first
@@ -47,7 +47,7 @@ def default_target(folder: Path, name: str, overwrite: bool) -> Path:
     Raises:
         UserError: if nothing can be written there.
     """
-    target = folder / f"{name if is_file_name(name) else folder.resolve().name}.pt"
+    target = folder / f"{folder.resolve().name if name_problem(name) else name}.pt"
     check_target(target, overwrite or is_run_folder(folder))
     return target
 
@@ -55,10 +55,8 @@ def default_target(folder: Path, name: str, overwrite: bool) -> Path:
 def check_target(target: Path, overwrite: bool, *sources: str | Path) -> None:
     """Raise UserError if nothing can be written to `target`, or something else would be lost."""
     is_file = is_single_file(target)
-    if len(target.name.encode()) > MAX_NAME_BYTES:
-        raise UserError(f"{target.name[:40]}...: the name is too long")
-    if target.stem == "None":
-        raise UserError(f"{target}: the WebUI reads None as no hypernetwork; choose another name")
+    if problem := path_problem(str(target)) or name_problem(target.stem if is_file else target.resolve().name):
+        raise UserError(f"{one_line(str(target))}: {problem}; choose another name")
     if any(Path(source).resolve() == target.resolve() for source in sources):
         raise UserError(f"{target}: it is the source itself; choose another name")
     if not target.parent.is_dir():
@@ -68,6 +66,8 @@ def check_target(target: Path, overwrite: bool, *sources: str | Path) -> None:
         raise UserError(f"{target}: hypernetworks are not written in this format; choose {choices}")
     if is_file and target.is_dir() or not is_file and target.is_file():
         raise UserError(f"{target}: it is a {'folder' if is_file else 'file'}; choose another name")
+    if target.exists() and not target.is_dir() and (problem := file_problem(target)):
+        raise UserError(f"{target}: {problem}; choose another name")
     is_hypernetwork = read_trained_config(target) is not None
     if target.is_dir() and any(target.iterdir()) and (not is_hypernetwork or is_run_folder(target)):
         raise UserError(f"{target}: it holds other files; name a new folder, or a file such as {target / 'NAME.pt'}")
@@ -78,9 +78,3 @@ def check_target(target: Path, overwrite: bool, *sources: str | Path) -> None:
 def is_single_file(target: Path) -> bool:
     """Whether `hypernet.save` writes a file there rather than a folder."""
     return target.suffix.lower() in (".pt", ".safetensors")
-
-
-def is_file_name(name: str) -> bool:
-    """Whether every operating system accepts this as a file name."""
-    allowed = name.isprintable() and not set(name) & set('<>:"/\\|?*') and bool(name.strip(". "))
-    return allowed and len(name.encode()) < MAX_NAME_BYTES

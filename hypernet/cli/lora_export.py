@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from hypernet.cli.conversion_targets import check_target
 from hypernet.cli.generation_options import find_model
+from hypernet.cli.option_notes import unquoted_note
 from hypernet.formats.load_save import load
 from hypernet.formats.lora import peft_path, save_lora
 from hypernet.formats.trained_folder import find_run_options
@@ -51,6 +52,8 @@ def export_lora(
     for file in (target, peft_path(target)):
         check_target(file, overwrite, source)
         check_is_lora(file)
+    if note := unquoted_note("prompts", prompts or []):
+        print(f"note: {note}")
     run = find_run_options(source)
     prompts = prompts or run.get("validation_prompt")
     hypernetwork = load(source)

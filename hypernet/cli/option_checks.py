@@ -9,14 +9,16 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from hypernet.config import LRScheduler, TrainingConfig, parse_numbers
+from hypernet.config import PATH_OPTIONS, LRScheduler, TrainingConfig, parse_numbers
 from hypernet.data.buckets import aspect_buckets
 from hypernet.data.captions import check_word_regex
 from hypernet.data.prompts import read_templates
-from hypernet.modeling.structure import check_structure
+from hypernet.modeling.structure import ACTIVATIONS, LAYER_NORM_INITS, WEIGHT_INITS, check_structure, find_word
 from hypernet.stable_diffusion.model_source import ModelSource
 from hypernet.training.lr_schedule import parse_schedule
-from hypernet.utils.errors import UserError
+from hypernet.training.wandb_rules import check_wandb_settings
+from hypernet.utils.errors import UserError, one_line
+from hypernet.utils.user_paths import name_problem, path_problem
 
 OPTIMIZER_PACKAGES = {"torch": "optim", "bitsandbytes": "optim", "prodigyopt": ""}
 POLYNOMIAL_END = 1e-7  # where diffusers' polynomial scheduler ends
@@ -31,9 +33,15 @@ def check_options(config: TrainingConfig) -> TrainingConfig:
     Raises:
         UserError: for an invalid value, or one that would have no effect in combination with the others.
     """
-    config.name = config.name or Path(config.output_dir).resolve().name
+    _check_paths(config)
+    config.name = config.name or _name_of_folder(config)
     config.train_data_dir, config.dataset_name = config.train_data_dir or None, config.dataset_name or None
     config.optimizer = _optimizer_name(config)
+    config.activation = find_word(config.activation, ACTIVATIONS)
+    config.weight_init = find_word(config.weight_init, WEIGHT_INITS)
+    config.layer_norm_init = find_word(config.layer_norm_init, LAYER_NORM_INITS)
+    for option in ("layer_structure", "dropout_structure", "widths"):
+        setattr(config, option, _without_brackets(getattr(config, option)))
     _require(
         config, "pretrained_model_name_or_path", "the base model, such as stable-diffusion-v1-5/stable-diffusion-v1-5"
     )
@@ -45,6 +53,33 @@ def check_options(config: TrainingConfig) -> TrainingConfig:
     _check_validation(config)
     _check_output(config)
     return config
+
+
+def _check_paths(config: TrainingConfig) -> None:
+    """Check that the paths can exist at all; looking for one that cannot fails with an unclear error."""
+    for option in (*PATH_OPTIONS, "output_dir", "cache_dir", "resume_from_checkpoint", "lora"):
+        value = getattr(config, option)
+        for path in value if isinstance(value, list) else [value or ""]:
+            if problem := path_problem(path):
+                raise UserError(f"--{option} {one_line(path)}: {problem}")
+    if not config.output_dir:
+        raise UserError("--output_dir is empty: name a folder for everything the run writes")
+
+
+def _name_of_folder(config: TrainingConfig) -> str:
+    """Return the output folder's name, which is the hypernetwork's unless --name is given."""
+    name = Path(config.output_dir).resolve().name
+    if problem := name_problem(name):
+        given = f"--output_dir {one_line(config.output_dir)}"
+        hint = "write the path with / instead of \\" if "\\" in name else "name another folder"
+        raise UserError(f"{given}: the hypernetwork gets the folder's name, but {problem}; {hint}, or add --name")
+    return name
+
+
+def _without_brackets(numbers: str | None) -> str | None:
+    """Return "1,2,1" for "[1,2,1]", as the WebUI prints it."""
+    match = re.fullmatch(r"\s*[\[(](.*)[\])]\s*", numbers or "")
+    return match[1] if match else numbers
 
 
 def _check_data(config: TrainingConfig) -> None:
@@ -76,9 +111,8 @@ def _check_data(config: TrainingConfig) -> None:
 
 
 def _check_hypernetwork(config: TrainingConfig) -> None:
-    name = config.name or ""
-    if set(name) & set('<>:"/\\|?*') or name in (".", ".."):
-        raise UserError(f'--name {name}: it becomes a file name; it must not contain < > : " / \\ | ? *')
+    if problem := name_problem(str(config.name)):
+        raise UserError(f"--name {one_line(str(config.name))}: {problem}")
     _check("template", lambda: read_templates(config.template))
     no_caption = not any("[filewords]" in template for template in read_templates(config.template))
     for option in ("shuffle_tags", "tag_dropout"):
@@ -156,7 +190,11 @@ def _check_output(config: TrainingConfig) -> None:
         output, images = Path(config.output_dir).resolve(), getattr(config, option)
         if images and output.is_relative_to(Path(images).resolve()):
             raise UserError(f"--output_dir {config.output_dir}: it lies in --{option}; name a folder outside")
-    _refuse_if(config, config.report_to not in ("wandb", "all"), "log_artifact", "it requires --report_to wandb")
+    uses_wandb = config.report_to in ("wandb", "all")
+    _refuse_if(config, not uses_wandb, "log_artifact", "it requires --report_to wandb")
+    if uses_wandb:
+        artifact = config.name if config.log_artifact else None
+        check_wandb_settings(config.tracker_project_name, config.run_name, artifact)
 
 
 # --- Optimizers by name

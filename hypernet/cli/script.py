@@ -11,10 +11,16 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from hypernet.cli.console import protect_console
 from hypernet.utils.atomic_files import check_writable
-from hypernet.utils.errors import OtherProcessError, UserError, is_local_main_process
+from hypernet.utils.errors import OtherProcessError, UserError, is_local_main_process, one_line
+from hypernet.utils.user_paths import expand_home
 
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+# Threads of OpenMP (of GCC; of LLVM and Intel) that wait for others soon give up their core, so that several runs on one
+# machine do not slow each other down by waiting
+PASSIVE_WAITING = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}
+DISK_ERRORS = {errno.ELOOP, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+DISK_ERRORS |= {errno.ENAMETOOLONG}
 Result = typing.TypeVar("Result")
 
 
@@ -23,11 +29,11 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tokenizers warn when a process forks
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("WANDB_SILENT", "true")
+    for name, value in PASSIVE_WAITING.items():  # read once, when torch is imported
+        os.environ.setdefault(name, value)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")  # diffusers passes it to the Hub client
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a console that lacks a character shows its code
-            stream.reconfigure(errors="backslashreplace")
+    protect_console()
 
 
 def _quiet_loading() -> None:
@@ -57,7 +63,14 @@ class ScriptParser(argparse.ArgumentParser):
         words = message.removeprefix("unrecognized arguments: ").split()
         options = [option for action in self._actions for option in action.option_strings]
         near = difflib.get_close_matches(words[0], options, 1) if message.startswith("unrecognized") else []
-        raise UserError(message + (f"; did you mean {near[0]}?" if near else "; --help lists all options"))
+        hint = "--help lists all options"
+        if message.startswith("unrecognized") and not words[0].startswith("-"):
+            hint = "a value with spaces needs quotes"
+        raise UserError(message + (f"; did you mean {near[0]}?" if near else f"; {hint}"))
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def,override]
+        """Parse as argparse does, with `~` for the home folder in every path."""
+        return super().parse_known_args(expand_home(sys.argv[1:] if args is None else args), namespace)
 
 
 def check_output_folder(folder: Path, option: str) -> None:
@@ -77,6 +90,7 @@ def check_output_folder(folder: Path, option: str) -> None:
 
 def run_script(main: Callable[[], Result], when_stopped: str = "stopped") -> Result:
     """Return what `main` returns. A user error ends the process with one line and exit code 2, Ctrl-C with 130."""
+    protect_console()
     _quiet_loading()
     try:
         return main()
@@ -90,6 +104,12 @@ def run_script(main: Callable[[], Result], when_stopped: str = "stopped") -> Res
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        where = error.filename or "the disk"
-        print(f"error: {where}: {error.strerror}; existing files are intact", file=sys.stderr)
+        where = one_line(error.filename or "the disk")
+        hint = "; it may be open in another program" if isinstance(error, PermissionError) else ""
+        print(f"error: {where}: {error.strerror}{hint}; existing files are intact", file=sys.stderr)
+        sys.exit(2)
+    except RuntimeError as error:
+        if not str(error).startswith("Symlink loop"):  # of pathlib, before Python 3.13
+            raise
+        print(f"error: {one_line(error)}: the links lead nowhere", file=sys.stderr)
         sys.exit(2)

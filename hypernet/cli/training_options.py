@@ -11,10 +11,15 @@ from pathlib import Path
 
 import yaml
 
+from hypernet.cli.option_aliases import OURS
 from hypernet.cli.option_checks import check_options
+from hypernet.cli.yaml_text import TextLoader
 from hypernet.config import CHANGEABLE, GROUPS, PATH_OPTIONS, TrainingConfig
 from hypernet.stable_diffusion.loras import lora_names
-from hypernet.utils.errors import UserError
+from hypernet.training.lr_schedule import ScheduleError, schedule_end
+from hypernet.utils.errors import UserError, one_line, reason
+from hypernet.utils.reading import read_text
+from hypernet.utils.user_paths import expand_home
 
 REPEATABLE = ("validation_prompt", "optimizer_args", "lora")  # options that take several values
 LISTS = (*REPEATABLE, "widths", "layer_structure", "dropout_structure", "resolution")  # may be YAML lists
@@ -22,16 +27,18 @@ LISTS = (*REPEATABLE, "widths", "layer_structure", "dropout_structure", "resolut
 LABELED = {"learning_rate", "lr_scheduler", "lr_warmup_steps", "lr_num_cycles", "lr_power", "guard"}
 LABELED |= {"clip_grad_mode", "max_grad_norm", "max_grad_value", "max_train_steps", "num_train_epochs"}
 UNLABELED = {*PATH_OPTIONS, "name"}
+MAX_YAML = 2**17  # bytes; a file with every option and its meaning has 10 kB, and PyYAML reads 0.1 MB in a second
 CONFIG_HELP = "YAML file with any of these options, one per line. Flags on the command line take precedence."
 EXAMPLES = """Train a Stable Diffusion hypernetwork on a folder of images.
 
 examples:
-  accelerate launch train_hypernetwork.py --config examples/configs/quickstart.yaml
+  python train_hypernetwork.py --config examples/configs/quickstart.yaml
 
-  accelerate launch train_hypernetwork.py --config examples/configs/8gb.yaml \\
+  python train_hypernetwork.py --config examples/configs/8gb.yaml \\
       --train_data_dir my_images --output_dir output/my_style --validation_prompt "a house by the sea"
 
-To resume, run the same command again."""
+To resume, run the same command again. For several GPUs, and for the settings of `accelerate config`, write
+`accelerate launch` in place of `python`."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -65,7 +72,8 @@ def build_parser() -> argparse.ArgumentParser:
             options = argument_type(field.type)
             if field.name in REPEATABLE:
                 options |= {"nargs": "*" if field.name == "lora" else "+", "action": "extend"}
-            group.add_argument(f"--{field.name}", default=field.default, help=text.replace("%", "%%"), **options)
+            default = None if field.name == "max_train_steps" else field.default  # it depends on the schedule
+            group.add_argument(f"--{field.name}", default=default, help=text.replace("%", "%%"), **options)
             if field.default is True:
                 off = f"Turn --{field.name} off."
                 group.add_argument(f"--no_{field.name}", dest=field.name, action="store_false", default=True, help=off)
@@ -90,7 +98,7 @@ def argument_type(annotation: typing.Any) -> dict[str, typing.Any]:
     if typing.get_origin(annotation) is typing.Union:  # Literal | None
         (annotation,) = [kind for kind in typing.get_args(annotation) if kind is not type(None)]
     if typing.get_origin(annotation) is typing.Literal:
-        return {"choices": typing.get_args(annotation)}
+        return {"choices": typing.get_args(annotation), "type": str.lower}
     if annotation is bool:
         return {"type": parse_bool, "nargs": "?", "const": True, "metavar": "true|false"}
     if annotation in (int, float):
@@ -116,11 +124,12 @@ def parse_config(arguments: list[str] | None = None) -> TrainingConfig:
     Raises:
         UserError: for an unknown flag or key (the message names the nearest), or an invalid value.
     """
-    arguments = _with_underscores(sys.argv[1:] if arguments is None else arguments)
+    arguments = expand_home(_with_underscores(sys.argv[1:] if arguments is None else arguments))
     parser = build_parser()
     given, rest = parser.parse_known_args(arguments)
     if rest and not rest[0].startswith("-"):
-        raise UserError(f"{rest[0]!r} is not the value of any option; write --option VALUE")
+        hint = "write --option VALUE, and a value with spaces in quotes"
+        raise UserError(f"{rest[0]!r} is not the value of any option; {hint}")
     if rest:
         raise UserError(_unknown(rest[0].partition("=")[0].lstrip("-"), "--{}"))
     if given.config:
@@ -128,13 +137,27 @@ def parse_config(arguments: list[str] | None = None) -> TrainingConfig:
         replaced = {name for name in REPEATABLE if getattr(given, name) is not None}
         options = {key: value for key, value in read_options(given.config).items() if key not in replaced}
         try:
-            flags = options_to_flags(options)
+            flags = expand_home(options_to_flags(options))
         except UserError as error:
             raise UserError(f"--config {given.config}: {error}") from None
         given = parser.parse_args(flags + arguments)
     options = vars(given)
     options.pop("config")
+    if options["max_train_steps"] is None:
+        options["max_train_steps"] = default_steps(options["learning_rate"], options["num_train_epochs"])
     return check_options(TrainingConfig(**options))
+
+
+def default_steps(learning_rate: str, num_train_epochs: int | None = None) -> int:
+    """Return how many steps a run has without --max_train_steps: to the end of its learning rate schedule, if it has one.
+
+    With --num_train_epochs, which decides, this is only a placeholder.
+    """
+    try:
+        end = schedule_end(learning_rate)
+    except ScheduleError as error:
+        raise UserError(f"--learning_rate {error}") from None
+    return TrainingConfig.max_train_steps if end is None or num_train_epochs is not None else end
 
 
 def _with_underscores(arguments: typing.Sequence[str]) -> list[str]:
@@ -163,30 +186,34 @@ def run_label(config: TrainingConfig, arguments: list[str] | None = None) -> str
 
 
 def read_options(path: str | Path, where: str = "--config") -> dict[str, typing.Any]:
-    """Return the entries of a YAML file.
+    """Return the entries of a YAML file: texts as they are written, None, lists and mappings.
 
     Raises:
         UserError: if there is no such file, or it is not a mapping.
     """
-    if not Path(path).is_file():
-        raise UserError(f"{where} {path}: there is no such file")
     try:
-        entries = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        entries = yaml.load(read_text(path, MAX_YAML), TextLoader)
+    except OSError as error:
+        raise UserError(f"{where} {path}: {error.strerror}") from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise UserError(f"{where} {path}: it is not valid YAML (line {line}: {error.problem})") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{where} {path}: it is not valid YAML ({' '.join(str(error).split())})") from None
+        problem = f"it is not valid YAML (line {line}: {error.problem}); text with brackets or colons needs quotes"
+        raise UserError(f"{where} {path}: {problem}") from None
+    except RecursionError:
+        raise UserError(f"{where} {path}: it is not valid YAML (too many brackets within brackets)") from None
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{where} {path}: it is not valid YAML ({reason(error)})") from None
     if not isinstance(entries, dict):
         raise UserError(f"{where} {path}: it must hold lines such as max_train_steps: 1000")
     return entries
 
 
 def options_to_flags(options: dict[str, typing.Any]) -> list[str]:
-    """Turn a YAML file's entries into flags, so that both are converted by the same rules (5e-6 is a number).
+    """Turn options by name, such as a YAML file's entries, into flags, so that both are converted by the same rules.
 
     Raises:
-        UserError: for an unknown option (the message names the nearest), or a list where none is accepted.
+        UserError: for an unknown option (the message names the nearest), a list where none is accepted, an empty item of
+            a list, or a mapping.
     """
     names, flags = {field.name for field in dataclasses.fields(TrainingConfig)}, []
     for key, value in options.items():
@@ -196,19 +223,27 @@ def options_to_flags(options: dict[str, typing.Any]) -> list[str]:
             continue
         if isinstance(value, list) and key not in LISTS:
             raise UserError(f"{key}: [...] is a list in YAML; put the value in quotes")
+        items = value if isinstance(value, list) else [value]
+        for number, item in enumerate(items, start=1):
+            place = f"{key}, item {number}" if isinstance(value, list) else key
+            if item is None:
+                raise UserError(f"{place}: it is empty; write a value, or leave the item out")
+            if not isinstance(item, (str, int, float)):
+                kind = "a mapping (key: value)" if isinstance(item, dict) else "a list or set"
+                raise UserError(f"{place}: it is {kind} in YAML, not text; put the value in quotes")
         if isinstance(value, list) and key in REPEATABLE:
-            flags += [f"--{key}", *map(str, value)]
+            flags += [f"--{key}={item}" for item in value]  # an item may start with a dash
         else:
-            flags.append(f"--{key}={','.join(map(str, value)) if isinstance(value, list) else value}")
+            flags.append(f"--{key}={','.join(map(str, items))}")
     return flags
 
 
 def _unknown(word: str, form: str) -> str:
     names = [field.name for field in dataclasses.fields(TrainingConfig)] + ["config"]
-    short = {"vae": "pretrained_vae_model_name_or_path", "model": "pretrained_model_name_or_path"}
-    nearest = [short[word]] if word in short else difflib.get_close_matches(word.replace("-", "_"), names, 1, 0.5)
+    name = word.replace("-", "_").lower()
+    nearest = [OURS[name]] if name in OURS else difflib.get_close_matches(name, names, 1, 0.6)
     hint = f"did you mean {form.format(nearest[0])}?" if nearest else "--help lists all options"
-    return f"unknown option {form.format(word)}; {hint}"
+    return f"unknown option {form.format(one_line(word))}; {hint}"
 
 
 def options_tables() -> str:

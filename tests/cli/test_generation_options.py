@@ -2,7 +2,8 @@
 
 import pytest
 
-from hypernet.cli.generation_options import pair_strengths
+from hypernet.cli.generation_options import choose_model, pair_strengths
+from hypernet.generation.generator import GenerationSettings
 from hypernet.utils.errors import UserError
 
 
@@ -23,3 +24,11 @@ def test_pairs_hypernetworks_with_strengths(hypernetworks, strengths, expected):
 def test_refuses_strengths_that_do_not_match(hypernetworks, strengths):
     with pytest.raises(UserError, match="--strength"):
         pair_strengths(hypernetworks, strengths)
+
+
+@pytest.mark.parametrize("strengths, noted", [([80], "80"), ([1, 0.8], None), ([-20, 5], "-20")])
+def test_notes_strengths_that_are_meant_as_percentages(hypernetworks_dir, capsys, strengths, noted):
+    path = str(hypernetworks_dir / "ink")
+    choose_model([GenerationSettings(prompt="a", hypernetworks=((path, strength),)) for strength in strengths])
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == (noted is not None) and all(f"--strength {noted}" in line for line in lines)

@@ -15,6 +15,7 @@ REQUIRED = ["--pretrained_model_name_or_path", "model", "--train_data_dir", "ima
         (["--learning_rate", "1e-5:9, 1e-6:8"], r"--learning_rate .*>>> 1e-6:8<<<"),
         (["--learning_rate", "0"], "--learning_rate 0"),
         (["--layer_structure", "2,1"], "--layer_structure 2,1"),
+        (["--layer_structure", "1,0,1"], "--layer_structure 1,0,1: .*more than 0"),
         (["--layer_structure", "1,x,1"], "--layer_structure 1,x,1.*'x'"),
         (["--layer_structure", "1,inf,1"], "--layer_structure 1,inf,1.*'inf'"),
         (["--activation", "rellu"], "--activation 'rellu'.*relu"),
@@ -34,6 +35,23 @@ REQUIRED = ["--pretrained_model_name_or_path", "model", "--train_data_dir", "ima
         (["--max_grad_value", "2"], "--max_grad_value 2.*--clip_grad_mode value"),
         (["--name", "a/b"], "--name a/b"),
         (["--name", "a:b"], "--name a:b"),
+        (["--name", "None"], "--name None"),
+        (["--name", "x" * 300], "--name xxx"),
+        (["--name", "\u6c34" * 80], "--name \u6c34"),
+        (["--name", "a\nb"], "--name a b"),
+        (["--name", "trail."], "--name trail."),
+        (["--name", "con"], "--name con"),
+        (["--output_dir", "out/None"], "--output_dir out/None.*--name"),
+        (["--output_dir", "out/" + "x" * 248], "--output_dir out/x.*--name"),
+        (["--output_dir", "C:\\Users\\me\\out"], r"^--output_dir C:\\Users\\me\\out.* / .*--name"),
+        (["--output_dir", "x" * 300, "--name=ink"], "--output_dir xxx"),
+        (["--output_dir", ""], "--output_dir"),
+        (["--train_data_dir", "x" * 300], "--train_data_dir xxx"),
+        (["--init_from", "x" * 300 + "/a.pt"], "--init_from xxx"),
+        (["--learning_rate", "0,0001"], r"--learning_rate .*0,>>>0001<<<.*0\.0001"),
+        (["--max_grad_norm", "0,5"], r"--max_grad_norm .*0,>>>5<<<.*0\.5"),
+        (["--clip_grad_mode=value", "--max_grad_value", "0,5"], r"--max_grad_value .*0\.5"),
+        (["--template", "my templates/style_filewrods.txt"], "--template my templates/style_filewrods.txt"),
         (["--train_data_dir", ""], "--train_data_dir"),
         (["--pretrained_model_name_or_path", ""], "--pretrained_model_name_or_path"),
         (["--dataset_name", "a/b"], "--train_data_dir images"),
@@ -82,6 +100,43 @@ def test_resolution_is_a_side_or_width_x_height(text, size):
 @pytest.mark.parametrize("text, name", [("adamw", "AdamW"), ("ADAMW8BIT", "AdamW8bit"), ("sgd", "SGD")])
 def test_optimizers_are_found_in_any_case(text, name):
     assert parse_config([*REQUIRED, "--optimizer", text]).optimizer == name
+
+
+@pytest.mark.parametrize(
+    "flag, text, meant",
+    [
+        ("activation", "Swish", "swish"),
+        ("activation", "ReLU", "relu"),
+        ("activation", "Leaky_ReLU", "leakyrelu"),
+        ("activation", "None", "linear"),
+        ("weight_init", "Normal", "normal"),
+        ("weight_init", "KaimingUniform", "kaiming_uniform"),
+        ("weight_init", "xavier normal", "xavier_normal"),
+        ("layer_norm_init", "Ones", "ones"),
+        ("layer_structure", "[1, 2, 1]", "1, 2, 1"),
+        ("layer_structure", "(1,1.5,1)", "1,1.5,1"),
+        ("widths", "[320,640]", "320,640"),
+        ("crop", "Random", "random"),
+        ("mixed_precision", "BF16", "bf16"),
+    ],
+)
+def test_words_of_the_webui_in_any_case(flag, text, meant):
+    assert getattr(parse_config([*REQUIRED, f"--{flag}", text]), flag) == meant
+
+
+@pytest.mark.parametrize(
+    "flags, steps",
+    [
+        (["--learning_rate", "5e-6:12000, 5e-7:30000"], 30000),
+        (["--learning_rate", "5e-6:12000, 5e-7:30000", "--max_train_steps=40000"], 40000),
+        (["--learning_rate", "5e-6:12000, 5e-7:30000", "--max_train_steps=200"], 200),
+        (["--learning_rate", "5e-6:120, 5e-7:300"], 300),
+        (["--learning_rate", "5e-6:120, 5e-7"], 10000),
+        (["--learning_rate", "5e-6"], 10000),
+    ],
+)
+def test_the_end_of_the_schedule_governs_unless_steps_are_given(flags, steps):
+    assert parse_config([*REQUIRED, *flags]).max_train_steps == steps
 
 
 def test_8bit_adam_is_an_optimizer_of_its_own():

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from hypernet.cli.option_aliases import OTHER_NAMES, OURS
 from hypernet.cli.training_options import build_parser, option_groups, options_tables, parse_config, run_label
 from hypernet.config import GROUPS
 from hypernet.utils.errors import UserError
@@ -30,6 +31,12 @@ def test_flags_override_yaml(tmp_path):
     assert parse_config(["--config", str(file), "--validation_prompt", "a fox"]).validation_prompt == ["a fox"]
 
 
+def test_names_of_other_trainers_stand_for_options_that_exist():
+    fields = {field.name for _, group in option_groups() for field in group}
+    assert set(OURS.values()) <= fields and not set(OURS) & fields
+    assert sum(len(others.split()) for others in OTHER_NAMES.values()) == len(OURS)  # none stands for two
+
+
 def test_dashes_and_underscores_are_the_same():
     config = parse_config([*REQUIRED, "--max-train-steps=7", "--no-guard", "--validation-prompt", "a well-kept cat"])
     assert (config.max_train_steps, config.guard, config.validation_prompt) == (7, False, ["a well-kept cat"])
@@ -46,6 +53,13 @@ def test_repeated_options_extend():
         (["--learning_rte", "1"], "--learning_rte.*--learning_rate"),
         (["--learn", "1"], "--learn"),
         (["stray"], "stray"),
+        (["--lr", "1e-3"], "--lr;.*--learning_rate"),
+        (["--save_every_n_steps=500"], "--save_every_n_steps;.*--checkpointing_steps"),
+        (["--max_train_epochs", "3"], "--max_train_epochs;.*--num_train_epochs"),
+        (["--network-dim", "8"], "--network_dim;.*--layer_structure"),
+        (["--train_batch", "2"], "--train_batch;.*--train_batch_size"),
+        (["--xyzzy"], "--xyzzy;.*--help"),
+        (["--train_data_dir", "My", "Drawings"], "'Drawings'.*quotes"),
         (["--max_train_steps", "ten"], "^--max_train_steps.*ten"),
         (["--config", "none.yaml"], "--config none.yaml"),
         (["--crop", "middle"], "--crop.*center.*random.*none"),
@@ -68,6 +82,13 @@ def test_parsing_errors_are_one_line_that_names_the_option(flags, named):
     [
         ("train_data: x\n", "train_data.*train_data_dir"),
         ("template: [filewords]", "template"),
+        ("template: {caption}", "template.*mapping"),
+        ("validation_prompt:\n  - a cat: sitting\n", "validation_prompt, item 1.*mapping"),
+        ("validation_prompt:\n  - a cat\n  -\n", "validation_prompt, item 2.*empty"),
+        ("validation_prompt: [[a, b]]", "validation_prompt, item 1"),
+        ("seed: 1\nseed: 2\n", "line 2.*'seed'"),
+        ("seed: {a: *b}", "line 1"),
+        ("template: [filewords], by [name]", "line 1.*quotes"),
         ("[1, 2", "a.yaml"),
         ("just words", "a.yaml"),
     ],
@@ -76,6 +97,53 @@ def test_yaml_errors_name_file_and_option(tmp_path, text, named):
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(UserError, match=f"a.yaml.*{named}" if named != "a.yaml" else named):
         parse_config(["--config", str(tmp_path / "a.yaml")])
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("mixed_precision: no", "no"),
+        ("name: 1.10", "1.10"),
+        ("name: 007", "007"),
+        ("name: no", "no"),
+        ("name: 2024-01-01", "2024-01-01"),
+        ("name: !!int 1", "1"),
+        ("max_train_steps: 010", 10),
+        ("learning_rate: 1:50", "1:50"),
+        ("validation_prompt: [a cat, yes, -1, 12:30]", ["a cat", "yes", "-1", "12:30"]),
+        ("validation_prompt: '- a cat'", ["- a cat"]),
+        ("train_data_dir: 'C:\\new\\table'", "C:\\new\\table"),
+        ("layer_norm: true", True),
+        ("layer_norm: Yes", True),
+        ("guard: off", False),
+        ("name: null", "ink"),
+        ("name:", "ink"),
+        ("adam_beta1: ~", None),
+        ("<<: {seed: 4}", None),
+    ],
+)
+def test_yaml_values_are_what_is_written(tmp_path, text, value):
+    base = "pretrained_model_name_or_path: m\ntrain_data_dir: d\noutput_dir: out/ink\n"
+    key = text.partition(":")[0]
+    lines = [line for line in base.splitlines() if not line.startswith(f"{key}:")]
+    (tmp_path / "a.yaml").write_text("\n".join([*lines, text]))
+    config = parse_config(["--config", str(tmp_path / "a.yaml")])
+    assert config.seed == 4 if key == "<<" else getattr(config, key) == value
+
+
+def test_home_is_expanded_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "my templates").mkdir()
+    (tmp_path / "my templates" / "t.txt").write_text("by [name]")
+    options = {"pretrained_model_name_or_path": "~/m", "train_data_dir": "~/d", "output_dir": "~/o", "cache_dir": "~/c"}
+    options |= {"lora": "~/l.safetensors:0.5", "init_from": "~/i.pt", "template": "~/my templates/t.txt"}
+    expected = {key: value.replace("~", str(tmp_path)) for key, value in options.items()}
+    expected["lora"] = [expected["lora"]]
+    (tmp_path / "a.yaml").write_text("\n".join(f"{key}: {value}" for key, value in options.items()))
+    for flags in (["--config=~/a.yaml"], [f"--{key}={value}" for key, value in options.items()]):
+        config = parse_config(flags)
+        assert {key: getattr(config, key) for key in options} == expected
 
 
 def test_help_has_every_option_once_in_the_groups_of_the_docs():

@@ -29,7 +29,7 @@ def test_every_setting_has_a_run_per_seed(tmp_path):
         assert len({each.name for each in runs}) == len(runs) == len(seeds) * settings[section]
         # apart from what the section varies, the options are the baseline's
         shared = {name: value for name, value in run.BASE.items() if name not in grid}
-        assert all(each.options[name] == value for each in runs for name, value in shared.items())
+        assert all(str(each.options[name]) == str(value) for each in runs for name, value in shared.items())
     # eight activations at five learning rates, ...
     assert settings == {
         "rate": 40,

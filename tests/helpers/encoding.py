@@ -1,5 +1,8 @@
 """Encode folders of images as the training does, and by hand."""
 
+import struct
+import zlib
+
 import numpy as np
 import torch
 from PIL import Image
@@ -47,3 +50,10 @@ def write_image(path, color="red"):
     """Write an image of 8 x 8 pixels, and its folder."""
     path.parent.mkdir(exist_ok=True, parents=True)
     Image.new("RGB", (8, 8), color).save(path)
+
+
+def png_without_pixels(width, height):
+    """Return a PNG file that claims a size and ends before its pixels."""
+    chunks = (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", b""), (b"IEND", b"")
+    packed = (struct.pack(">I", len(d)) + name + d + struct.pack(">I", zlib.crc32(name + d)) for name, d in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)

@@ -1,0 +1,14 @@
+"""What every script sets before it imports anything slow."""
+
+import os
+
+import pytest
+
+from hypernet.cli.script import quiet_libraries
+
+
+@pytest.mark.parametrize("given, expected", [({}, "1000"), ({"GOMP_SPINCOUNT": "infinite"}, "infinite")])
+def test_waiting_threads_give_up_their_core_unless_the_user_says_otherwise(monkeypatch, given, expected):
+    monkeypatch.setattr(os, "environ", dict(given))
+    quiet_libraries()
+    assert os.environ["GOMP_SPINCOUNT"] == expected and os.environ["KMP_BLOCKTIME"] == "1"
