@@ -173,7 +173,7 @@ def write(hypernetwork: Hypernetwork, target: Path, half: bool) -> None:
     config, size = hypernetwork.config, find_weights(target).stat().st_size
     print(f"{target}: {config.name}, step {config.step}, {size / 2**20:.1f} MiB")
     if not is_single_file(target):
-        print(f"note: {target} is a folder, for diffusers; for the WebUI and ComfyUI write {target}.pt")
+        print(f"note: {target} is a folder for diffusers; for the WebUI and ComfyUI, write {target}.pt")
 
 
 def inspect_files(files: list[str], as_json: bool) -> None:

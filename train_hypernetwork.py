@@ -9,7 +9,7 @@
         --mixed_precision fp16 --learning_rate "5e-5:2000, 5e-6:6000" \\
         --validation_prompt "a house by the sea" --validation_steps 500
 
-To resume, run the same command again. For several GPUs, write `accelerate launch` in place of `python`.
+To resume, run the same command again. For several GPUs, replace `python` with `accelerate launch`.
 """
 
 from hypernet.cli.option_notes import option_notes
@@ -90,7 +90,7 @@ def main(config: TrainingConfig) -> None:
     )
     with signals:
         if previewer is not None and run.checkpoint and first_step < last_step and previewer.is_due(first_step):
-            stops = not preview(monitor, previewer, step, again=True)  # a signal may have stopped the last run's
+            stops = not preview(monitor, previewer, step, again=True)  # the last run may have been stopped here
         for step_index in [] if stops else bar:
             step_started = time.monotonic()
             learning_rate = learning_rate_at(step_index) * guard.learning_rate_factor
@@ -159,7 +159,7 @@ def save(checkpointer: Checkpointer, step: int, ends: bool) -> None:
     """Save a checkpoint.
 
     Raises:
-        UserError: if that fails and the run `ends` here.
+        UserError: if saving fails and the run `ends` here.
     """
     problem = checkpointer.save(step)
     if problem and ends:
@@ -172,10 +172,10 @@ def preview(
     """Generate previews with the current weights; save and log them beside those without the hypernetwork.
 
     Args:
-        again: they are the same as those that exist, if they do; these have been logged.
+        again: whether the last run may have generated and logged the same previews; existing ones are not logged again.
 
     Returns:
-        False if a signal has interrupted it.
+        False if a signal has interrupted the previews.
     """
     checkpointer, folder, signals = monitor.checkpointer, monitor.folder, monitor.signals
     checkpointer.hypernetwork.eval()
@@ -200,7 +200,7 @@ def report(run: setup.Run, monitor: Monitor, prompt: str, seconds: float, steps:
     """Write the result and the model card, push to the Hub if asked to, and print where everything is.
 
     Args:
-        prompt: an example of one to generate with.
+        prompt: an example prompt to generate with.
     """
     config, folder, accelerator = run.config, run.folder, run.accelerator
     hypernetwork = monitor.checkpointer.hypernetwork
@@ -208,7 +208,7 @@ def report(run: setup.Run, monitor: Monitor, prompt: str, seconds: float, steps:
         f"\n{steps} steps in {seconds:.0f} s; {config.name} has been trained for {hypernetwork.config.step} steps.",
         f"  hypernetwork    {folder.root}  (for diffusers: hypernet.load)",
         f"  for the WebUI   {folder.webui_file}{'  (and ComfyUI)' if comfyui_reads(hypernetwork) else ''}",
-        f"  before / after  {folder.before_after}" if config.validation_prompt else "",
+        f"  before / after  {folder.before_after}" if folder.before_after.is_file() else "",
         f"  loss            {folder.loss_plot} and {folder.losses.path}",
         monitor.summary(),
         f"  model card      {folder.card}",
@@ -227,7 +227,7 @@ def report(run: setup.Run, monitor: Monitor, prompt: str, seconds: float, steps:
     with run.failures.tolerate(f"{folder.result} could not be written"):
         folder.write_result(monitor.result())
     look_first = "Look at the previews first. Then generate your own images:"
-    lines.append(look_first if config.validation_prompt else "Generate images with it:")
+    lines.append(look_first if folder.before_after.is_file() else "Generate images with it:")
     lines.append(
         f"  python examples/generate.py {shlex.join(['--hypernetwork', str(folder.root), '--prompt', prompt])}"
     )

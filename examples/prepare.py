@@ -37,7 +37,7 @@ from examples.preparation.record import BaseNames, Record, output_stems
 from examples.preparation.report import find_small, print_notes, print_report
 from examples.preparation.sheet import write_sheet
 from hypernet.cli.script import check_output_folder, run_script
-from hypernet.data.captions import caption_from_name, read_text
+from hypernet.data.captions import caption_from_name, read_any_encoding
 from hypernet.data.image_io import map_in_threads
 from hypernet.data.image_source import ImageSource, open_image_folder
 from hypernet.data.near_duplicates import find_near_duplicates
@@ -173,7 +173,11 @@ def write_captions(args: argparse.Namespace, result: Result, captioners: list[Ca
     for i, stem in enumerate(stems):
         path = args.DST / f"{stem}.txt"
         if i % copies == 0:  # a mirrored copy shares the caption
-            text = read_text(path).strip() if path.exists() else make_caption(args, result, captioners, i // copies)
+            text = (
+                read_any_encoding(path).strip()
+                if path.exists()
+                else make_caption(args, result, captioners, i // copies)
+            )
         if text is None and result.job.name_text != caption_from_name(Path(stem).name):
             text = result.job.name_text
         if path.exists() or text is not None:

@@ -46,7 +46,7 @@ from hypernet.stable_diffusion.model import StableDiffusion, load_stable_diffusi
 from hypernet.stable_diffusion.model_source import ModelSource
 from hypernet.stable_diffusion.text_encoding import truncated_prompts
 from hypernet.training.setup import check_resolution, choose_widths
-from hypernet.utils.errors import UserError
+from hypernet.utils.errors import UserError, counted
 from hypernet.utils.image_grid import load_font
 
 CELL, COLUMNS, FONT_SIZE, GAP = 240, 6, 13, 12  # CELL, FONT_SIZE and GAP in pixels; CELL is an image's longer side
@@ -170,12 +170,12 @@ def find_suspicious(data: Data, config: TrainingConfig) -> dict[int, list[str]]:
 
 
 def doubtful_captions(data: Data) -> Iterator[tuple[int, str]]:
-    """Yield (index, remark) for images whose file name serves as the caption without need, or without words."""
+    """Yield (index, remark) for images captioned by a file name that has no words, or although others have captions."""
     if not any("[filewords]" in template for template in data.dataset.prompts.templates):
         return
     written = [not data.source.is_folder or data.source.captioned[record.row] for record in data.records]
     for index, captions in enumerate(data.dataset.prompts.captions):
-        if not written[index] and captions[0] and not has_words(captions[0]):
+        if not written[index] and not has_words(captions[0]):
             yield index, "its caption is its file name, which has no words"
         elif not written[index] and any(written):
             yield index, "it has no caption, so its file name is used"
@@ -263,7 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     data = open_data(config)
     shown = range(min(own.max_images, len(data.records)))
     draw_sheet(data, shown, own.epoch, {}).save(own.sheet)
-    count = f"the first {len(shown)} of {len(data.records)} images"
+    count = f"{len(shown)} of {counted(len(data.records), 'image')}"
     print(f"{own.sheet}: {count} as the trainer sees them in epoch {own.epoch}")
 
     warning_sheet = own.sheet.with_name(f"{own.sheet.stem}_warnings{own.sheet.suffix}")
@@ -272,7 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"look at {data.name(index)}: {'; '.join(texts)}")
     if remarks:
         draw_sheet(data, list(remarks)[: own.max_images], own.epoch, remarks).save(warning_sheet)
-        print(f"{warning_sheet}: {len(remarks)} images to look at")
+        print(f"{warning_sheet}: {counted(len(remarks), 'image')} to look at")
     else:
         warning_sheet.unlink(missing_ok=True)
         print("no image looks suspicious, but see the notes above" if data.has_notes else "nothing suspicious")

@@ -83,7 +83,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def print_axis_notes(option: str, kind: str, *words: str) -> None:
-    """Print a note if 0,5 may be meant as 0.5, since a comma separates values, or a prompt has no quotes."""
+    """Print a note if 0,5 probably means 0.5 (a comma separates values), or a prompt probably lacks quotes."""
     if kind == "prompt" and (note := unquoted_note(f"{option.lstrip('-')} prompt", words)):
         print(f"note: {note}", file=sys.stderr)
     pairs = [word for word in words if kind in DECIMAL and re.fullmatch(r"\s*[-+]?\d+,\d+\s*", word)]
@@ -145,7 +145,7 @@ def cell_key(settings: GenerationSettings, model: str) -> str:
     stack = [(weights_sha256(path), strength) for path, strength in settings.hypernetworks if strength]
     others = dataclasses.asdict(dataclasses.replace(settings, hypernetworks=()))
     others |= {name: embeds_key(others[name]) for name in ("prompt", "negative_prompt")}
-    if settings.sampler is not None:  # what the name stands for
+    if settings.sampler is not None:  # several names may stand for the same sampler
         sampler, options = find_sampler(settings.sampler)
         others["sampler"] = sampler.__name__, options
     environment = torch.cuda.is_available(), diffusers.__version__
@@ -220,7 +220,7 @@ def check_wandb(project: str, name: str) -> None:
         raise UserError("--wandb: wandb is not installed; pip install wandb")
     check_wandb_settings(project)
     if len(name) > MAX_NAME:
-        raise UserError(f"--output: its name is the run's, and W&B accepts at most {MAX_NAME} characters")
+        raise UserError(f"--output: its name becomes the run's, for which W&B accepts at most {MAX_NAME} characters")
 
 
 def log_table(

@@ -42,7 +42,7 @@ PATH_OPTIONS = (
 )
 
 # A resumed run may change these options and INEXACT; any other change makes it a different run. PATH_OPTIONS are compared
-# by what they name
+# by the contents at the paths
 CHANGEABLE = {"output_dir", "overwrite", "cache_dir", "resume_from_checkpoint", "max_train_steps", "num_train_epochs"}
 CHANGEABLE |= {"checkpointing_steps", "checkpoints_total_limit", "logging_steps", "guard"}
 CHANGEABLE |= {"learning_rate", "lr_scheduler", "lr_warmup_steps", "lr_num_cycles", "lr_power"}
@@ -51,7 +51,7 @@ CHANGEABLE |= {"validation_prompt", "validation_steps", "num_validation_images",
 CHANGEABLE |= {"validation_inference_steps", "validation_loss_steps", "enable_tiling", "compile"}
 CHANGEABLE |= {"report_to", "tracker_project_name", "run_name", "log_artifact", "push_to_hub", "hub_model_id"}
 CHANGEABLE |= {"gradient_checkpointing"}
-# With another value of these, a resumed run is no longer bit for bit what it would have been
+# If one of these changes, a resumed run is no longer bit-identical to an uninterrupted one
 INEXACT = {"train_batch_size", "gradient_accumulation_steps", "mixed_precision", "compile"}
 
 
@@ -70,7 +70,7 @@ class TrainingConfig:
     train_data_dir: str | None = option(None, "Required, unless --dataset_name is given. Folder of images, subfolders included. The caption of an image is the text in NAME.txt beside it, else its entry in metadata.jsonl or metadata.csv, else its file name.")
     dataset_name: str | None = option(None, "Instead of a folder: a dataset on the Hub, or one saved locally by datasets.")
     output_dir: str = option("output/hypernetwork", "Folder for everything the run writes.")
-    overwrite: bool = option(False, "Delete the earlier run in the output folder and start over. A run that began with it resumes when the same command is repeated.")
+    overwrite: bool = option(False, "Delete the earlier run in the output folder and start over, once: the same command then resumes the new run.")
     revision: str | None = option(None, "Branch, tag or commit of the base model's Hub repository.")
     variant: str | None = option(None, 'Variant of the base model\'s weight files, such as "fp16".')
     model_config: str | None = option(None, "For a single-file base model: a diffusers folder or Hub id of the same kind that supplies configs and tokenizers. Default: fetched from the Hub.")
@@ -126,7 +126,7 @@ class TrainingConfig:
     lr_warmup_steps: int = option(0, "Warmup steps of --lr_scheduler.")
     lr_num_cycles: int = option(1, "Number of cycles of --lr_scheduler cosine_with_restarts.")
     lr_power: float = option(1.0, "Power of --lr_scheduler polynomial.")
-    max_train_steps: int = option(10000, "Number of optimizer updates. A learning rate schedule that ends earlier ends the training. Without this option, one that ends later does so, too.")
+    max_train_steps: int = option(10000, "Number of optimizer updates. A learning rate schedule that ends earlier ends the training; without this option, the end of the schedule always does.")
     num_train_epochs: int | None = option(None, "Train for this many epochs instead of --max_train_steps.")
     train_batch_size: int = option(1, "Batch size per process.")
     gradient_accumulation_steps: int = option(1, "Forward passes per optimizer update.")
@@ -161,7 +161,7 @@ class TrainingConfig:
     # Checkpoints and previews
     checkpointing_steps: int = option(500, "Save a checkpoint every N steps.")
     checkpoints_total_limit: int | None = option(None, "Keep only this many of the newest checkpoints.")
-    resume_from_checkpoint: str = option("latest", 'Checkpoint to resume from: "latest" in the output folder, a folder below its checkpoints/, or "none". A run goes back once; the same command then resumes.')
+    resume_from_checkpoint: str = option("latest", 'Checkpoint to resume from: "latest" in the output folder, a folder below its checkpoints/, or "none". A run returns to an earlier checkpoint once; the same command then resumes from the newest.')
     validation_prompt: list[str] | None = option(None, "One or more prompts to preview, each in quotes. [name] stands for the hypernetwork's name, as in --template.")
     validation_steps: int = option(500, "Generate previews every N steps.")
     num_validation_images: int = option(1, "Previews per prompt, with the seeds --seed, --seed + 1, ...")

@@ -1,12 +1,13 @@
 #!/usr/bin/env python
-"""Make damaged and hostile files of every kind that a user can hand over, and open each as the scripts do.
+"""Make damaged and hostile files of every kind that scripts read, and open each as the scripts do.
 
     python examples/benchmarks/damaged_files.py                                 # 1,000 files; about half an hour
     python examples/benchmarks/damaged_files.py --kinds ckpt yaml --count 50 --seed 3
 
-Prints a row for each kind: how many files opened (little damage matters to nobody) or were refused in one line, and how
-many ended in a traceback, ran code, took over 10 s of the processor or over 1 GB, or put control characters or endless lines on the console.
-The last five should be 0. A file is made from the seed, its kind and its number alone; --keep FOLDER keeps those that did harm.
+Prints a row per kind: how many files were opened (some damage has no effect) or refused in one line, and how many ended
+in a traceback, ran code, took over 10 s of CPU time or over 1 GB, or put control characters or endless lines on the
+console. The last five should be 0. A file depends only on the seed, its kind and its number; --keep FOLDER keeps those
+that did harm.
 """
 
 import argparse
@@ -42,7 +43,7 @@ from hypernet.cli.generation_options import parse_count
 from hypernet.utils.errors import MAX_MESSAGE, UserError
 
 SECONDS, BYTES = 10, 2**30  # that a file may take
-GRACE = 120  # seconds after which a worker that does not answer is ended, on a machine that does other things, too
+GRACE = 120  # seconds after which a worker that does not answer is killed; generous, for busy machines
 HARMLESS = ("opened", "refused")
 HARM = ("traceback", "ran code", "over 10 s", "over 1 GB", "bad output")
 MAX_LINE = 2000  # characters of a line on the console
@@ -50,16 +51,16 @@ MAX_LINE = 2000  # characters of a line on the console
 
 @dataclasses.dataclass
 class Outcome:
-    """What came of opening a file."""
+    """The outcome of opening a file."""
 
     results: list[str]  # one of HARMLESS, or any of HARM
     seconds: float
-    bytes: int  # by which the process grew at most
+    bytes: int  # the largest growth of the process
     detail: str  # the message or traceback
 
 
 def open_case(kind: str, folder: Path, marker: Path) -> Outcome:
-    """Open the files of a case in every way that the kind has, and return the worst of it."""
+    """Open the files of a case in every way of its kind, and return the worst outcome."""
     results, details = [], []
     before, started = _reset_peak(), time.process_time()
     for step in KINDS[kind].open(folder):
@@ -89,7 +90,7 @@ def open_case(kind: str, folder: Path, marker: Path) -> Outcome:
 
 @contextlib.contextmanager
 def _console(log: Path) -> Iterator[None]:
-    """Let the console of the scripts be a file, for libraries that write to the process's own stderr, too."""
+    """Redirect the console to a file, including libraries that write to the process's own stderr."""
     kept = [os.dup(descriptor) for descriptor in (1, 2)]
     with open(log, "w", encoding="utf-8") as stream:
         for descriptor in (1, 2):
@@ -111,7 +112,7 @@ def _status(field: str) -> int:
 
 
 def _reset_peak() -> int:
-    """Forget the largest size of the process so far, and return its size."""
+    """Reset the peak size of the process, and return its current size."""
     Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
 
@@ -126,7 +127,7 @@ def work(connection: Connection, samples: Path, folder: Path, seed: int) -> None
 
     quiet_libraries()
     marker = folder / "code ran"
-    resource.setrlimit(resource.RLIMIT_DATA, (8 * BYTES, 8 * BYTES))  # so that a bomb ends itself, not the machine
+    resource.setrlimit(resource.RLIMIT_DATA, (8 * BYTES, 8 * BYTES))  # so that a bomb kills only its process
     while (case := connection.recv()) is not None:
         kind, number = case
         place = folder / "case"
@@ -153,7 +154,7 @@ class Worker:
         self.is_fresh = True
 
     def open(self, kind: str, number: int) -> Outcome:
-        """Return what came of the case."""
+        """Return the outcome of the case."""
         self.connection.send((kind, number))
         try:
             if self.connection.poll(GRACE + 90 * self.is_fresh):  # a fresh process imports first

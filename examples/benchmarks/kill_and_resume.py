@@ -2,12 +2,12 @@
 """Kill a run again and again, resume it each time, and compare it with one that was never interrupted.
 
     python examples/benchmarks/kill_and_resume.py               # 40 steps, 30 kills; about ten minutes
-    python examples/benchmarks/kill_and_resume.py --runs 10     # ten runs with other options each, 30 kills per run
+    python examples/benchmarks/kill_and_resume.py --runs 10     # ten runs with random options, 30 kills each
 
 Trains on the quickstart's model with dropout, shuffled tags, random latents, flips, accumulation, EMA, validation
-images and the guard; with --runs, options are drawn at random: the optimizer, EMA, a learning rate so high that the
-guard acts, one that changes in the middle, aspect ratio buckets, two processes. Prints which files differ in the end
-(none should: weights, optimizer, EMA, CSV), and how many kills interrupted a save.
+images and the guard. With --runs, the options are random: the optimizer, EMA, a learning rate high enough to trigger
+the guard, a learning rate that changes midway, aspect ratio buckets, two processes. Prints which files differ at the
+end (none should: weights, optimizer, EMA, CSV), and how many kills interrupted a save.
 """
 
 import csv
@@ -37,7 +37,7 @@ FLAGS = [*SAVING, "--learning_rate=1e-3", "--layer_structure=1,2,1", "--activati
 FLAGS += ["--train_batch_size=2", "--gradient_accumulation_steps=2", "--random_flip", "--latent_sampling=random"]
 FLAGS += ["--shuffle_tags", "--tag_dropout=0.2", "--caption_dropout=0.1", "--ema_decay=0.9", "--noise_offset=0.05"]
 FLAGS += ["--snr_gamma=5", "--validation_split=0.2", "--validation_loss_steps=5", "--seed=3"]
-# Generators that Accelerate saves and nothing here uses, the manifest with their hash; files with paths or plots
+# Random states that Accelerate saves but nothing uses, the manifest with their hashes, and files with paths or plots
 NOT_COMPARED = {"random_states_0.pkl", "random_states_1.pkl", "manifest.json", "run.json", "README.md", "loss.png"}
 NOT_COMPARED |= {"run.lock"}
 TIMES = ("images_per_second", "peak_memory_gib")  # columns of metrics.csv
@@ -56,7 +56,7 @@ OPTIMIZERS = {  # each with a learning rate that suits it, and its arguments
 
 
 def draw_images(folder: Path, count: int = 12, size: int = 128, shapes: bool = False) -> None:
-    """Draw images in the neon style, with tags as captions; with `shapes`, every third is cut to a wide one."""
+    """Draw images in the neon style, with tags as captions; with `shapes`, crop every third to a wide one."""
     rng = random.Random(0)
     folder.mkdir(parents=True)
     for i in range(count):
@@ -67,7 +67,7 @@ def draw_images(folder: Path, count: int = 12, size: int = 128, shapes: bool = F
 
 
 def draw_options(rng: random.Random) -> tuple[list[str], list[str], list[str]]:
-    """Draw the options of a run: those it starts with, those changed in the middle, and the launcher's, if any."""
+    """Sample the options of a run: the initial ones, those changed midway, and the launcher's, if any."""
     name = rng.choice(list(OPTIMIZERS))
     rate, arguments = OPTIMIZERS[name]
     flags = [*SAVING, f"--optimizer={name}", f"--learning_rate={rate}", f"--seed={rng.randrange(1000)}"]
@@ -81,7 +81,7 @@ def draw_options(rng: random.Random) -> tuple[list[str], list[str], list[str]]:
         ["--validation_split=0.2", f"--validation_loss_steps={rng.randint(2, 7)}"],
     ]
     flags += [flag for drawn in choices if rng.random() < 0.5 for flag in drawn]
-    if rng.random() < 0.3:  # the guard acts
+    if rng.random() < 0.3:  # triggers the guard
         flags += ["--learning_rate=3", "--clip_grad_mode=none", "--validation_split=0.2", "--validation_loss_steps=2"]
     later = [f"--learning_rate={float(rate) / 3:g}"] if rng.random() < 0.5 else []
     return flags, later, TWO_PROCESSES if rng.random() < 0.2 else []
@@ -115,7 +115,7 @@ def kill_while_training(
     """Start the run and kill it `delay` seconds after it is training and has a checkpoint.
 
     Args:
-        any_time: count from the start of the process.
+        any_time: count `delay` from the start of the process, so that the kill may also hit the setup.
 
     Returns:
         False if it finished first.
@@ -175,8 +175,8 @@ def compare(
 
     Args:
         seconds: roughly the duration of the training without kills.
-        later: options that change after the run with `flags` has ended; they must lead to more steps.
-        launch: of several processes.
+        later: options that change after the run with `flags` has ended; they must add steps.
+        launch: the launcher's arguments, for several processes.
     """
     whole, parts, rng = work / "whole", work / "parts", random.Random(seed)
     phases = [list(flags), *([[*flags, *later]] if later else [])]
@@ -186,7 +186,7 @@ def compare(
     killed = interrupted_saves = resumed = 0
     for number, phase in enumerate(phases, 1):
         while killed < kills * number // len(phases):
-            any_time = rng.random() < 0.2 and seconds > 5  # also while it starts
+            any_time = rng.random() < 0.2 and seconds > 5  # also during startup
             if not kill_while_training(parts, phase, rng.uniform(0, 2 * seconds / kills), launch, any_time):
                 break
             killed += 1
@@ -215,9 +215,9 @@ def main() -> None:
         "--seconds", type=float, default=12.0, help="roughly, of the training without kills; default: %(default)s"
     )
     parser.add_argument(
-        "--runs", type=int, default=0, help="runs whose options are drawn at random; default: one, fixed"
+        "--runs", type=int, default=0, help="number of runs with random options; default: one run with fixed options"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the options and moments; default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the options and the kills; default: %(default)s")
     args = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # for the runs
     differing = 0
@@ -240,7 +240,7 @@ def main() -> None:
                 print(f"{name}: {value}", flush=True)
             differing += bool(result["differing"])
     if args.runs:
-        print(f"{args.runs - differing} of {args.runs} runs are the same as undisturbed ones")
+        print(f"{args.runs - differing} of {args.runs} runs are identical to uninterrupted ones")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from hypernet.utils.user_paths import name_problem
 
 MAX_NAME_BYTES = 120  # a run's name is also its folder's
 PER_RUN = ("output_dir", "overwrite", "run_name")  # options that the comparison sets for each run
-# Options whose values are numbers or flags, or may be
+# Options whose values are, or may be, numbers or flags
 NUMBERS: dict[str, type] = dict.fromkeys(("learning_rate", "max_grad_norm", "max_grad_value"), float)
 NUMBERS |= {
     field.name: bool if kind is parse_bool else kind
@@ -50,8 +50,8 @@ def read_grid(path: Path, output_dir: Path) -> list[Run]:
         runs = []
         names = _name_points(points)
         folders = [output_dir / "runs" / name for name in names]
-        # one hypernetwork name for all runs, or templates with [name] would give each of them other prompts
-        recorded = [name for folder in folders if (name := read_record(folder).get("name"))]  # it may have been moved
+        # one hypernetwork name for all runs; otherwise, templates with [name] would give each run different prompts
+        recorded = [name for folder in folders if (name := read_record(folder).get("name"))]  # they may have moved
         hypernetwork = (recorded or [output_dir.resolve().name])[0]
         if not shared.get("name") and (problem := name_problem(hypernetwork)):
             raise UserError(f"--output_dir {output_dir}: {problem}; name another folder, or add a line with name:")
@@ -75,7 +75,7 @@ def _combinations(grid: Any) -> list[dict[str, Any]]:
         if not values:
             raise UserError(f"grid: {option}: the list is empty")
         for value in values:
-            options_to_flags({option: value})  # reports an unknown option, and what is no value
+            options_to_flags({option: value})  # reports unknown options and invalid values
     choices = [[_convert(option, value) for value in values] for option, values in zip(grid, choices)]
     return [dict(zip(grid, values)) for values in itertools.product(*choices)]
 
@@ -86,9 +86,9 @@ def format_value(value: Any) -> str:
 
 
 def _convert(option: str, value: Any) -> Any:
-    """Convert numbers and flags, so that tables and the names of runs are what they were when YAML converted them.
+    """Convert numbers and flags as YAML once did, so that tables and run names stay the same.
 
-    A wrong value stays text; it is reported with the run's other options.
+    An invalid value stays text; it is reported with the run's other options.
     """
     kind, text = NUMBERS.get(option), value if isinstance(value, str) else ""
     if kind is int and re.fullmatch(r"[-+]?\d+", text):

@@ -82,7 +82,7 @@ class Runner:
         try:
             done = read_json_object(self._done_file)
             self.done = {name: options for name, options in done.items() if isinstance(options, dict)}
-        except (OSError, ValueError):  # there is none, or it is damaged: runs that are done end at once
+        except (OSError, ValueError):  # missing or damaged: finished runs then exit at once
             self.done = {}
         for folder in ("configs", "logs", "runs"):
             (output_dir / folder).mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ class Runner:
         try:
             code = self._launch(run, gpu, overwrite and not self._would_repeat(run))
             if code == 2 and overwrite and _last_line(self._log(run)).startswith("error: --output_dir"):
-                code = self._launch(run, gpu, overwrite=True)  # it was trained on other images, or another base model
+                code = self._launch(run, gpu, overwrite=True)  # other images or another base model before
         except OSError as error:
             return f"it could not be started ({error.strerror or error})"
         finally:
@@ -181,7 +181,7 @@ def same_options(options: dict[str, Any] | None, others: dict[str, Any]) -> bool
     """Whether two runs have the same options, however these are written: 1 and "1", or True and "true"."""
     try:
         configs = [parse_config(options_to_flags(identity(each))) for each in (options or {}, others)]
-    except UserError:  # those of an earlier version
+    except UserError:  # options of an earlier version
         return False
     return configs[0] == configs[1]
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hypernet.data.captions import read_text
+from hypernet.data.captions import read_any_encoding
 from hypernet.utils.errors import UserError
 from hypernet.utils.hub import hub_file, is_hub_id
 
@@ -204,7 +204,7 @@ class Tagger:
             options.log_severity_level = 3  # errors only
             providers = onnxruntime.get_available_providers()
             self.session = onnxruntime.InferenceSession(str(model), options, providers=providers)
-            rows = list(csv.DictReader(io.StringIO(read_text(tags), newline="")))
+            rows = list(csv.DictReader(io.StringIO(read_any_encoding(tags), newline="")))
             self.names, self.categories = [row["name"] for row in rows], [row["category"] for row in rows]
             self.input = self.session.get_inputs()[0]
             count = self.scores(Image.new("RGB", (64, 64), "white")).size

@@ -96,11 +96,11 @@ def prepare_image(job: Job, source: ImageSource, args: argparse.Namespace, keep_
 
 def is_small(factor: float, limit: float) -> bool:
     """Return whether an image that is enlarged by `factor` counts as too small."""
-    return factor > limit * 1.005  # nobody sees less
+    return factor > limit * 1.005  # less is invisible
 
 
 def describe_enlargement(factor: float) -> str:
-    """Return what to say of an image that is enlarged by `factor`, which is never "1 times" if it is too small."""
+    """Return "enlarged N times", with enough digits that an image that is too small never shows "1 times"."""
     return f"enlarged {factor:.3g} times"
 
 

@@ -66,9 +66,9 @@ class Record:
         return next((path for path in sorted(self.folder.iterdir()) if path.suffix.lower() not in known), None)
 
     def changed_options(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Return the options that differ from those the folder was made with, by name, with their earlier values.
+        """Return the options that have changed since the folder was made, as name -> earlier value.
 
-        Those that decided nothing then are left out: the option that they belong to has changed.
+        An option that had no effect then is left out, since the option that it depends on is reported.
         """
         if self.options is None:
             return {}

@@ -8,7 +8,7 @@ from examples.preparation.geometry import enlargement
 from examples.preparation.record import Record, printable
 from hypernet.data.captions import caption_notes
 from hypernet.data.image_source import ImageSource
-from hypernet.utils.errors import MAX_MESSAGE, one_line
+from hypernet.utils.errors import MAX_MESSAGE, counted, one_line
 
 MAX_SMALL = 12  # small images that are named
 
@@ -80,10 +80,10 @@ def print_report(
     made = [record.entries[job.source] for job in jobs if "files" in record.entries[job.source]]
     files = [name for entry in made for name in entry["files"]]
     images = sum(name.endswith(".png") for name in files)
-    parts = [f"{images} images from {len(made)} of {len(made) + len(skipped)} files"]
+    parts = [f"{counted(images, 'image')} from {len(made)} of {counted(len(made) + len(skipped), 'file')}"]
     parts += [f"{images // 2} of them mirrored copies"] if args.flip else []
     parts += [f"{sum(len(entry['boxes']) > 1 for entry in made)} files split"] if args.split else []
-    parts += [f"{len(files) - images} caption files"]
+    parts += [counted(len(files) - images, "caption file")]
     parts += [f"{done_before} files done before"] if done_before else []
     parts += ["nothing new"] if done_before == len(made) and made else []
     print(f"{args.DST}: {', '.join(parts)}")

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from examples.preparation.cutting import Job
 from examples.preparation.record import Record, printable
-from hypernet.data.captions import read_text
+from hypernet.data.captions import read_any_encoding
 from hypernet.data.image_io import Box, map_in_threads, on_background, read_image
 from hypernet.data.image_source import ImageSource
 from hypernet.utils.atomic_files import atomic_write
@@ -94,7 +94,7 @@ def make_card(
     details += ", plus mirrored" if args.flip else ""
     details += f": {remark}" if remark else ""
     text = args.DST / Path(names[0]).with_suffix(".txt")
-    caption = read_text(text).strip() if text.exists() else job.name_text
+    caption = read_any_encoding(text).strip() if text.exists() else job.name_text
     caption = f'"{" ".join(caption.split())}"'
     after = [fit(part, part_side(len(parts))) for part in parts]
     return Card(draw_frames(before, entry["boxes"]), after, job.source, caption, details, bool(remark))

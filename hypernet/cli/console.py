@@ -1,4 +1,4 @@
-"""A console that ends no run: what cannot be written to stdout or stderr is dropped, what could control it is shown."""
+"""Keep the console from ending a run: drop output that cannot be written, and escape control characters."""
 
 import contextlib
 import io
@@ -8,13 +8,13 @@ import sys
 from collections.abc import Callable
 from typing import Any, TextIO
 
-# Characters by which a name or text from a file could color the console, move its cursor or reverse what it shows
+# Characters with which a file's name or text could color the console, move its cursor or reverse its text
 CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-CURSOR = re.compile(r"[\r\n]*(\x1b\[A)*")  # all that progress bars need
+CURSOR = re.compile(r"[\r\n]*(\x1b\[A)*")  # what progress bars write
 
 
 class SafeText(io.TextIOWrapper):
-    """A text stream that writes control characters as their codes, other than those of progress bars."""
+    """A text stream that escapes control characters, except those of progress bars."""
 
     def write(self, text: str) -> int:
         """Write a text; return its length."""
@@ -23,7 +23,7 @@ class SafeText(io.TextIOWrapper):
 
 
 class LossyFile(io.RawIOBase):
-    """A raw file that drops what cannot be written: into a closed pipe, onto a full disk, to a closed terminal.
+    """A raw file that drops bytes that cannot be written: to a closed pipe, a full disk or a closed terminal.
 
     Args:
         raw: the file to write to.
@@ -34,14 +34,14 @@ class LossyFile(io.RawIOBase):
         self.raw, self.report, self.failing = raw, report, False
 
     def write(self, data: Any) -> int:
-        """Write bytes, or drop them. Return how many were taken."""
+        """Write bytes, or drop them. Return how many were accepted."""
         try:
             written = self.raw.write(data)
             self.failing = False
             return len(data) if written is None else written
         except OSError as error:
             if not self.failing:
-                self.failing = True  # before the report, which may fail likewise
+                self.failing = True  # set first, since the report may fail in the same way
                 self.report(error)
             return len(data)
 
@@ -59,11 +59,13 @@ class LossyFile(io.RawIOBase):
 
 
 def protect_console() -> None:
-    """Make stdout and stderr drop what they cannot write, show characters they lack as codes, and exist at all.
+    """Make stdout and stderr safe to write to.
 
-    The first failure of stdout is reported on stderr. Streams of notebooks and test runners are not replaced.
+    Closed ones are replaced, output that cannot be written is dropped, and characters that they cannot encode, or that
+    control a console, are escaped. The first failure of stdout is reported on stderr. Streams of notebooks and test
+    runners are not replaced.
     """
-    for descriptor in range(3):  # a file opened later must not become stdout because that was closed
+    for descriptor in range(3):  # otherwise, a file opened later could take the place of a closed stdout
         try:
             os.fstat(descriptor)
         except OSError:
@@ -73,11 +75,11 @@ def protect_console() -> None:
 
 
 def _explain(error: OSError) -> str:
-    return f"note: stdout cannot be written to ({error.strerror or error}); what follows is not shown there"
+    return f"note: stdout cannot be written to ({error.strerror or error}); later output is not shown there"
 
 
 def protected(stream: TextIO | None, report: Callable[[OSError], object]) -> TextIO:
-    """Return a stream that writes to the same file through a `LossyFile`, or the same one if it is no plain file."""
+    """Return a stream that writes to the same file through a `LossyFile`; a stream that is not a plain file stays."""
     if stream is None:  # Python found its descriptor closed
         return open(os.devnull, "w", encoding="utf-8")
     buffer = getattr(stream, "buffer", None)

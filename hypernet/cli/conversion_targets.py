@@ -4,7 +4,7 @@ from pathlib import Path
 
 from hypernet.formats.load_save import load
 from hypernet.formats.trained_folder import is_run_folder, read_trained_config
-from hypernet.utils.errors import UserError, one_line
+from hypernet.utils.errors import UserError, quoted_if_needed
 from hypernet.utils.file_kinds import file_problem
 from hypernet.utils.user_paths import name_problem, path_problem
 
@@ -28,7 +28,7 @@ def choose_target(source: str, target: Path | None, rename: str | None, overwrit
         if path.is_dir():
             raise UserError(f"--rename {name}: {path} is a folder; name a TARGET instead")
         if problem := name_problem(name):
-            raise UserError(f"--rename {one_line(name)}: {problem}")
+            raise UserError(f"--rename {quoted_if_needed(name)}: {problem}")
         target = path.with_name(name + path.suffix)
     if target is None and not path.is_dir():
         load(source)  # report a wrong source first
@@ -56,7 +56,7 @@ def check_target(target: Path, overwrite: bool, *sources: str | Path) -> None:
     """Raise UserError if nothing can be written to `target`, or something else would be lost."""
     is_file = is_single_file(target)
     if problem := path_problem(str(target)) or name_problem(target.stem if is_file else target.resolve().name):
-        raise UserError(f"{one_line(str(target))}: {problem}; choose another name")
+        raise UserError(f"{quoted_if_needed(str(target))}: {problem}; choose another name")
     if any(Path(source).resolve() == target.resolve() for source in sources):
         raise UserError(f"{target}: it is the source itself; choose another name")
     if not target.parent.is_dir():

@@ -15,12 +15,12 @@ from hypernet.formats.trained_folder import find_run_options
 from hypernet.generation.generator import GenerationSettings
 from hypernet.generation.prompt_tags import find_hypernetwork, split_prompt
 from hypernet.stable_diffusion.model_source import MODEL_DEFAULTS, MODEL_OPTIONS, ModelSource
-from hypernet.utils.errors import UserError
+from hypernet.utils.errors import UserError, counted
 
 MODEL, *OTHER_NAMES = MODEL_OPTIONS  # the scripts call the first option --model
 PROMPT_OPTIONS = ("clip_skip", "max_token_chunks", "prompt_emphasis")  # how prompts are read, whatever the model
 SETTINGS = ("negative_prompt", "seed", "steps", "guidance_scale", "size", "sampler")
-USUAL_STRENGTH = 5.0  # at most; more are noise, and most likely meant as a percentage
+USUAL_STRENGTH = 5.0  # at most; higher values give noise, and are probably meant as percentages
 GUIDANCE_SCALE = 7.5  # for hypernetworks whose run is unknown
 Stack = Sequence[tuple[str, float]]  # (path or Hub id, strength) of hypernetworks, in the order they are applied
 
@@ -84,7 +84,7 @@ def pair_strengths(hypernetworks: Sequence[Any], strengths: Sequence[float] | No
     if not strengths:
         return [(hypernetwork, 1.0) for hypernetwork in hypernetworks]
     if not hypernetworks or len(strengths) not in (1, len(hypernetworks)):
-        problem = f"{len(strengths)} for {len(hypernetworks)} hypernetworks"
+        problem = f"{len(strengths)} for {counted(len(hypernetworks), 'hypernetwork')}"
         raise UserError(f"--strength: {problem}; give one for all or one for each (a tag has its own)")
     return list(zip(hypernetworks, strengths if len(strengths) > 1 else [*strengths] * len(hypernetworks)))
 
@@ -126,7 +126,7 @@ def choose_model(settings: Sequence[GenerationSettings], **given: Any) -> tuple[
     strong = {strength for each in settings for _, strength in each.hypernetworks if abs(strength) > USUAL_STRENGTH}
     if strong:
         shown = ", ".join(f"{strength:g}" for strength in sorted(strong)[:4])
-        print(f"note: --strength {shown}: 1 is full strength; for 80 % write 0.8", file=sys.stderr)
+        print(f"note: strength {shown}: 1 is full strength; for 80%, write 0.8", file=sys.stderr)
     runs = [options for options in map(find_run_options, paths) if options]
     guidance_scale = runs[0].get("validation_guidance_scale", GUIDANCE_SCALE) if runs else GUIDANCE_SCALE
     hint = "name a folder, a file or a Hub id (only trained folders record their base model)"

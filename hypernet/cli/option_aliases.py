@@ -1,4 +1,4 @@
-"""What other trainers call our options, for hints at an unknown one."""
+"""Other trainers' names for our options, to suggest the right one for an unknown option."""
 
 # ours -> names in kohya's scripts, diffusers' examples, the WebUI's Train tab, OneTrainer, and short forms
 OTHER_NAMES = {

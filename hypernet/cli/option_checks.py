@@ -15,12 +15,17 @@ from hypernet.data.captions import check_word_regex
 from hypernet.data.prompts import read_templates
 from hypernet.modeling.structure import ACTIVATIONS, LAYER_NORM_INITS, WEIGHT_INITS, check_structure, find_word
 from hypernet.stable_diffusion.model_source import ModelSource
-from hypernet.training.lr_schedule import parse_schedule
+from hypernet.training.lr_schedule import ScheduleError, parse_schedule
 from hypernet.training.wandb_rules import check_wandb_settings
-from hypernet.utils.errors import UserError, one_line
+from hypernet.utils.errors import UserError, one_line, quoted_if_needed
 from hypernet.utils.user_paths import name_problem, path_problem
 
 OPTIMIZER_PACKAGES = {"torch": "optim", "bitsandbytes": "optim", "prodigyopt": ""}
+SCHEDULE_EXAMPLES = {  # option -> what to write instead of a malformed value
+    "learning_rate": '"1e-5" or "5e-6:12000, 5e-7:30000"',
+    "max_grad_norm": '"0.5" or "1.0:1000, 0.5:30000"',
+    "max_grad_value": '"0.05" or "0.1:1000, 0.05:30000"',
+}
 POLYNOMIAL_END = 1e-7  # where diffusers' polynomial scheduler ends
 
 
@@ -56,7 +61,7 @@ def check_options(config: TrainingConfig) -> TrainingConfig:
 
 
 def _check_paths(config: TrainingConfig) -> None:
-    """Check that the paths can exist at all; looking for one that cannot fails with an unclear error."""
+    """Check that the paths can exist; looking up an impossible one fails with an unclear error."""
     for option in (*PATH_OPTIONS, "output_dir", "cache_dir", "resume_from_checkpoint", "lora"):
         value = getattr(config, option)
         for path in value if isinstance(value, list) else [value or ""]:
@@ -70,9 +75,9 @@ def _name_of_folder(config: TrainingConfig) -> str:
     """Return the output folder's name, which is the hypernetwork's unless --name is given."""
     name = Path(config.output_dir).resolve().name
     if problem := name_problem(name):
-        given = f"--output_dir {one_line(config.output_dir)}"
+        given = f"--output_dir {quoted_if_needed(config.output_dir)}"
         hint = "write the path with / instead of \\" if "\\" in name else "name another folder"
-        raise UserError(f"{given}: the hypernetwork gets the folder's name, but {problem}; {hint}, or add --name")
+        raise UserError(f"{given}: the hypernetwork is named after the folder, but {problem}; {hint}, or add --name")
     return name
 
 
@@ -112,7 +117,7 @@ def _check_data(config: TrainingConfig) -> None:
 
 def _check_hypernetwork(config: TrainingConfig) -> None:
     if problem := name_problem(str(config.name)):
-        raise UserError(f"--name {one_line(str(config.name))}: {problem}")
+        raise UserError(f"--name {quoted_if_needed(str(config.name))}: {problem}")
     _check("template", lambda: read_templates(config.template))
     no_caption = not any("[filewords]" in template for template in read_templates(config.template))
     for option in ("shuffle_tags", "tag_dropout"):
@@ -143,8 +148,11 @@ def _check_schedules(config: TrainingConfig) -> None:
     """Check the learning rate, its scheduler and the clipping thresholds."""
     _at_least(config, 1, "lr_num_cycles")
     _at_least(config, 0, "lr_warmup_steps", "lr_power")
-    for option in ("learning_rate", "max_grad_norm", "max_grad_value"):
-        _check(option, partial(parse_schedule, getattr(config, option), config.max_train_steps))
+    for option, examples in SCHEDULE_EXAMPLES.items():
+        try:
+            parse_schedule(getattr(config, option), config.max_train_steps)
+        except ScheduleError as error:
+            raise UserError(f"--{option} {error}; write {examples}") from None
     schedule = parse_schedule(config.learning_rate, config.max_train_steps)
     if not any(value for value, _ in schedule.pieces):
         raise UserError(f"--learning_rate {config.learning_rate}: nothing is learned at a learning rate of 0")

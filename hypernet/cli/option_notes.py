@@ -1,4 +1,4 @@
-"""Notes on options that work, but most likely mean something else. Imports no torch."""
+"""Notes on valid options that are probably not what the user meant. Imports no torch."""
 
 from collections.abc import Sequence
 
@@ -15,8 +15,8 @@ def option_notes(config: TrainingConfig) -> list[str]:
     for option in ("learning_rate", *clipping):
         text = str(getattr(config, option))
         if unreached := unreached_values(text, config.max_train_steps):
-            values = ", ".join(f"{value:g}" for value in unreached[:3])
-            notes.append(f"--{option} {text}: the run ends at step {config.max_train_steps}, so {values} is never used")
+            values = ", ".join(f"{value:g}" for value in unreached[:3]) + (" is" if len(unreached) == 1 else " are")
+            notes.append(f"--{option} {text}: the run ends at step {config.max_train_steps}, so {values} never used")
     prompts = config.validation_prompt or []
     notes += [note for note in [unquoted_note("validation_prompt", prompts)] if note]
     literal = dict.fromkeys(
@@ -25,11 +25,12 @@ def option_notes(config: TrainingConfig) -> list[str]:
         for word in ["[filewords]"] * ("[filewords]" in prompt) + unknown_placeholders(prompt, brackets_weigh=True)
     )
     if literal:
-        known = "only [name] stands for something there, the hypernetwork's name"
-        notes.append(f"--validation_prompt: {', '.join(literal)} stays in the prompt as it is; {known}")
+        known = "the only placeholder there is [name], the hypernetwork's name"
+        words = ", ".join(literal) + (" stays" if len(literal) == 1 else " stay")
+        notes.append(f"--validation_prompt: {words} in the prompt unchanged; {known}")
     if prompts and all("[name]" in line for line in read_templates(config.template)):
         if not any(str(config.name) in prompt or "[name]" in prompt for prompt in prompts):
-            hint = "write [name] there, too, to see all that is learned"
+            hint = "write [name] there, too, to see the full effect"
             notes.append(f"--validation_prompt: no prompt has the words that --template adds; {hint}")
     if str(config.name).startswith("."):
         notes.append(f"--name {config.name}: the WebUI does not list files whose names start with a dot")
@@ -37,9 +38,9 @@ def option_notes(config: TrainingConfig) -> list[str]:
 
 
 def unquoted_note(option: str, prompts: Sequence[str]) -> str | None:
-    """Return a note if several prompts are single words, as a prompt without quotes would be."""
+    """Return a note if several prompts are single words, which suggests a prompt without quotes."""
     words = [prompt for prompt in prompts if len(prompt.split()) == 1]
     if len(words) < 2:
         return None
     shown = " ".join(prompts[:6]) + " ..." * (len(prompts) > 6)
-    return f"--{option} {one_line(shown, 60)}: these are {len(prompts)} prompts; put quotes around a prompt of several words"
+    return f"--{option} {one_line(shown, 60)}: these are {len(prompts)} prompts; a prompt of several words needs quotes"

@@ -12,12 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hypernet.cli.console import protect_console
+from hypernet.cli.number_types import use_plain_numbers
 from hypernet.utils.atomic_files import check_writable
-from hypernet.utils.errors import OtherProcessError, UserError, is_local_main_process, one_line
+from hypernet.utils.errors import OtherProcessError, UserError, is_local_main_process, one_line, reason
 from hypernet.utils.user_paths import expand_home
 
-# Threads of OpenMP (of GCC; of LLVM and Intel) that wait for others soon give up their core, so that several runs on one
-# machine do not slow each other down by waiting
+# Make waiting OpenMP threads (of GCC; of LLVM and Intel) yield their core soon, so that several runs on one machine do
+# not slow each other down
 PASSIVE_WAITING = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}
 DISK_ERRORS = {errno.ELOOP, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 DISK_ERRORS |= {errno.ENAMETOOLONG}
@@ -56,6 +57,7 @@ class ScriptParser(argparse.ArgumentParser):
         super().__init__(
             description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
         )
+        use_plain_numbers(self)
 
     def error(self, message: str) -> typing.NoReturn:
         """Raise a UserError that names the nearest option."""
@@ -105,11 +107,10 @@ def run_script(main: Callable[[], Result], when_stopped: str = "stopped") -> Res
         if error.errno not in DISK_ERRORS:
             raise
         where = one_line(error.filename or "the disk")
-        hint = "; it may be open in another program" if isinstance(error, PermissionError) else ""
-        print(f"error: {where}: {error.strerror}{hint}; existing files are intact", file=sys.stderr)
+        print(f"error: {where}: {reason(error)}; existing files are intact", file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:
         if not str(error).startswith("Symlink loop"):  # of pathlib, before Python 3.13
             raise
-        print(f"error: {one_line(error)}: the links lead nowhere", file=sys.stderr)
+        print(f"error: {one_line(error)}: the symbolic links form a loop", file=sys.stderr)
         sys.exit(2)

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import yaml
 
+from hypernet.cli.number_types import use_plain_numbers
 from hypernet.cli.option_aliases import OURS
-from hypernet.cli.option_checks import check_options
-from hypernet.cli.yaml_text import TextLoader
+from hypernet.cli.option_checks import SCHEDULE_EXAMPLES, check_options
+from hypernet.cli.yaml_text import OptionsError, TextLoader
 from hypernet.config import CHANGEABLE, GROUPS, PATH_OPTIONS, TrainingConfig
 from hypernet.stable_diffusion.loras import lora_names
 from hypernet.training.lr_schedule import ScheduleError, schedule_end
@@ -27,7 +28,7 @@ LISTS = (*REPEATABLE, "widths", "layer_structure", "dropout_structure", "resolut
 LABELED = {"learning_rate", "lr_scheduler", "lr_warmup_steps", "lr_num_cycles", "lr_power", "guard"}
 LABELED |= {"clip_grad_mode", "max_grad_norm", "max_grad_value", "max_train_steps", "num_train_epochs"}
 UNLABELED = {*PATH_OPTIONS, "name"}
-MAX_YAML = 2**17  # bytes; a file with every option and its meaning has 10 kB, and PyYAML reads 0.1 MB in a second
+MAX_YAML = 2**17  # bytes; a file with every option and its help text has 10 kB, and PyYAML reads 0.1 MB per second
 CONFIG_HELP = "YAML file with any of these options, one per line. Flags on the command line take precedence."
 EXAMPLES = """Train a Stable Diffusion hypernetwork on a folder of images.
 
@@ -37,8 +38,8 @@ examples:
   python train_hypernetwork.py --config examples/configs/8gb.yaml \\
       --train_data_dir my_images --output_dir output/my_style --validation_prompt "a house by the sea"
 
-To resume, run the same command again. For several GPUs, and for the settings of `accelerate config`, write
-`accelerate launch` in place of `python`."""
+To resume, run the same command again. For several GPUs, or to use your `accelerate config`, replace `python` with
+`accelerate launch`."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -61,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=formatter,
         allow_abbrev=False,
     )
+    use_plain_numbers(parser)
     for heading, fields in option_groups():
         group = parser.add_argument_group(heading)
         if heading == next(iter(GROUPS)):
@@ -72,7 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
             options = argument_type(field.type)
             if field.name in REPEATABLE:
                 options |= {"nargs": "*" if field.name == "lora" else "+", "action": "extend"}
-            default = None if field.name == "max_train_steps" else field.default  # it depends on the schedule
+            default = None if field.name == "max_train_steps" else field.default  # the default depends on the schedule
             group.add_argument(f"--{field.name}", default=default, help=text.replace("%", "%%"), **options)
             if field.default is True:
                 off = f"Turn --{field.name} off."
@@ -128,7 +130,7 @@ def parse_config(arguments: list[str] | None = None) -> TrainingConfig:
     parser = build_parser()
     given, rest = parser.parse_known_args(arguments)
     if rest and not rest[0].startswith("-"):
-        hint = "write --option VALUE, and a value with spaces in quotes"
+        hint = "write --option VALUE, with quotes around a value that has spaces"
         raise UserError(f"{rest[0]!r} is not the value of any option; {hint}")
     if rest:
         raise UserError(_unknown(rest[0].partition("=")[0].lstrip("-"), "--{}"))
@@ -149,14 +151,17 @@ def parse_config(arguments: list[str] | None = None) -> TrainingConfig:
 
 
 def default_steps(learning_rate: str, num_train_epochs: int | None = None) -> int:
-    """Return how many steps a run has without --max_train_steps: to the end of its learning rate schedule, if it has one.
+    """Return the number of steps without --max_train_steps: the end of the learning rate schedule, if it has one.
 
-    With --num_train_epochs, which decides, this is only a placeholder.
+    With --num_train_epochs, which takes precedence, this is only a placeholder.
+
+    Raises:
+        UserError: if the schedule is malformed.
     """
     try:
         end = schedule_end(learning_rate)
     except ScheduleError as error:
-        raise UserError(f"--learning_rate {error}") from None
+        raise UserError(f"--learning_rate {error}; write {SCHEDULE_EXAMPLES['learning_rate']}") from None
     return TrainingConfig.max_train_steps if end is None or num_train_epochs is not None else end
 
 
@@ -186,7 +191,7 @@ def run_label(config: TrainingConfig, arguments: list[str] | None = None) -> str
 
 
 def read_options(path: str | Path, where: str = "--config") -> dict[str, typing.Any]:
-    """Return the entries of a YAML file: texts as they are written, None, lists and mappings.
+    """Return the entries of a YAML file: None, lists, mappings, and all other values as literal text.
 
     Raises:
         UserError: if there is no such file, or it is not a mapping.
@@ -197,10 +202,14 @@ def read_options(path: str | Path, where: str = "--config") -> dict[str, typing.
         raise UserError(f"{where} {path}: {error.strerror}") from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        problem = f"it is not valid YAML (line {line}: {error.problem}); text with brackets or colons needs quotes"
-        raise UserError(f"{where} {path}: {problem}") from None
+        if isinstance(error, OptionsError):
+            raise UserError(f"{where} {path}: line {line}: {error.problem}") from None
+        hint = "text with brackets or colons needs quotes"
+        if error.context == "while parsing a block collection" and str(error.problem).endswith("'?'"):  # a key
+            hint = "a dash starts an item of a list; options are lines without one"
+        raise UserError(f"{where} {path}: it is not valid YAML (line {line}: {error.problem}); {hint}") from None
     except RecursionError:
-        raise UserError(f"{where} {path}: it is not valid YAML (too many brackets within brackets)") from None
+        raise UserError(f"{where} {path}: it is not valid YAML (it is nested too deeply)") from None
     except (ValueError, yaml.YAMLError) as error:
         raise UserError(f"{where} {path}: it is not valid YAML ({reason(error)})") from None
     if not isinstance(entries, dict):
@@ -212,11 +221,13 @@ def options_to_flags(options: dict[str, typing.Any]) -> list[str]:
     """Turn options by name, such as a YAML file's entries, into flags, so that both are converted by the same rules.
 
     Raises:
-        UserError: for an unknown option (the message names the nearest), a list where none is accepted, an empty item of
-            a list, or a mapping.
+        UserError: for an unknown option (the message names the nearest), a list where none is accepted, an empty list
+            item, or a mapping.
     """
     names, flags = {field.name for field in dataclasses.fields(TrainingConfig)}, []
     for key, value in options.items():
+        if key == "config":
+            raise UserError("config: it cannot be set here; write that file's lines here instead")
         if key not in names:
             raise UserError(_unknown(str(key), "{}"))
         if value is None:

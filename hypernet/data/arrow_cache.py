@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from hypernet.data.part_files import new_part_files, remove_abandoned
 from hypernet.utils.atomic_files import atomic_write, check_writable
-from hypernet.utils.errors import UserError, is_local_main_process
+from hypernet.utils.errors import UserError, counted, is_local_main_process
 
 CACHE_VERSION = 2  # increment it whenever the same inputs get encoded differently
 FLOATS = datasets.List(datasets.Value("float32"))  # type of a column of flat arrays
@@ -34,7 +34,7 @@ def cache_folder(cache_dir: str | None) -> Path:
 
 
 def check_cache_folder(cache_dir: str | None) -> None:
-    """Create the cache, and remove what killed runs have left in it.
+    """Create the cache folder, and remove files that killed runs have left in it.
 
     Raises:
         UserError: if it cannot be written.
@@ -52,13 +52,13 @@ class RowCache:
     """A table with a column "key" and the columns `features`, in the .arrow files of a folder.
 
     Files are only added, atomically and under unique names, so any number of runs may share a folder. Rows are looked
-    up by key in the memory-mapped files, so the rows of other runs cost next to nothing. Each row has a checksum; those
-    that a run wants are compared with theirs once, before they are used.
+    up by key in the memory-mapped files, so the rows of other runs cost next to nothing. Each row has a checksum;
+    `fill` verifies those of the rows that a run needs, before they are used.
     """
 
     def __init__(self, folder: Path, features: dict):
         self.folder, self.features = folder, datasets.Features({"key": datasets.Value("string"), **features})
-        self._damaged: dict[Path, list[int]] = {}  # file -> its rows that are not used
+        self._damaged: dict[Path, list[int]] = {}  # file -> its rows with a wrong checksum
         self._open()
 
     def _open(self) -> None:
@@ -70,8 +70,8 @@ class RowCache:
                     part.data.table.validate(full=True)  # a damaged file could crash the interpreter
                     keys += _without(part.data.column("key"), self._damaged.get(path, [])).chunks
                     parts.append(part.select_columns(list(self.features)))
-            except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError):
-                continue  # damaged: its rows are computed again
+            except Exception:  # the libraries raise whatever a damaged file leads them to
+                continue  # its rows are computed again
         empty = datasets.Dataset.from_dict({name: [] for name in self.features}, features=self.features)
         self.table = datasets.concatenate_datasets(parts or [empty]).data
         self._keys = pyarrow.chunked_array(keys, "string")
@@ -128,14 +128,14 @@ class RowCache:
         return row
 
     def _plain(self, row: Row) -> list[object]:
-        """Return the cells of a row in the order of the columns, lists as the arrays they are stored as."""
+        """Return the cells of a row in the order of the columns, lists as float32 arrays, as they are stored."""
         return [
             row[name] if row[name] is None or kind != FLOATS else np.ascontiguousarray(row[name], np.float32)
             for name, kind in self.features.items()
         ]
 
     def _exclude_damaged(self, wanted: Collection[str]) -> None:
-        """Compare the rows of these keys with their checksums, and stop using those that differ."""
+        """Verify the checksums of the rows of these keys, and stop using rows that do not match."""
         lost: set[str] = set()
         values = pyarrow.array(list(wanted), "string")
         for path in sorted(self.folder.glob("*.arrow")):
@@ -148,7 +148,7 @@ class RowCache:
             self._open()
             count = sum(row < 0 for row in self.positions(sorted(lost)))
             if count and is_local_main_process():
-                print(f"{count} damaged rows of the cache {self.folder} are computed again")
+                print(f"{counted(count, 'damaged row')} in the cache {self.folder}; computing again")
 
     def positions(self, keys: list[str]) -> np.ndarray:
         """Return the position of each key's row in the table, (keys,) int; -1 if there is none."""
@@ -170,7 +170,7 @@ class RowCache:
         return values[offsets[row] : offsets[row + 1]] if valid[row] else None
 
     def _lists(self, column: str) -> list[tuple]:
-        """Return a column of lists as what `_split_lists` makes of each chunk."""
+        """Return a column of lists, each chunk split by `_split_lists`."""
         if column not in self._columns:
             self._columns[column] = [_split_lists(chunk) for chunk in self.table.column(column).chunks]
         return self._columns[column]
@@ -185,7 +185,7 @@ def _split_lists(chunk: typing.Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def _checksum(cells: Iterable[object]) -> int:
-    """Return the CRC-32 of a row: of the bytes of its arrays, and of the text of its other cells."""
+    """Return the CRC-32 of a row, over the bytes of its arrays and the text of its other cells."""
     total = 0
     for cell in cells:
         total = zlib.crc32(cell.data if isinstance(cell, np.ndarray) else f"{cell}|".encode(), total)
@@ -202,9 +202,9 @@ def _without(keys: typing.Any, rows: list[int]) -> typing.Any:
 
 
 def _find_damaged(path: Path, features: datasets.Features, wanted: typing.Any) -> tuple[list[int], list[str]]:
-    """Return the rows of a file that have a wanted key but not their checksum, and their keys.
+    """Return the rows of a file that have a wanted key and a wrong checksum, and their keys.
 
-    The file is mapped into memory anew, so that what is read here does not stay there.
+    The file is mapped into memory separately, so that the pages read here are released.
     """
     table = pyarrow.ipc.open_stream(pyarrow.memory_map(str(path))).read_all()
     if set(table.column_names) != {*features, *CHECKSUM}:

@@ -7,11 +7,11 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from hypernet.utils.errors import UserError
+from hypernet.utils.errors import UserError, counted
 from hypernet.utils.file_kinds import check_file
 
-MAX_CAPTION = 2**16  # bytes or characters; what is longer is no caption, and takes a tokenizer seconds
-MAX_BYTES = 2**26  # of another text file, such as the metadata of 100,000 images
+MAX_CAPTION = 2**16  # bytes or characters; longer text is not a caption, and takes a tokenizer seconds
+MAX_BYTES = 2**26  # of other text files, such as the metadata of 100,000 images
 SAVE = "; save it as UTF-8"
 BYTE_ORDER_MARKS = (  # UTF-32 first, since its little-endian mark begins with that of UTF-16
     (codecs.BOM_UTF32_LE, "UTF-32"),
@@ -20,11 +20,13 @@ BYTE_ORDER_MARKS = (  # UTF-32 first, since its little-endian mark begins with t
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
 
-# Words in the names that cameras, phones and programs give to images, and in those of copies
+# Words in the file names that cameras, phones, image generators and other programs choose, and in those of copies
 NAMELESS = set(
     "img image images imgp dsc dscn dscf dcim pxl mvimg burst photo photos foto pic picture pictures gopr screenshot "
     "bildschirmfoto whatsapp wa telegram scan scanned download downloaded untitled unnamed unknown file copy of final "
-    "version ver edit edited export output tmp temp at am pm and the".split()
+    "version ver edit edited export output outputs result tmp temp at am pm and the "
+    "comfyui comfy sd sdxl flux txt img2img invokeai fooocus dalle chatgpt gemini generated grid xyz seed sample "
+    "jan feb mar apr may jun jul aug sep sept oct nov dec".split()
 )
 
 
@@ -39,24 +41,26 @@ def caption_from_name(stem: str, word_regex: str | None = None, join_string: str
 
 
 def has_words(caption: str) -> bool:
-    """Return whether a caption from a file name says anything: IMG_2034, final_v2 and 3f9a8c do not."""
+    """Return whether a caption from a file name has descriptive words; IMG_2034, final_v2 and 3f9a8c have none."""
     if not caption.isascii():
         return True
-    words = re.findall(r"(?<![a-z0-9])([a-z]{2,})\d*(?![a-z0-9])", caption.lower())
+    plain = re.sub(r"^comfyui_temp_[a-z]{5}_|^gemini_generated_image_\w*", "", caption.lower())  # random letters
+    words = re.findall(r"(?<![a-z0-9])([a-z]{2,})\d*(?![a-z0-9])", plain)
     return any(word not in NAMELESS for word in words)
 
 
 def caption_notes(captions: Sequence[str], captioned: Sequence[bool]) -> list[str]:
-    """Return notes on captions from file names: if other images have written ones, and if they have no words.
+    """Return notes if file names serve as captions although other images have written ones, or have no words.
 
     Args:
-        captioned: False for each caption that is from a file name.
+        captioned: whether each caption is a written one, not a file name.
     """
-    names, notes = [caption for caption, written in zip(captions, captioned) if not written], []
-    if 0 < len(names) < len(captions):
-        problem = "their file names serve as captions"
-        notes.append(f'images without a caption: {len(names)} of {len(captions)}; {problem}, such as "{names[0]}"')
-    wordless = [name for name in names if name and not has_words(name)]
+    # an empty one is an empty caption, which has a note of its own
+    names, notes = [caption for caption, written in zip(captions, captioned) if caption and not written], []
+    if names and any(captioned):
+        which = f"images without a caption: {len(names)} of {len(captions)}"
+        notes.append(f'{which}; a file name serves as the caption, such as "{names[0]}"')
+    wordless = [name for name in names if not has_words(name)]
     if wordless:
         hint = (
             "write captions as NAME.txt, as examples/prepare.py --caption does, or use a template without [filewords]"
@@ -75,7 +79,7 @@ def check_word_regex(pattern: str) -> None:
         raise ValueError(f"{pattern}: it has {groups} groups; keep one (...) and turn the others into (?:...)")
 
 
-def read_text(path: Path) -> str:
+def read_any_encoding(path: Path) -> str:
     """Return the content of a text file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
 
     Raises:
@@ -104,13 +108,16 @@ def read_texts(paths: Iterable[Path]) -> dict[Path, str]:
         except OSError as error:
             failed[str(error.strerror)].append(f"{path}: it cannot be read ({error.strerror})")
     if failed:
-        kinds = [lines[0] + (f" (like {len(lines) - 1} others)" if len(lines) > 1 else "") for lines in failed.values()]
+        kinds = [
+            lines[0] + (f" (like {counted(len(lines) - 1, 'other')})" if len(lines) > 1 else "")
+            for lines in failed.values()
+        ]
         raise UserError("; ".join(kinds))
     return texts
 
 
 class _TextError(ValueError):
-    """Why bytes are not text. `kind` is the same for all files with this problem."""
+    """A file's bytes are not text. `kind` is the same for all files with the same problem."""
 
     def __init__(self, kind: str, detail: str = ""):
         super().__init__(kind + detail)

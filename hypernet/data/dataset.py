@@ -19,7 +19,7 @@ from hypernet.data.prompts import PromptSampler, fill_template, read_templates, 
 from hypernet.stable_diffusion.conditioning import build_conditions
 from hypernet.stable_diffusion.model import StableDiffusion
 from hypernet.stable_diffusion.text_encoding import truncation_note
-from hypernet.utils.errors import MAX_MESSAGE, is_local_main_process, one_line
+from hypernet.utils.errors import MAX_MESSAGE, counted, is_local_main_process, one_line
 from hypernet.utils.hashing import derive_seed
 
 
@@ -36,7 +36,8 @@ def describe_data(
     templates, captions = read_templates(config.template), [source.captions[record.row] for record in records]
     uses_captions = any("[filewords]" in template for template in templates)
     if uncaptioned and config.caption_column and uses_captions:
-        lines.append(f"note: {len(uncaptioned)} images have an empty caption, such as {source.name(uncaptioned[0])}")
+        count = counted(len(uncaptioned), "image has an empty caption", "images have an empty caption")
+        lines.append(f"note: {count}, such as {source.name(uncaptioned[0])}")
     if uses_captions and source.is_folder:
         captioned = [source.captioned[record.row] for record in records]
         lines += [f"note: {note}" for note in caption_notes([each[0] for each in captions], captioned)]
@@ -47,7 +48,7 @@ def describe_data(
     some = captions[0], captions[len(captions) // 2], captions[-1]
     filled = (fill_template(templates[i % len(templates)], each[0], str(config.name)) for i, each in enumerate(some))
     lines.append("prompts such as: " + ", ".join(f'"{one_line(prompt, 80)}"' for prompt in dict.fromkeys(filled)))
-    lines = [one_line(line, MAX_MESSAGE) for line in lines]  # without the control characters of file names and captions
+    lines = [one_line(line, MAX_MESSAGE) for line in lines]  # escapes control characters in file names and captions
     return "\n".join([*lines, size_table([record.size for record in records], batches.total_batch_size)])
 
 

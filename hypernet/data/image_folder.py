@@ -8,13 +8,13 @@ from pathlib import Path
 
 from hypernet.data.captions import caption_from_name, has_surrogates, read_texts
 from hypernet.data.metadata import METADATA_NAMES, read_metadata
-from hypernet.utils.errors import UserError
+from hypernet.utils.errors import UserError, counted
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 UNSUPPORTED_SUFFIXES = {".heic", ".heif", ".avif", ".jxl", ".psd", ".svg", ".jfif", ".jp2", ".tga"}
-CAPTION_SUFFIXES = (".txt", ".caption")  # the first one counts if an image has both; kohya's scripts write the second
+CAPTION_SUFFIXES = (".txt", ".caption")  # the first takes precedence; kohya's scripts write the second
 
-# Files that nobody reads, although they may hold captions: of one image if they have its name, or of many
+# Files that may hold captions but are not read: of the image with the same name, or of many images
 DOCUMENT_SUFFIXES = {".cap", ".tag", ".tags", ".text", ".md", ".yaml", ".yml", ".xml", ".rtf", ".doc", ".docx", ".odt"}
 TABLE_SUFFIXES = {".json", ".json1", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".xls", ".xlsx", ".ods"}
 OWN_NAMES = {"prepare.jsonl"}  # written by examples/prepare.py
@@ -54,7 +54,7 @@ def read_image_folder(
     """Find the images below `root`, and their captions.
 
     The caption of an image is the text file of the same name beside it, else its entry in a metadata file, else its
-    file name. Files that look like captions but are not read are noted.
+    file name. Files that may hold captions but are not read get a note.
 
     Args:
         option: the option that names the folder, for messages.
@@ -77,6 +77,17 @@ def read_image_folder(
     others = [path for path in files.images if path not in sidecars]
     entries, notes = read_metadata(files.metadata, files.images, caption_column, others)
     folder = ImageFolder(files.images, [], [], files.problems, files.notes + notes)
+    overridden = [
+        path
+        for path, entry in entries.items()
+        if path in sidecars and isinstance(entry, tuple) and any(entry) and entry != (texts[sidecars[path]].strip(),)
+    ]
+    if overridden:
+        count = counted(len(overridden), "image has", "images have")
+        example = f"such as {sidecars[min(overridden)]}"
+        folder.notes.append(
+            f"{count} both a text file, {example}, and another caption in metadata; text files take precedence"
+        )
     for path in files.images:
         captions = (texts[sidecars[path]].strip(),) if path in sidecars else entries.get(path)
         if isinstance(captions, UserError):
@@ -88,7 +99,7 @@ def read_image_folder(
 
 
 def _find_sidecars(files: _Files) -> dict[Path, Path]:
-    """Map the images that have text files beside them to those."""
+    """Map each image that has a text file beside it to that file."""
     last_wins = sorted(files.texts, key=lambda path: -CAPTION_SUFFIXES.index(path.suffix.lower()))
     texts = {_place(path): path for path in last_wins}
     return {path: texts[_place(path)] for path in files.images if _place(path) in texts}
@@ -98,30 +109,39 @@ def _unread_notes(files: _Files, read: Iterable[Path], uncaptioned: Iterable[Pat
     """Return a note for each kind of file that may hold captions but is not read.
 
     Args:
-        read: the text files that are.
-        uncaptioned: images that have no caption but their names.
+        read: the text files that have been read.
+        uncaptioned: images that have no caption besides their names.
     """
     found, images = set(read), {_place(path) for path in files.images}
     places, lacking = images.union(map(_place, files.misnamed)), set(map(_place, uncaptioned))
-    kinds = collections.defaultdict[str, list[Path]](list)
+    kinds = collections.defaultdict[tuple[str, str, str], list[Path]](list)  # (one, many, remedy) -> files
     for path in files.texts:
         suffix = path.suffix.lower()
         if _place(path) not in places:
-            kinds[f"{suffix} files belong to no image; give each the name of its image"].append(path)
+            one, many = f"{suffix} file belongs to no image", f"{suffix} files belong to no image"
+            kinds[one, many, "a text file must have the name of its image"].append(path)
         elif _place(path) in images and path not in found:
-            kinds[f"{suffix} files are not read, since a {CAPTION_SUFFIXES[0]} lies beside each"].append(path)
+            remedy = f"a {CAPTION_SUFFIXES[0]} file of the same name takes precedence"
+            kinds[f"{suffix} file is not read", f"{suffix} files are not read", remedy].append(path)
     for path in files.unread if lacking else []:
-        suffix = path.suffix.lower()
+        suffix, name = path.suffix.lower(), path.name.lower()
         if _place(path) in lacking:
-            kinds[f"{suffix} files beside images are not read; write captions as NAME.txt"].append(path)
-        elif suffix in TABLE_SUFFIXES and _place(path) not in places:
-            names = " or ".join(METADATA_NAMES)
-            kinds[f"{suffix} files are not read; write the captions of several images as {names}"].append(path)
-    return [f"{len(paths)} {kind} (such as {paths[0]})" for kind, paths in kinds.items()]
+            remedy = "write the caption of NAME.png as NAME.txt"
+        elif suffix not in TABLE_SUFFIXES or _place(path) in places:
+            continue
+        elif name in METADATA_NAMES:
+            remedy = f"rename to {name}"
+        else:
+            remedy = f"write the captions of several images as {' or '.join(METADATA_NAMES)}"
+        kinds[f"{suffix} file is not read", f"{suffix} files are not read", remedy].append(path)
+    return [
+        f"{counted(len(paths), one, many)}, such as {paths[0]}; {remedy}"
+        for (one, many, remedy), paths in kinds.items()
+    ]
 
 
 def _place(path: Path) -> tuple[Path, str]:
-    """Return what an image and its text file have in common."""
+    """Return the folder and stem, which an image and its text file share."""
     return path.parent, path.stem
 
 

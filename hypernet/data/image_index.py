@@ -10,7 +10,7 @@ from hypernet.data.arrow_cache import CACHE_VERSION, RowCache, cache_folder
 from hypernet.data.buckets import training_size
 from hypernet.data.image_io import inspect_image, map_in_threads
 from hypernet.data.image_source import ImageSource
-from hypernet.utils.errors import UserError
+from hypernet.utils.errors import UserError, counted
 
 
 @dataclasses.dataclass(slots=True)
@@ -64,5 +64,5 @@ def index_images(source: ImageSource, config: TrainingConfig, multiple: int) -> 
             reasons[row] = str(error)
     problems = source.problems + [f"{source.name(row)}: {reasons[row]}" for row in sorted(reasons)]
     if not records:
-        raise UserError(f"{source.option}: none of its {len(source)} images can be used; {problems[0]}")
+        raise UserError(f"{source.option}: it has {counted(len(source), 'image')} but none can be used; {problems[0]}")
     return records, problems

@@ -22,7 +22,7 @@ LARGE_PIXELS = 50_000_000  # larger images are decoded one at a time, since each
 MAX_BYTES = 2**30
 MAX_TEXT_BYTES = 64 * 2**20  # of a color profile or a text in a PNG, decompressed
 SRGB = ImageCms.createProfile("sRGB")
-UPRIGHT = {  # EXIF orientation -> what turns the image as viewers do
+UPRIGHT = {  # EXIF orientation -> the transposition that viewers apply
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -74,19 +74,19 @@ def _decode(data: bytes) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Load an image and turn it by its EXIF orientation, as `PIL.ImageOps.exif_transpose` does.
+    """Load an image and apply its EXIF orientation, as `PIL.ImageOps.exif_transpose` does.
 
-    That function also writes all the other EXIF data anew, which fails on unusual ones.
+    That function also rewrites all other EXIF data, which fails if they are unusual.
     """
     try:
-        image.load()  # which turns a TIFF, and reads metadata at the end of a PNG
+        image.load()  # also rotates a TIFF, and reads metadata at the end of a PNG
     except Exception:
         if image.format != "TIFF" or getattr(image, "tile", True):
             raise
-        # else the pixels have been decoded, and only the metadata are unusual
+        # otherwise the pixels have been decoded, and only the metadata are unusual
     try:
         turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # of any kind, on damaged EXIF data
+    except Exception:  # damaged EXIF data raise errors of any kind
         return image
     return image if turn is None else image.transpose(turn)
 
@@ -96,7 +96,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 _LARGE_IMAGE = threading.Lock()
 _LIMITS_LOCK = threading.Lock()
-_limits_before: list[tuple[int | None, int, int]] = []  # an item for each thread that decodes an image
+_limits_before: list[tuple[int | None, int, int]] = []  # one item per thread that is decoding an image
 
 
 @contextlib.contextmanager

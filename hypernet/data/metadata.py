@@ -1,4 +1,4 @@
-"""Captions from metadata files: datasets' format, and file names that were written from another place."""
+"""Captions from metadata files in the format of datasets, including file names that are not exact paths."""
 
 import collections
 import csv
@@ -9,10 +9,11 @@ import unicodedata
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from hypernet.data.captions import caption_alternatives, read_text
-from hypernet.utils.errors import UserError
+from hypernet.data.captions import caption_alternatives, read_any_encoding
+from hypernet.utils.errors import UserError, counted
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}  # of the cells of a CSV file; the first one found counts
 
 Captions = tuple[str, ...] | UserError  # of an image, or what is wrong with them
 Parts = tuple[str, ...]  # of a path
@@ -25,51 +26,84 @@ def read_metadata(
 
     Args:
         column: the column of captions; "" for none.
-        uncaptioned: the images that have no caption but in these files.
+        uncaptioned: the images that have no caption outside these files.
 
     Returns:
-        The captions by image, and notes on entries that name no image or are not written as its path.
+        The captions by image, and notes on entries that name no image, or name it other than by its path.
 
     Raises:
-        UserError: if a file cannot be read, or if no entry of one names an image although some have no other caption.
+        UserError: if a file cannot be read, or none of its entries names an image although some have no other caption.
     """
     merged: dict[Path, Captions] = {}
+    folders: dict[Path, Path] = {}  # of the metadata file that the entry of each image comes from
     useless, notes = [], []
     for file in sorted(files, key=lambda file: len(file.parts)):  # the nearest comes last
         entries = _read_entries(file, column)
-        exact, guessed = match_names(entries, file.parent, images)
-        merged |= {image: entries[name] for name, image in {**exact, **guessed}.items()}
-        unknown = [name for name in entries if name not in exact and name not in guessed]
-        which = f"{file}: {len(unknown)} of {len(entries)} entries name no image" if entries else f"{file}: it is empty"
-        which += f', such as "{unknown[0]}"' if unknown else ""
-        if entries and len(unknown) == len(entries):
-            useless.append((file.parent, which))
+        exact, guessed = match_names((name for name, _ in entries), file.parent, images)
+        matched, replacing = exact | guessed, []
+        for name, captions in entries:
+            if (image := matched.get(name)) is not None:
+                if folders.get(image) == file.parent and merged[image] != captions:
+                    replacing.append(name)
+                merged[image], folders[image] = captions, file.parent
+        unknown = [name for name, _ in entries if name not in matched]
         if unknown or not entries:
-            notes.append(which)
-        for name, image in list(guessed.items())[:1]:
-            example = f'such as "{name}" for {image.relative_to(file.parent)}'
-            notes.append(f"{file}: {len(guessed)} entries name an image in another way than its path, {example}")
+            notes.append(_describe_unknown(file, unknown, len(entries)))
+        if entries and len(unknown) == len(entries):
+            useless.append((file.parent, notes[-1]))
+        if replacing:
+            count = counted(len(replacing), "entry replaces", "entries replace")
+            notes.append(f'{file}: {count} an earlier caption of the same image, such as that of "{replacing[0]}"')
+        if guessed:
+            notes.append(_describe_guessed(file, guessed))
     for folder, which in useless:
+        below = [image for image in images if image.is_relative_to(folder)]
         if any(image not in merged and image.is_relative_to(folder) for image in uncaptioned):
             raise UserError(f"{which}; file_name must be the path of an image from {folder}, such as sub/cat.png")
+        if uncaptioned and not merged and not below:
+            raise UserError(f"{which}, and {folder} contains no images; move the file to the folder of its images")
     return merged, notes
 
 
-def _read_entries(file: Path, column: str) -> dict[str, Captions]:
-    """Return the captions by file_name, in the format of https://huggingface.co/docs/datasets/image_load."""
-    text = read_text(file)
+def _describe_unknown(file: Path, unknown: list[str], total: int) -> str:
+    """Return a note on entries that name no image, or on a file without entries."""
+    if not total:
+        return f"{file}: it is empty"
+    verb = "names" if len(unknown) == 1 else "name"
+    return f'{file}: {len(unknown)} of {counted(total, "entry", "entries")} {verb} no image, such as "{unknown[0]}"'
+
+
+def _describe_guessed(file: Path, guessed: dict[str, Path]) -> str:
+    """Return a note on entries that name an image other than by its path."""
+    name, image = next(iter(guessed.items()))
+    path = image.relative_to(file.parent).as_posix()
+    example = f'such as "{name}" for {path}'
+    if unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", path):
+        example += "; they look the same, but differ in Unicode form (NFC and NFD)"
+    count = counted(len(guessed), "entry names", "entries name")
+    return f"{file}: {count} an image other than by its path, {example}"
+
+
+def _read_entries(file: Path, column: str) -> list[tuple[str, Captions]]:
+    """Return each file_name and its captions, in the format of https://huggingface.co/docs/datasets/image_load.
+
+    Spreadsheet programs of many countries separate the cells of CSV files with semicolons.
+    """
+    text = read_any_encoding(file)
+    header = text.partition("\n")[0]
+    separator = next((each for each in SEPARATORS if each in header), ",")
     try:
         if file.suffix == ".csv":
-            rows = list(csv.DictReader(io.StringIO(text, newline="")))
+            rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=separator))
         else:
             rows = [json.loads(line) for line in text.split("\n") if line.strip()]
     except (ValueError, RecursionError, csv.Error) as error:
         raise UserError(f"{file}: it cannot be read ({error})") from None
-    entries: dict[str, Captions] = {}
+    entries: list[tuple[str, Captions]] = []
     for number, row in enumerate(rows, start=1):
         columns = row if isinstance(row, dict) else {}
         if None in columns or (file.suffix == ".csv" and None in columns.values()):
-            problem = "it has more or fewer cells than the header; put captions with commas in quotes"
+            problem = f"it has more or fewer cells than the header; put captions with {SEPARATORS[separator]} in quotes"
             raise UserError(f"{file}: row {number}: {problem}")
         found = ", ".join(map(str, columns)) or "no columns"
         name = columns.get("file_name")
@@ -79,9 +113,9 @@ def _read_entries(file: Path, column: str) -> dict[str, Captions]:
             if column and column not in columns:
                 hint = 'name the caption column with --caption_column, "" for none'
                 raise ValueError(f"there is no such column; it has {found}; {hint}")
-            entries[name] = caption_alternatives(row[column] if column else "")
+            entries.append((name, caption_alternatives(row[column] if column else "")))
         except ValueError as error:  # matters only if the image has no other caption
-            entries[name] = UserError(f"{file}: row {number}, column {column}: {error}")
+            entries.append((name, UserError(f"{file}: row {number}, column {column}: {error}")))
     return entries
 
 
@@ -89,9 +123,9 @@ def match_names(names: Iterable[str], folder: Path, images: list[Path]) -> tuple
     """Find the image that each file_name of a metadata file means.
 
     Returns:
-        Those that are an image's path relative to the folder, and those that can mean only one of the other images
-        below the folder: one path ends like the other, whatever the slashes, the case and the Unicode form, with or
-        without the suffix.
+        Two mappings from names to images: names that are an image's path relative to the folder, and names that can
+        mean only one of the other images below the folder. For the latter, one path must end with the other, regardless
+        of slashes, case and Unicode form, with or without the suffix.
     """
     known = {os.path.abspath(image): image for image in images}
     start = os.path.join(os.path.abspath(folder), "")
@@ -120,6 +154,6 @@ def match_names(names: Iterable[str], folder: Path, images: list[Path]) -> tuple
 
 
 def _plain_parts(path: str) -> Parts:
-    """Return the parts of a path in a form that is equal for all spellings of it."""
+    """Return the parts of a path, normalized so that all its spellings are equal."""
     plain = unicodedata.normalize("NFC", path.strip().replace("\\", "/")).casefold()
     return tuple(part for part in plain.split("/") if part not in ("", ".", ".."))

@@ -1,4 +1,4 @@
-"""Files of a cache that several runs write to at once: their names, and what killed runs leave behind."""
+"""Name the files of a cache that several runs write to at once, and remove what killed runs leave behind."""
 
 import contextlib
 import functools
@@ -21,10 +21,10 @@ UNTOUCHED = 24 * 3600  # seconds without a write after which another machine's t
 
 @contextlib.contextmanager
 def new_part_files(folder: Path) -> Iterator[Iterator[Path]]:
-    """Yield an endless iterator of new paths in a folder, `MACHINE-RUN-NUMBER.arrow`, to be written by `atomic_write`.
+    """Yield an endless iterator of new paths in a folder, `MACHINE-RUN-NUMBER.arrow`, to write with `atomic_write`.
 
-    Within the context a lock tells other runs that the temporary files of these paths are in use, and SIGTERM and
-    SIGHUP end the process as an exception does, so that nothing is left behind.
+    Within the context, a lock marks the temporary files of these paths as in use, and SIGTERM and SIGHUP raise
+    SystemExit, so that nothing is left behind.
     """
     folder.mkdir(parents=True, exist_ok=True)
     run = f"{_machine()}-{uuid.uuid4().hex}"
@@ -41,7 +41,7 @@ def new_part_files(folder: Path) -> Iterator[Iterator[Path]]:
 
 @contextlib.contextmanager
 def _exit_on_signals() -> Iterator[None]:
-    """Raise SystemExit at SIGTERM and SIGHUP, where these would end the process at once."""
+    """Raise SystemExit on SIGTERM and SIGHUP if they would otherwise end the process at once."""
 
     def stop(number: int, frame: types.FrameType | None) -> typing.NoReturn:
         raise SystemExit(128 + number)
@@ -61,15 +61,15 @@ def _exit_on_signals() -> Iterator[None]:
 def remove_abandoned(cache: Path) -> None:
     """Delete the temporary files that killed runs have left in the folders of a cache.
 
-    A file is in use while the lock of its run is held. Since not every file system shows locks to other machines, a
-    file from another one must also have been untouched for a day; a run writes each of its files within minutes.
+    A file is in use while its run holds a lock. Since not every file system shows locks to other machines, a file from
+    another machine must also be untouched for a day; a run writes each of its files within minutes.
     """
     for path in [*cache.glob("*/.*.arrow.tmp"), *cache.glob("*/.*.lock")]:
         machine, _, rest = path.name[1:].removesuffix(".lock").partition("-")
         lock = _lock_path(path.parent, f"{machine}-{rest.partition('-')[0]}")
         with contextlib.suppress(OSError):  # another run may be deleting it
             is_old = time.time() - path.stat().st_mtime > UNTOUCHED
-            is_ours = machine == _machine() and path != lock  # a lock without files may not have been locked yet
+            is_ours = machine == _machine() and path != lock  # a lock file alone may not be locked yet
             if (is_old or is_ours) and not _is_held(lock, assumed=not is_old):
                 path.unlink()
                 lock.unlink(missing_ok=True)

@@ -8,13 +8,13 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from hypernet.data.captions import read_text
+from hypernet.data.captions import read_any_encoding
 from hypernet.utils.errors import one_line
 from hypernet.utils.hashing import derive_seed
 
 TEMPLATES = Path(__file__).parent / "templates"
 PLACEHOLDERS = ("[filewords]", "[name]")
-# What other trainers and people write in brackets for these
+# Words that users and other trainers write in brackets instead
 PLACEHOLDER_WORDS = ("caption", "captions", "filename", "file_name", "filewords", "name", "prompt", "tags", "text")
 
 
@@ -44,7 +44,7 @@ def read_templates(template: str) -> list[str]:
             problem = "it is a folder" if template.strip() and os.path.isdir(path) else "there is no such file"
             raise ValueError(f"{shown}: {problem}, and the shipped templates are {shipped}; text needs [filewords]")
         return [template]
-    lines = [line.strip() for line in read_text(path).splitlines()]
+    lines = [line.strip() for line in read_any_encoding(path).splitlines()]
     if not any(lines):
         raise ValueError(f"{template}: it is empty; write a line such as: a painting of [filewords] by [name]")
     for line in lines:
@@ -69,13 +69,13 @@ def _is_file_name(template: str) -> bool:
 def check_placeholders(template: str) -> None:
     """Raise ValueError if the template contains a near miss of [filewords] or [name]."""
     for word in re.findall(r"\[[^][\s]*\]", template):
-        nearest = _nearest(word.lower(), PLACEHOLDERS, 0.85)  # "[game]" may be meant
+        nearest = _nearest(word.lower(), PLACEHOLDERS, 0.85)  # strict, since "[game]" may be text
         if nearest and word != nearest:
-            raise ValueError(f"{template}: it has {word}; did you mean {nearest}?")
+            raise ValueError(f"{template}: {word} is unknown; did you mean {nearest}?")
 
 
 def unknown_placeholders(text: str, brackets_weigh: bool = False) -> list[str]:
-    """Return what looks like a placeholder but is none, such as {caption}, [caption] or an unclosed "[filewords".
+    """Return words that look like placeholders but are not, such as {caption}, [caption] or an unclosed "[filewords".
 
     Args:
         brackets_weigh: whether [word] is the WebUI's syntax for a word that weighs less (--prompt_emphasis).
@@ -94,18 +94,18 @@ def unknown_placeholders(text: str, brackets_weigh: bool = False) -> list[str]:
 
 
 def template_notes(template: str, captions: Iterable[tuple[str, ...]], brackets_weigh: bool = False) -> list[str]:
-    """Return a note on templates that most likely mean something else than they say, if there is one.
+    """Return a note if the templates are probably not what the user meant, else an empty list.
 
     Args:
         template: the value of `--template`.
-        captions: those of every image.
+        captions: the captions of each image.
         brackets_weigh: as in `unknown_placeholders`.
     """
     templates, problems = read_templates(template), []
     unknown = list(dict.fromkeys(word for line in templates for word in unknown_placeholders(line, brackets_weigh)))
     count = len(set(captions))
     if unknown:
-        problems.append(f"{', '.join(unknown[:4])} stays in the prompts as it is")
+        problems.append(f"{', '.join(unknown[:4])} {'stays' if len(unknown) == 1 else 'stay'} in the prompts unchanged")
     if count > 1 and not any("[filewords]" in line for line in templates):
         problems.append(f"it has no [filewords], so the {count} different captions are not used")
     if unknown:
@@ -130,7 +130,7 @@ def fill_name(prompts: list[str] | None, name: str) -> list[str] | None:
 def with_template_words(templates: Sequence[str], prompt: str, name: str) -> str:
     """Return `prompt` with the words that a template adds to every caption, unless it has them already.
 
-    A hypernetwork trained with "[filewords], art by [name]" does most where the prompt says "art by NAME", too.
+    A hypernetwork trained with "[filewords], art by [name]" has the most effect if the prompt also says "art by NAME".
     """
     if "[filewords]" in templates:
         return prompt

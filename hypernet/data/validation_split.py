@@ -13,7 +13,7 @@ from hypernet.data.dataset import TrainingDataset, encode_dataset
 from hypernet.data.image_index import ImageRecord, index_images
 from hypernet.data.image_source import ImageSource, open_image_folder
 from hypernet.stable_diffusion.model import StableDiffusion
-from hypernet.utils.errors import MAX_MESSAGE, UserError, one_line
+from hypernet.utils.errors import MAX_MESSAGE, UserError, counted, one_line
 from hypernet.utils.file_kinds import check_file
 from hypernet.utils.hashing import derive_seed
 
@@ -67,7 +67,8 @@ def split_validation(
     validation = [record for record in records if record.sha256 in chosen]
     training = [record for record in records if record.sha256 not in related]
     if left_out := len(records) - len(validation) - len(training):
-        source.notes.append(f"left out: {left_out} images made from the source images of validation images")
+        count = counted(left_out, "image")
+        source.notes.append(f"left out: {count} made from the source images of validation images")
     if not training:
         problem = "all other images are made from the source images of validation images; add images"
         raise UserError(f"--validation_split {config.validation_split}: {problem}")
@@ -85,8 +86,8 @@ def _validation_records(
         raise UserError(f"{folder.option}: all its images are training images, too; name others")
     folder.notes += problems
     if len(validation) < len(found):
-        count = len(found) - len(validation)
-        folder.notes.append(f"{count} images of {folder.option} are training images, too, and are ignored there")
+        count = counted(len(found) - len(validation), "image")
+        folder.notes.append(f"{count} of {folder.option} ignored there: also used for training")
     return validation
 
 
@@ -101,7 +102,7 @@ def _choose(families: list[set[str]], fraction: float) -> set[str]:
             chosen |= family
     chosen = chosen or min(families, key=len)
     if len(chosen) == total:
-        problem = f"of {total} different images none would be left to train on"
+        problem = f"of {counted(total, 'different image')} none would be left to train on"
         hint = (
             "all are made from one source image; add others"
             if len(families) == 1 < total

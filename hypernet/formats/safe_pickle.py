@@ -50,7 +50,7 @@ def read_plain(path: str | Path, check: Check = lambda content: None, kind: str 
         raise NotAHypernetwork(f"{path}: it cannot be read ({error.strerror or error})") from None
     except NotAHypernetwork:
         raise
-    except Exception as error:  # what is damaged raises errors of any kind
+    except Exception as error:  # damaged files raise errors of any kind
         found = kind_of(error.words) if isinstance(error, Refused) and kind == HYPERNETWORK_FILE else None
         if found:
             raise NotAHypernetwork(f"{path}: it is not a hypernetwork but {found}") from None
@@ -75,7 +75,7 @@ def write_plain(data: Any, path: str | Path) -> None:
 def _load_zip(file: BinaryIO, records: dict[str, str]) -> Any:
     """Load a zip's records, given with their names in the file and in torch's archives.
 
-    torch reads a new zip of these records only, because its zip reader may see other records in the original file.
+    torch reads a new zip with only these records, because its zip reader may see other records in the original file.
     """
     with zipfile.ZipFile(file) as archive, zipfile.ZipFile(checked := io.BytesIO(), "w") as copy:
         for name, new_name in records.items():

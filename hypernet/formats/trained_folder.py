@@ -32,7 +32,7 @@ def read_run_options(folder: Path) -> dict[str, Any]:
     """Return the options in a run's folder; empty if there are none, or they cannot be read.
 
     Raises:
-        UserError: if an option has a value that it cannot have.
+        UserError: if an option has an impossible value.
     """
     try:
         options = read_json_object(folder / RUN_FILE)
@@ -48,7 +48,7 @@ def read_run_options(folder: Path) -> dict[str, Any]:
 
 
 def _fits(value: Any, annotation: Any) -> bool:
-    """Return whether a value from JSON can be an option of this type. An option that takes a text may hold a number."""
+    """Return whether a value from JSON can be an option of this type. A text option may hold a number."""
     kinds = [kind for kind in typing.get_args(annotation) or (annotation,) if kind is not type(None)]
     if any(typing.get_origin(kind) is list for kind in (*kinds, annotation)):
         return isinstance(value, list) and all(isinstance(item, str) for item in value)

@@ -40,7 +40,7 @@ FIELDS: dict[str, type] = {  # each may also be None; the last is the extension'
     "optional_info": str,
     "skip_connection": bool,
 }
-IGNORED = {"upsample_linear"}  # the extension's, without a meaning unless `skip_connection` is set
+IGNORED = {"upsample_linear"}  # fields of the extension that have no effect unless `skip_connection` is set
 
 
 def save_webui(hypernetwork: Hypernetwork, path: str | Path, dtype: torch.dtype | None = None) -> None:
@@ -104,7 +104,7 @@ def read_webui(path: str | Path) -> dict:
         NotAHypernetwork: if the file is not a hypernetwork, or holds anything besides plain data.
     """
     if Path(path).suffix.lower() == ".hns":
-        raise NotAHypernetwork(f"{path}: it is a list of hypernetworks for {EXTENSION}; use those in it, one by one")
+        raise NotAHypernetwork(f"{path}: it is a list of hypernetworks for {EXTENSION}; use each of them by itself")
     data: Any = read_plain(path, lambda content: _check_widths(path, content))
     for key, value in data.items():
         if problem := _problem(key, value):
@@ -152,7 +152,10 @@ def build_webui(path: str | Path, data: dict) -> Hypernetwork:
     Raises:
         NotAHypernetwork: if the structure is impossible, or the weights do not fit it.
     """
-    if data.get("skip_connection"):
+    names = {
+        part for key in data if type(key) is int for pair in data[key] for name in pair for part in name.split(".")
+    }
+    if data.get("skip_connection") or "upsample_layer" in names:  # these weights exist only with that field set
         problem = f"it is a residual hypernetwork (skip_connection) of {EXTENSION}, which only that extension applies"
         raise NotAHypernetwork(f"{path}: {problem}")
     structure = data.get("layer_structure") or [1, 2, 1]
@@ -189,7 +192,7 @@ def build_webui(path: str | Path, data: dict) -> Hypernetwork:
 def _dropout_structure(data: dict, length: int) -> list[float] | None:
     """Return the dropout structure. Old files have flags instead: 0.3 on inner layers, on the last only if flagged."""
     if data.get("dropout_structure") is not None:
-        return list(data["dropout_structure"])[:length]  # the WebUI ignores what follows
+        return list(data["dropout_structure"])[:length]  # the WebUI ignores further entries
     if not data.get("use_dropout", False):
         return None
     last = 0.3 if data.get("last_layer_dropout", False) else 0.0

@@ -225,7 +225,8 @@ def group_into_batches(settings: Sequence[GenerationSettings], batch_size: int) 
 def check_steps(scheduler: Any, steps: int) -> None:
     """Check that a sampler supports a number of steps.
 
-    If its first timestep repeats, diffusers miscounts them. One step of even spacing is timestep 0, which has no noise.
+    diffusers miscounts the steps if the first timestep repeats. A single step of even spacing is at timestep 0, which
+    has no noise.
 
     Raises:
         UserError: if not.
@@ -238,7 +239,7 @@ def check_steps(scheduler: Any, steps: int) -> None:
         raise UserError(f"--steps {steps}: {sampler} does not support that many ({reason})") from None
     first = scheduler.timesteps[:2].tolist()
     if first == [0]:
-        raise UserError(f"--steps {steps}: {sampler} needs at least 2; for a single step, use the type SGM Uniform")
+        raise UserError(f"--steps {steps}: {sampler} needs at least 2; for one step, use the schedule type SGM Uniform")
     if len(first) == 2 and first[0] == first[1]:
         problem = f"{sampler} does not support that many with this model; use fewer, or another sampler"
         raise UserError(f"--steps {steps}: {problem}")

@@ -22,7 +22,7 @@ KEY = "parameters"
 NEGATIVE = "Negative prompt:"
 _FIELD = re.compile(
     r"""
-    (?P<name> \w [\w\ /-]{1,100} ) : \s*  # without an end, a line of megabytes would take for ever
+    (?P<name> \w [\w\ /-]{1,100} ) : \s*  # bounded, since a line of megabytes would take forever
     (?P<value> " (?: [^"\\] | \\. )+ " | [^,]* )
     (?: , | $ )
     """,
@@ -74,7 +74,10 @@ def _unquote(value: str) -> str:
 
 
 def save_png(path: str | Path, image: Image.Image, infotext: str) -> None:
-    """Write an image with its infotext to a PNG, atomically. What is not Unicode in a file name becomes "?"."""
+    """Write an image with its infotext to a PNG, atomically.
+
+    Characters that are not valid Unicode, as in some file names, become "?".
+    """
     info = PngInfo()
     info.add_text(KEY, infotext.encode(errors="replace").decode())
     with atomic_write(path) as temporary:

@@ -16,7 +16,7 @@ from hypernet.utils.file_kinds import check_file
 
 TAG = re.compile(r"<(\w+):([^>]+)>")  # the WebUI's extra networks; any other < is text
 EXAMPLE = "write <hypernet:name:strength>, such as <hypernet:my_style:0.8>"
-_NOT_IN_TAGS = re.compile(r"[<>:/\x00-\x1f\x7f\ud800-\udfff]|^\s*$")  # in a name, "_" stands for them
+_NOT_IN_TAGS = re.compile(r"[<>:/\x00-\x1f\x7f\ud800-\udfff]|^\s*$")  # replaced with "_" in names
 
 
 def split_prompt(prompt: str) -> tuple[str, list[tuple[str, float]]]:
@@ -27,7 +27,7 @@ def split_prompt(prompt: str) -> tuple[str, list[tuple[str, float]]]:
     Raises:
         UserError: for a tag of another kind, without a name, or with a strength that is not a finite number.
     """
-    end = prompt.rfind(">") + 1  # without it, the search for an end would start anew at every "<word:"
+    end = prompt.rfind(">") + 1  # otherwise, every "<word:" would start a search for ">" to the end of the prompt
     tags, text = [_parse_tag(match) for match in TAG.finditer(prompt, 0, end)], TAG.sub("", prompt[:end]) + prompt[end:]
     malformed = re.search(r"<\s*hypernet\s*:.*", text)
     if malformed:
@@ -60,7 +60,8 @@ def tag_name(path: str | Path) -> str:
     """Return the name of a hypernetwork in prompts.
 
     A file is called by its stem, a trained folder by the name in its config, a Hub repository by its own name. A
-    checkpoint is NAME-STEP, as in the WebUI; a run's best state is NAME-best. What a tag cannot contain becomes "_".
+    checkpoint is NAME-STEP, as in the WebUI; a run's best state is NAME-best. Characters that a tag cannot contain
+    become "_".
     """
     path = Path(path)
     config = read_trained_config(path)
@@ -74,7 +75,7 @@ def tag_name(path: str | Path) -> str:
 
 
 def _in_tag(name: object) -> str:
-    """Replace what ends a name in a tag, or cannot be written to a PNG, by "_"."""
+    """Replace characters that end a name in a tag, or cannot be written to a PNG, with "_"."""
     return _NOT_IN_TAGS.sub("_", str(name))
 
 

@@ -118,9 +118,9 @@ def find_checkpoints(option: str, words: list[str]) -> list[str | None]:
 
 
 def _expand_pattern(pattern: str) -> list[str]:
-    """Return the paths that match. Where the pattern begins with a folder that exists, that is taken as it stands.
+    """Return the paths that match. An existing folder at the start of the pattern is taken literally.
 
-    If nothing matches, its square brackets are taken as they stand, too.
+    If nothing matches, square brackets are taken literally, too.
     """
     parts = Path(pattern).parts
     existing = next(count for count in range(len(parts) - 1, -1, -1) if Path(*parts[:count]).exists())
@@ -144,7 +144,7 @@ def label_checkpoints(paths: Sequence[str | None]) -> list[str]:
         name if path is None or names.count(name) == 1 else f"{_run_name(Path(path))} {name}"
         for path, name in zip(paths, names)
     ]
-    return [label.encode(errors="replace").decode() for label in labels]  # names may not be text
+    return [label.encode(errors="replace").decode() for label in labels]  # file names may not be valid Unicode
 
 
 def _run_name(path: Path) -> str:

@@ -18,9 +18,9 @@ SAME_WORDS = {"none": "linear", "identity": "linear"}  # the WebUI prints "Activ
 
 
 def find_word(word: str, choices: Collection[str]) -> str:
-    """Return the choice that is meant, in any case and spelling: "ReLU", "XavierNormal", "leaky_relu", "None".
+    """Return the choice that a word means, in any case and spelling: "ReLU", "XavierNormal", "leaky_relu", "None".
 
-    A word that is none of them is returned as it is.
+    An unknown word is returned unchanged.
     """
 
     def plain(text: str) -> str:

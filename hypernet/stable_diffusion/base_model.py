@@ -43,13 +43,13 @@ class BaseModel:
         Raises:
             UserError: if no UNet can be built from the config.
         """
-        known = inspect.signature(UNet2DConditionModel.__init__).parameters  # diffusers warns of other entries
+        known = inspect.signature(UNet2DConditionModel.__init__).parameters  # diffusers warns about other entries
         try:
             with torch.device("meta"):
                 unet = UNet2DConditionModel.from_config({k: v for k, v in self.unet_config.items() if k in known})
             layers = {name.removesuffix(".processor") for name in unet.attn_processors}
             return sorted({unet.get_submodule(f"{layer}.to_k").in_features for layer in layers})
-        except Exception as error:  # diffusers takes the values as they are
+        except Exception as error:  # diffusers does not validate the values
             raise self.source.error(f"no UNet can be built from its config ({reason(error)})") from None
 
     @property

@@ -1,7 +1,7 @@
 """Read the configs of a model's folder or Hub repository, and check that every entry has a type that diffusers expects.
 
-What a config passes here can be used without further checks. (diffusers itself takes any JSON, and fails later in any
-way, or builds a model that fits into no memory.)
+A config that passes can be used without further checks. (diffusers itself accepts any JSON, and fails later in any way,
+or builds a model that does not fit into memory.)
 """
 
 import inspect
@@ -21,7 +21,7 @@ from hypernet.utils.reading import read_json_object
 
 Config = dict[str, Any]
 MAX_LAYERS = 100  # of a block or an encoder; CLIP's largest has 32
-MAX_NUMBER = 10**7  # no width, size, number of timesteps or of words comes near it
+MAX_NUMBER = 10**7  # no width, size, number of timesteps or vocabulary comes near it
 MAX_KEY = 200  # characters
 MAX_ITEMS = 10_000  # of a list; some schedulers list a number for each timestep
 LOADED_PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
@@ -38,7 +38,7 @@ def read_config(
 
     Raises:
         OSError: if there is none.
-        ValueError: if it is not JSON, or an entry cannot be right; the message names the file.
+        ValueError: if it is not JSON, or an entry is impossible; the message names the file.
     """
     name = model_class.config_name if model_class else "config.json"
     name = f"{subfolder}/{name}" if subfolder else name
@@ -58,13 +58,13 @@ def read_config(
 
 
 def check_config(config: Any, model_class: type[ConfigMixin] | None = None) -> Config:
-    """Return a config whose entries have the types of the constructor's arguments, and sizes that can be meant.
+    """Return a config whose entries have the types of the constructor's arguments, and plausible sizes.
 
     Args:
         model_class: the class that it describes; None if only the sizes are known.
 
     Raises:
-        ValueError: if it is not an object, or an entry cannot be right; the message names the entry.
+        ValueError: if it is not an object, or an entry is impossible; the message names the entry.
     """
     if not isinstance(config, Mapping):
         raise ValueError("it holds no JSON object {...}")
@@ -133,7 +133,7 @@ def check_index(index: Any) -> Config:
     """Return a model_index.json whose parts are pairs of a library and a class.
 
     Raises:
-        ValueError: if it is something else, or names a class of another library than diffusers and transformers.
+        ValueError: if it is something else, or names a class of a library other than diffusers and transformers.
     """
     index = check_config(index)
     for key, value in index.items():
@@ -148,7 +148,7 @@ def check_index(index: Any) -> Config:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Loads YAML without aliases, by which a few lines can stand for more than any memory holds."""
+    """Loads YAML without aliases, with which a few lines can expand to more than fits into memory."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):

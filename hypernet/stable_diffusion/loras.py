@@ -61,7 +61,7 @@ def lora_names(loras: Sequence[str]) -> str:
 
 
 def write_lora_tag(path: str, scale: float) -> str:
-    """Return the tag that loads this LoRA in the WebUI, with "_" for what a tag cannot contain."""
+    """Return the tag that loads this LoRA in the WebUI, with "_" for characters that a tag cannot contain."""
     name = re.sub(r"[<>:\x00-\x1f\ud800-\udfff]", "_", Path(path).stem)
     return f"<lora:{name}:{scale:g}>"
 
@@ -152,7 +152,7 @@ def fuse_loras(pipeline: "DiffusionPipeline", loras: Sequence[str]) -> None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # PEFT warns of a second adapter
                 pipeline.load_lora_weights(str(file or path), adapter_name=name)
-        except Exception as error:  # diffusers takes names and shapes as they are
+        except Exception as error:  # diffusers does not validate names and shapes
             raise UserError(f"--lora {text}: it does not fit this model, or cannot be read ({reason(error)})") from None
         if not any(name in adapters for adapters in pipeline.get_list_adapters().values()):
             raise UserError(f"--lora {text}: it changes no layer of this model; was it made for another kind?")

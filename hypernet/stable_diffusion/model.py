@@ -123,7 +123,7 @@ def _load_parts(
     models = StableDiffusion(pipeline, base, scheduler, device)
     for tokenizer, encoder in zip(models.tokenizers, models.text_encoders):
         length, longest = tokenizer.model_max_length, encoder.config.max_position_embeddings
-        if len(tokenizer) < encoder.config.vocab_size:  # without files, transformers builds one of two tokens
+        if len(tokenizer) < encoder.config.vocab_size:  # without its files, transformers builds one with two tokens
             raise base.source.error(f"its tokenizer is missing or damaged; it has {len(tokenizer)} tokens")
         if not 2 < length <= longest:
             raise base.source.error(f"its tokenizer takes {length} tokens at once, its text encoder {longest}")

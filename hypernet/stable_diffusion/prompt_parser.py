@@ -8,13 +8,13 @@ import unicodedata
 
 ROUND, SQUARE = 1.1, 1 / 1.1  # factors of a pair of brackets
 BREAK = None  # in place of a text: a new chunk starts here
-MAX_DEPTH = 30  # of nested brackets, which is a factor of 17; deeper ones are text
+MAX_DEPTH = 30  # of nested brackets, a factor of 17; deeper brackets are text
 WeightedText = tuple[str | None, float]
 
 _ESCAPED = re.compile(r"\\([()\[\]])")
 _MARK = re.compile(
     r"\\(?P<escaped>[()\[\]\\])|(?P<lone>\\)|:\s*(?P<weight>[+-]?[.\d]+)\s*\)|(?P<bracket>[()\[\]])"
-    r"|(?P<new>(?:(?<!\s)\s+)?\bBREAK\b\s*)"  # the spaces before it only from the first, or a long run takes for ever
+    r"|(?P<new>(?:(?<!\s)\s+)?\bBREAK\b\s*)"  # matches spaces only from the first of a run, or a long run takes forever
 )
 _LAST_WEIGHT = re.compile(r":(?=\s*[-+]?(?:\d+\.?|\d*\.\d+)\s*$)")  # the colon of a prompt's final ":1.5"
 
@@ -33,10 +33,10 @@ def escape(prompt: str) -> str:
 
 
 def write_for_webui(prompt: str, emphasis: bool) -> str:
-    """Write a prompt so that the WebUI reads the same tokens from it.
+    """Rewrite a prompt so that the WebUI reads the same tokens from it.
 
-    What only the WebUI reads as syntax is written differently: AND in lower case; "#", which begins a comment there, and
-    the colon of a final ":1.5", a weight, in full width, which its tokenizers read as the plain character.
+    Syntax of the WebUI alone is replaced: AND becomes lower case; "#", which begins a comment there, and the colon of a
+    final ":1.5", a weight there, become full-width characters, which its tokenizers read as the plain ones.
 
     Args:
         emphasis: whether the prompt was read with `parse_emphasis`.
@@ -59,7 +59,7 @@ _PLAIN = _plain_characters()
 
 
 def plain(text: str) -> str:
-    """Replace curly quotes, ligatures and full-width characters by plain ones, as CLIP saw its training captions.
+    """Replace curly quotes, ligatures and full-width characters with plain ones, as in CLIP's training captions.
 
     The WebUI's tokenizers do so through ftfy (its `uncurl_quotes`, `fix_latin_ligatures` and `fix_character_width`);
     those of transformers 5 do not.
@@ -71,8 +71,8 @@ def parse_emphasis(prompt: str) -> list[WeightedText]:
     """Split a prompt into texts with one weight each; the text is `BREAK` where a new chunk starts.
 
     A pair of round brackets multiplies by 1.1, or by the number before its end; square brackets divide by 1.1; nested
-    pairs multiply, up to 30 deep. An unclosed pair extends to the end, a closing bracket without an opening one is text, and a
-    backslash makes the next bracket text.
+    pairs multiply, up to 30 deep. An unclosed pair extends to the end, a closing bracket without an opening one is
+    text, and a backslash makes the next bracket text.
     """
     texts: list[list[str] | None] = []  # pieces of text, or BREAK
     weights: list[float] = []  # of each

@@ -33,7 +33,7 @@ KINDS = {
     "v2": "stabilityai/stable-diffusion-2-1",
     "xl_base": "stabilityai/stable-diffusion-xl-base-1.0",
 }
-MAX_ORIGINAL_CONFIG = 2**18  # bytes; those that models come with have 2 to 5 kB
+MAX_ORIGINAL_CONFIG = 2**18  # bytes; those published with models have 2 to 5 kB
 UNET = "model.diffusion_model.input_blocks.0.0.weight"
 NEEDED = {  # prefixes of tensor names -> what is missing if no name has one
     ("first_stage_model.",): "VAE; name one with --pretrained_vae_model_name_or_path",
@@ -79,7 +79,7 @@ def open_single_file(source: ModelSource) -> SingleFile:
             vae_config = create_vae_diffusers_config_from_ldm(original, tensors)
             unet_config = check_config(unet_config, UNet2DConditionModel)
             vae_config = check_config(vae_config, AutoencoderKL)
-        except Exception as error:  # diffusers takes the values as they are
+        except Exception as error:  # diffusers does not validate the values
             problem = f"it does not describe a Stable Diffusion model ({type(error).__name__}: {reason(error)})"
             raise UserError(f"--original_config {source.original_config}: {problem}") from None
     return SingleFile(
@@ -152,7 +152,7 @@ def read_shapes(path: str, error_of: Callable[[str], UserError]) -> dict[str, to
         raise error_of(f"it {UNSAFE}") from None
     except OSError as error:
         raise error_of(f"it cannot be read ({error.strerror or reason(error)})") from None
-    except Exception as error:  # what is damaged raises errors of any kind
+    except Exception as error:  # damaged files raise errors of any kind
         words = error.words if isinstance(error, Refused) else ()
         kind = kind_of(words) if len(words) == 1 else None  # the first bytes of another kind of file
         problem = f"it is {kind}, not a model" if kind else f"it is damaged, or not a model ({reason(error)})"
@@ -174,7 +174,7 @@ def _named_tensors(content: Any) -> dict[str, torch.Tensor]:
     """Return the tensors of a `.ckpt` by name, as diffusers finds them: in the innermost `state_dict`.
 
     Raises:
-        ValueError: if there are none, or diffusers would look for ever.
+        ValueError: if there are none, or diffusers would search forever.
     """
     outer: list[Any] = []
     while isinstance(content, dict) and "state_dict" in content:

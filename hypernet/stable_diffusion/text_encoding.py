@@ -12,6 +12,7 @@ from transformers import CLIPTokenizer, PreTrainedModel
 from hypernet.stable_diffusion.model import StableDiffusion
 from hypernet.stable_diffusion.model_hash import config_items, parts_hash, weights_hash
 from hypernet.stable_diffusion.prompt_parser import BREAK, parse_emphasis, plain, unescape
+from hypernet.utils.errors import counted
 
 COMMA = ",</w>"  # in CLIP's vocabulary
 CHUNKS_AT_ONCE = 32  # chunks per forward pass of a text encoder
@@ -185,13 +186,13 @@ def truncation_note(
         return None
     prompt, lost, count = max(truncated, key=lambda each: each[1])
     name = images[prompt] if images else f'"{prompt[:40]}..."'
-    return f"note: --max_token_chunks {limit} truncates {len(truncated)} prompts; {name} loses {lost} of {count} tokens"
+    return f"note: --max_token_chunks {limit} truncates {counted(len(truncated), 'prompt')}; {name} loses {lost} of {count} tokens"
 
 
 def embeds_key(prompt: str) -> str:
-    """Return the key of a prompt's embeddings in a cache; it is marked if they are those of the `plain` prompt.
+    """Return the cache key of a prompt's embeddings, with a prefix if `plain` changes the prompt.
 
-    Older versions stored those of the prompt as it is, under the prompt.
+    Older versions encoded such a prompt unchanged and used the prompt itself as the key.
     """
     return prompt if plain(prompt) == prompt else f"plain: {prompt}"
 

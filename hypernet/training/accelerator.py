@@ -20,8 +20,8 @@ from hypernet.training.run_folder import RunFolder
 from hypernet.utils.errors import OtherProcessError, UserError
 
 PRECISIONS = typing.get_args(MixedPrecision)
-TIMEOUT = datetime.timedelta(hours=1)  # of one communication, which may wait for a save or another's previews
-BEAT_SECONDS = 0.2  # between signs of life in `local_main_process_first`
+TIMEOUT = datetime.timedelta(hours=1)  # of one communication; it may wait for a save or another process's previews
+BEAT_SECONDS = 0.2  # between heartbeats in `local_main_process_first`
 DONE, WORKING, FAILED = range(3)  # states of a process there
 
 
@@ -60,7 +60,7 @@ def build_accelerator(config: TrainingConfig, folder: RunFolder, trackers: Seque
 def set_cpu_threads() -> None:
     """Give this process its share of the cores; `accelerate launch` and torchrun limit it to one thread by default.
 
-    OMP_NUM_THREADS applies where the user has set it, and OMP_THREAD_LIMIT is always an upper bound.
+    OMP_NUM_THREADS applies if the user has set it, and OMP_THREAD_LIMIT is always an upper bound.
     """
     launched = {"ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE"} & set(os.environ)  # set by every launcher
     if launched and torch.get_num_threads() == 1 and not threads_are_chosen():
@@ -106,11 +106,11 @@ def check_shared_folder(accelerator: Accelerator, folder: RunFolder, checkpoint:
 def local_main_process_first(accelerator: Accelerator) -> Iterator[None]:
     """Let the first process of each machine run the block before the others do, however long it takes.
 
-    Meanwhile all processes exchange signs of life, so that none waits for a dead one. (Accelerate's context of this
-    name waits in a barrier, which times out.)
+    Meanwhile all processes exchange heartbeats, so that none waits for a dead one. (Accelerate's context manager of
+    this name waits in a barrier, which times out.)
 
     Raises:
-        UserError: on the others, if the block fails on a first process.
+        UserError: on the other processes, if the block fails on a first one.
     """
     if accelerator.num_processes == 1:
         yield
@@ -134,7 +134,7 @@ def local_main_process_first(accelerator: Accelerator) -> Iterator[None]:
 
 
 def _exchange_signs(group: torch.distributed.ProcessGroup | None, state: list[int]) -> None:
-    """Return once the states of all processes are `DONE`."""
+    """Exchange heartbeats until the states of all processes are `DONE`; raise UserError if one is `FAILED`."""
     while True:
         highest = torch.tensor(state[0])
         torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX, group)

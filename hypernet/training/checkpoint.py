@@ -26,6 +26,7 @@ from hypernet.training.ema import EMA
 from hypernet.training.run_folder import BEST, RunFolder, find_checkpoint_damage
 from hypernet.training.run_identity import PROGRESS
 from hypernet.utils.atomic_files import atomic_write, remove
+from hypernet.utils.errors import reason
 from hypernet.utils.hashing import find_damage, write_manifest
 
 SCALER = "scaler.pt"
@@ -69,7 +70,7 @@ class Checkpointer:
         """Write a checkpoint, then the hypernetwork in both formats.
 
         Returns:
-            None if that worked; else what is saved and what the same command does, should the run end here.
+            None on success; else a line on what is saved and what the same command would do if the run ended here.
         """
 
         def write() -> None:
@@ -89,7 +90,7 @@ class Checkpointer:
         if self.guard.best_step is None:
             self.remember(step)
         if self._try(step, f"the hypernetwork of step {step} could not be saved", self.export):
-            return f"the checkpoint of step {step} is saved, but {self.folder.webui_file} is not; the same command saves it"
+            return f"the checkpoint of step {step} is saved, {self.folder.webui_file} is not; the same command saves it"
         self._try(step, "old checkpoints could not be deleted", lambda: self.folder.prune(self.limit))
         return None
 
@@ -105,10 +106,10 @@ class Checkpointer:
             self.folder.export(self.hypernetwork)
 
     def load(self, checkpoint: Path) -> None:
-        """Restore everything from a checkpoint. If its best state is damaged, look for another copy, or start anew."""
+        """Restore everything from a checkpoint. If its best state is damaged, use another copy, or restart the search for it."""
         scaler = self.accelerator.scaler
         if not (checkpoint / SCALER).is_file():
-            self.accelerator.scaler = None  # it starts from scratch: the checkpoint is of another precision
+            self.accelerator.scaler = None  # the checkpoint is of another precision, so the scaler starts from scratch
         self.accelerator.load_state(checkpoint)
         self.accelerator.scaler = scaler
         self.accelerator.step = 0  # of gradient accumulation; a checkpoint follows an update
@@ -133,16 +134,16 @@ class Checkpointer:
             what = "the search for the best state starts over"
         else:
             self._good = self._read(source)
-            what = f"it is restored from {source}"
+            what = "its other files suffice" if source == checkpoint / BEST else f"it is restored from {source}"
         print_main(self.accelerator, f"note: {checkpoint / BEST}: {damage}; {what}")
         if source is not None and self.accelerator.is_main_process:
             self._write_best()
 
     def _find_best_copy(self, checkpoint: Path) -> Path | None:
-        """Return a folder from which the best state can be read although its files in a checkpoint are damaged.
+        """Return a folder with an intact copy of the best state, or None.
 
-        Those of the WebUI's format are not read. Where the file system has no hard links, each checkpoint has a copy. The
-        checkpoint of that very step is the same state.
+        Files in the WebUI's format are not needed. On a file system without hard links, each checkpoint has its own
+        copy. The checkpoint of the best step holds the same state.
         """
         for path in [checkpoint, *self.folder.checkpoint_paths()]:
             copy = path / BEST
@@ -214,7 +215,7 @@ class Checkpointer:
         self._written_step = good["step"]
 
     def _average_losses(self) -> None:
-        """Average the losses over the processes, each of which has its own; the main one saves them."""
+        """Average the losses over the processes; only the main process saves them."""
         if self.losses:
             self.losses[:] = self.accelerator.reduce(torch.stack(self.losses), "mean").unbind()
 
@@ -227,7 +228,7 @@ class Checkpointer:
             try:
                 write()
             except SAVE_ERRORS as error:
-                problem = f"{what} ({' '.join(str(error).split())[:200]})"
+                problem = f"{what} ({reason(error)})"
         [problem] = broadcast_object_list([problem])
         if problem:
             print_main(self.accelerator, f"{problem}; what was saved before is intact")

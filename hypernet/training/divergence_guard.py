@@ -32,7 +32,7 @@ class DivergenceGuard:
     worse: int = 0  # evaluations in a row that were clearly worse
     last_loss: float = math.inf
     validation_fingerprint: str = ""  # of the validation images the losses were measured on
-    validation_due: bool = False  # a signal has interrupted the measurement after this step
+    validation_due: bool = False  # a signal has interrupted the measurement of the validation loss
 
     def check_finite(self, values: dict[str, float]) -> str | None:
         """Return why the run has diverged if one of the values is not finite, else None."""

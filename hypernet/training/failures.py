@@ -1,4 +1,4 @@
-"""Report failures of what a run can do without: previews, plots, trackers, tables. They end no run."""
+"""Report failures that do not end a run: of previews, plots, trackers and tables."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,10 +10,10 @@ from hypernet.utils.errors import reason
 
 
 class Failures:
-    """What has failed in a run that continues.
+    """Collects the failures of a run that continues.
 
     Attributes:
-        lines: what has been printed, for result.json; the console may be among what fails.
+        lines: the printed lines, for result.json, since the console may fail, too.
     """
 
     def __init__(self, accelerator: Accelerator):
@@ -29,9 +29,9 @@ class Failures:
 
     @contextlib.contextmanager
     def tolerate(self, what: str) -> Iterator[None]:
-        """Turn an exception of the block into one line; only the first of several in a row for the same `what`.
+        """Turn an exception in the block into one line; print only the first of several in a row for the same `what`.
 
-        The block must not communicate with other processes: they would wait for this one.
+        The block must not communicate with other processes, which would wait for this one after a failure.
 
         Args:
             what: the start of the line, such as "loss.png could not be drawn".
@@ -40,7 +40,7 @@ class Failures:
             yield
         except Exception as error:
             if what not in self._failing:
-                self.report(f"{what} ({reason(error)}); the run goes on")
+                self.report(f"{what} ({reason(error)}); the run continues")
             self._failing.add(what)
         else:
             self._failing.discard(what)

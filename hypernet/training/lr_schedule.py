@@ -39,7 +39,7 @@ def parse_schedule(text: str, max_steps: int) -> Schedule:
     """Parse "value", or comma-separated "value:step" pairs.
 
     The rules are those of the WebUI's LearnScheduleIterator: a pair without a step, or with step -1, runs to
-    `max_steps`; a last boundary before `max_steps` ends the training there; what lies beyond `max_steps` is left out;
+    `max_steps`; a last boundary before `max_steps` ends the training there; pairs beyond `max_steps` are ignored;
     a trailing comma is allowed. Unlike in the WebUI, boundaries must increase, and nothing may follow a pair that runs
     to the end.
 
@@ -64,7 +64,7 @@ def schedule_end(text: str) -> int | None:
 
 
 def unreached_values(text: str, max_steps: int) -> list[float]:
-    """Return the values of a schedule that a run of `max_steps` steps never comes to.
+    """Return the values of a schedule that a run of `max_steps` steps never reaches.
 
     Raises:
         ScheduleError: as `parse_schedule` does.
@@ -95,7 +95,7 @@ def _parse_pairs(text: str) -> list[tuple[float, int | None]]:
 
 
 def _describe_unreachable(before: str, part: str) -> str:
-    """Return what is wrong with a part behind one that runs to the end of the training."""
+    """Return the problem of a part that follows one that runs to the end of the training."""
     before, joined = before.strip(), f"{before.strip()}.{part}"
     if re.fullmatch(r"\d+\.\d\S*", joined):
         return f"it is never reached, since {before} runs to the end ({joined} with a decimal point may be meant)"
@@ -126,7 +126,7 @@ def _parse_pair(text: str, part: str, place: slice) -> tuple[float, int | None]:
 
 def _error(text: str, place: slice, problem: str) -> ScheduleError:
     marked = f"{text[: place.start]}>>>{text[place]}<<<{text[place.stop :]}"
-    return ScheduleError(f'"{marked}": {problem}; write "1e-5" or "5e-6:12000, 5e-7:30000"')
+    return ScheduleError(f'"{marked}": {problem}')
 
 
 def learning_rate_function(config: TrainingConfig) -> Callable[[int], float]:

@@ -70,7 +70,7 @@ def write_card(
     """Write README.md: what the hypernetwork is, what it does, how to load it from `source`, how it was trained.
 
     Args:
-        prompt: an example of one to generate with. Default: the first of --validation_prompt.
+        prompt: an example prompt to generate with. Default: the first of --validation_prompt.
     """
     trained, model, name = hypernetwork.config, base.source.path, str(config.name)
     is_hub_id = not Path(model).exists()

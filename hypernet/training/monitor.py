@@ -18,7 +18,7 @@ from hypernet.utils.csv_log import CsvLog
 from hypernet.utils.errors import UserError
 
 MIN_LOSS_SCALE = 2**-10  # below it every step overflows, whatever the scale
-NEXT_TO_NOTHING = 0.005  # of the base model's validation loss: a smaller gain is none
+NEXT_TO_NOTHING = 0.005  # of the base model's validation loss; a smaller gain counts as none
 PLOT_SECONDS = 60  # between two updates of loss.png
 
 
@@ -54,8 +54,8 @@ class Monitor:
         """Make the first measurements; on a new run, remember the first state to roll back to.
 
         Args:
-            step: the steps taken already.
-            last: whether no more are to be taken.
+            step: the number of steps already taken.
+            last: whether none are left.
             changed: options changed since the last run.
 
         Returns:
@@ -75,7 +75,7 @@ class Monitor:
             self.checkpointer.remember(step)
         if self.validation is None or not self.guard.validation_due:
             return False
-        gives_up = self.settle(step, self.evaluate(step), last, saves=True)  # where a signal stopped the last run
+        gives_up = self.settle(step, self.evaluate(step), last, saves=True)  # interrupted by a signal in the last run
         self.checkpointer.save(step)
         return gives_up
 
@@ -116,10 +116,10 @@ class Monitor:
         return problem
 
     def settle(self, step: int, problem: str | None, last: bool, saves: bool) -> bool:
-        """Roll back if the run has diverged, which is found out at the latest before the state is saved.
+        """Roll back if the run has diverged. Check the weights here, too, before they are saved.
 
         Args:
-            problem: what `measure` has returned.
+            problem: the result of `measure`.
 
         Returns:
             Whether the run gives up.
@@ -163,7 +163,7 @@ class Monitor:
     def evaluate(self, step: int) -> str | None:
         """Measure the validation loss, and keep the state if it is the best so far.
 
-        A signal puts the measurement off: a run that resumes from this step begins with it.
+        If a signal interrupts the measurement, the run that resumes from this step begins with it.
         """
         assert self.validation is not None
         with self.checkpointer.ema.applied():
@@ -271,7 +271,7 @@ class Monitor:
         return line
 
     def _forget_row(self, step: int) -> None:
-        """Delete the validation loss of this step, which a run that was killed then may have left."""
+        """Delete the validation loss of this step, which a killed run may have left."""
         if self.accelerator.is_main_process:
             self.failures.report(self.folder.validation_losses.roll_back_to(step - 1))
 

@@ -5,6 +5,7 @@ import contextlib
 import importlib
 import inspect
 import math
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -77,6 +78,10 @@ def parse_optimizer_args(items: list[str]) -> dict[str, Any]:
         name, equals, text = item.partition("=")
         if not equals or not name.isidentifier():
             raise UserError(f"--optimizer_args {item}: write name=value, such as momentum=0.9")
+        if re.fullmatch(r"\d+,\d+", text):  # Python reads 0,9 as two numbers
+            raise UserError(
+                f"--optimizer_args {item}: write {name}={text.replace(',', '.')}, or ({text}) for two values"
+            )
         try:
             arguments[name] = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
         except (ValueError, SyntaxError):

@@ -26,7 +26,8 @@ class Previewer:
     """Generates previews of the validation prompts with the current weights, always from the same noise.
 
     The constructor encodes the prompts. The VAE is on the device only while it decodes, and torch's global random state
-    is untouched. Several processes split the prompts among themselves. A failure costs the previews, not the run.
+    is untouched. Several processes split the prompts among themselves. A failure skips the previews but does not end
+    the run.
 
     Attributes:
         base_previews: the previews without the hypernetwork, a row per prompt; None until they are generated.
@@ -53,7 +54,7 @@ class Previewer:
         self.pipeline.set_progress_bar_config(disable=True)
 
     def generate(self, check: Callable[[], None] = lambda: None) -> list[list[Image.Image]] | None:
-        """Return a row of previews per prompt on the main process; None on the others, and if that has failed.
+        """Return a row of previews per prompt on the main process; None on the others, or if generating has failed.
 
         Args:
             check: called between denoising steps; may raise `Interrupted`.
@@ -65,8 +66,8 @@ class Previewer:
         problem: Exception | None = None
         try:
             rows = self._generate_share(check)
-        except Exception as error:  # out of memory, for one; reported below, since other processes wait there
-            problem = error.with_traceback(None)  # which holds on to memory
+        except Exception as error:  # such as out of memory; reported below, where the other processes wait
+            problem = error.with_traceback(None)  # the traceback would keep memory in use
         outcomes = gather_object([(rows, type(problem) is Interrupted, problem and reason(problem))])
         if any(interrupted for _, interrupted, _ in outcomes):
             raise Interrupted
@@ -82,7 +83,7 @@ class Previewer:
     ) -> tuple[list[list[Image.Image]] | None, Image.Image | None]:
         """Return the current previews, and a grid that shows those without the hypernetwork beside them.
 
-        Both are None on all but the main process, and where `generate` has failed.
+        Both are None on all but the main process, or if one of them has failed.
 
         Args:
             label: the column label of the current previews.
@@ -101,7 +102,7 @@ class Previewer:
         return None, None
 
     def is_due(self, step: int) -> bool:
-        """Whether previews are wanted after a step."""
+        """Whether previews are due after a step."""
         return step > 0 and step % self.config.validation_steps == 0
 
     @torch.no_grad()

@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,16 +81,16 @@ class RunFolder:
         if not overwrite and (differing := other_run(self.identity.record, self.options)):
             raise self._another_run(differing)
 
-    def check_contents(self, contents: dict[str, str], batches: str = "") -> str | None:
-        """Check that what the options name is what the run in the folder was trained with; see `RunIdentity.compare`.
+    def check_contents(self, contents: dict[str, str], batches: str = "", digests: Sequence[str] = ()) -> str | None:
+        """Check that the contents are those the run in the folder was trained with; see `RunIdentity.compare`.
 
         Returns:
-            A note on what has changed where that is allowed, or None.
+            A note on changes that are allowed, or None.
 
         Raises:
             UserError: if it is another run.
         """
-        differing, note = self.identity.compare(contents, batches)
+        differing, note = self.identity.compare(contents, batches, digests)
         if differing:
             raise self._another_run(differing)
         return note
@@ -133,24 +133,26 @@ class RunFolder:
                 remove(path)
         if overwrite or not self.holds_run():
             self.record(begun_by)  # before any other file: without it the folder belongs to no run
-        remove(self.result)
         for folder in (self.root, self.checkpoints):
             folder.mkdir(parents=True, exist_ok=True)
             remove_unfinished(folder)
+        with contextlib.suppress(OSError):  # it may be open in another program; this run replaces it at its end
+            remove(self.result)
         with contextlib.suppress(OSError):  # without this folder, the run has no previews, and says so
             self.previews.mkdir(exist_ok=True)
             remove_unfinished(self.previews)
 
     def record(self, begun_by: dict[str, Any] | None) -> None:
-        """Record the options: what the command asks for once has been carried out."""
-        write_json(self._run_file, {**self.options, BEGUN_BY: begun_by})
+        """Record the options; the one-time requests of the command then count as carried out."""
+        if read_record(self.root) != (content := {**self.options, BEGUN_BY: begun_by}):
+            write_json(self._run_file, content)
 
     def read_validation_images(self) -> Collection[str]:
         """Return the SHA-256 of the images this run has set aside for validation so far."""
         if self.identity.before is not None and self.identity.before.validation_images:
             return self.identity.before.validation_images
         try:
-            return read_json_object(self.validation_images)  # by a checkpoint of an older version, or without one
+            return read_json_object(self.validation_images)  # for an older version's checkpoint, or without one
         except (OSError, ValueError):
             return []
 
@@ -212,10 +214,7 @@ class RunFolder:
         return None, notes
 
     def roll_back_to(self, step: int) -> list[str]:
-        """Drop table rows after `step` and rename later checkpoints; return a line for each of these.
-
-        Another line names each table that could not be read or written.
-        """
+        """Drop table rows after `step` and rename later checkpoints; return a line for each, and for damaged tables."""
         lines = [note for table in self._tables if (note := table.roll_back_to(step))]
         later = [path for path in self.checkpoint_paths() if _step(path) > step]
         for path in later:
@@ -245,12 +244,12 @@ class RunFolder:
         return {table.path.name: state for table in self._tables if (state := table.state_dict())}
 
     def load_table_states(self, states: dict[str, dict[str, Any]]) -> None:
-        """Restore what `table_states` has returned."""
+        """Restore the result of `table_states`."""
         for table in self._tables:
             table.load_state_dict(states.get(table.path.name, {}))
 
     def finish_tables(self) -> list[str]:
-        """Try a last time to write all rows; return a line for each table where that failed."""
+        """Try once more to write all rows; return a line for each table where that fails."""
         return [note for table in self._tables if (note := table.finish())]
 
     def export(self, hypernetwork: Hypernetwork) -> None:
@@ -271,7 +270,7 @@ class RunFolder:
 def find_checkpoint_damage(checkpoint: Path) -> str | None:
     """Return what is wrong with a checkpoint, or None if all that a resume needs is intact.
 
-    A resume can do without `best`, and nothing uses the random generators that Accelerate saves.
+    A resume does not need `best`, and nothing uses the random states that Accelerate saves.
     """
     needed = ["config.json", WEIGHTS_NAME, "optimizer.bin", PROGRESS]
     unused = BEST, "random_states_"

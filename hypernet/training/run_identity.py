@@ -1,9 +1,10 @@
-"""What makes a run the same, besides its options: what its images, captions, templates and base model are.
+"""Identify a run by the contents of its images, captions, templates and base model, besides its options.
 
-Where they lie does not matter: a project that was moved or renamed goes on. Every checkpoint holds what it was trained
-with, and a resumed run is compared with that.
+Paths do not matter, so a project may be moved or renamed. Every checkpoint records what it was trained with, and a
+resumed run is compared with that record.
 """
 
+import collections
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -20,13 +21,14 @@ from hypernet.stable_diffusion.loras import find_lora, split_lora
 from hypernet.stable_diffusion.model import StableDiffusion
 from hypernet.stable_diffusion.model_hash import parts_hash, weights_hash
 from hypernet.training.run_options import UNREPORTED, Options, changed_options
+from hypernet.utils.errors import counted
 from hypernet.utils.hashing import file_sha256
 
 PROGRESS = "progress.json"  # in a checkpoint: all that is neither weights nor optimizer state
 Contents = dict[str, str]  # kind -> hash
 
-# Kind of content -> the options that say where it is. Those of the base model come last: with another one, the run's
-# losses could not be compared
+# Kind of content -> the options that locate it. The kinds of the base model come last: if one differs, the run is
+# refused, since its losses would not be comparable
 PLACES: dict[str, tuple[str, ...]] = {
     "images": ("train_data_dir", "dataset_name"),
     "captions": (),
@@ -36,6 +38,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     "VAE": ("pretrained_vae_model_name_or_path",),
     "text encoder": ("model_config", "original_config"),
     "noise schedule": (),
+    "model configuration": (),
     "LoRAs": ("lora",),
 }
 MODEL_PARTS = tuple(PLACES)[4:]
@@ -47,7 +50,7 @@ def data_contents(
     validation: Sequence[ImageRecord],
     config: TrainingConfig,
 ) -> Contents:
-    """Describe the images, whatever their names and order, their captions, and the templates.
+    """Return hashes of the images, regardless of names and order, of their captions, and of the templates.
 
     Args:
         records: all images of the source, those set aside for validation included.
@@ -63,12 +66,32 @@ def data_contents(
     return contents
 
 
+def image_digests(source: ImageSource, records: Sequence[ImageRecord]) -> list[str]:
+    """Return a short digest of each image and its captions, sorted: "1f3a9c0b2d4e 8c1d02aa"."""
+    digests = ((record.sha256[:12], parts_hash(source.captions[record.row])[:8]) for record in records)
+    return sorted(map(" ".join, digests))
+
+
+def count_changes(before: Sequence[str], now: Sequence[str]) -> tuple[int, int]:
+    """Compare two results of `image_digests`.
+
+    Returns:
+        The number of new images; and the number of captions that have changed or are gone, except those that are gone
+        because there are fewer images.
+    """
+    images_before, images = (collections.Counter(line.split()[0] for line in lines) for lines in (before, now))
+    captions_before, captions = (collections.Counter(line.split()[1] for line in lines) for lines in (before, now))
+    changed = {line for line in before if line.split()[0] in images} - set(now)
+    gone = (captions_before - captions).total() - max(0, len(before) - len(now))
+    return (images - images_before).total(), max(len(changed), gone)
+
+
 def _describe(records: Sequence[ImageRecord]) -> str:
     return f"{len(records)} {parts_hash(sorted(record.sha256 for record in records))}"
 
 
 def model_contents(models: StableDiffusion) -> Contents:
-    """Describe the base model: the weights of its parts, and what it predicts at which noise."""
+    """Return hashes of the base model: the weights of its parts, the noise schedule with prediction type, the LoRAs."""
     source, schedule = models.base.source, models.scheduler.config
     keys = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
     contents = {
@@ -80,8 +103,14 @@ def model_contents(models: StableDiffusion) -> Contents:
     if models.unet.dtype is torch.bfloat16 and folder.is_dir() and not any(folder.glob("*.safetensors")):
         del contents["UNet"]  # its hash is that of the rounded weights
     if not source.lora:  # fused LoRAs are rounded a little differently on each machine
-        contents["text encoder"] = parts_hash(*map(weights_hash, models.text_encoders))
-    files = [(find_lora(text), *split_lora(text)) for text in source.lora]  # none for one on the Hub
+        vocabularies = (json.dumps(tokenizer.get_vocab(), sort_keys=True) for tokenizer in models.tokenizers)
+        contents["text encoder"] = parts_hash(*map(weights_hash, models.text_encoders), *vocabularies)
+    parts = (Path(source.path, part, "config.json") for part in ("unet", "vae", "text_encoder", "text_encoder_2"))
+    if configs := [json.loads(path.read_text(encoding="utf-8")) for path in parts if path.is_file()]:
+        # as they lie there, since each version of diffusers adds options; without its own, such as _diffusers_version
+        plain = ({name: value for name, value in config.items() if not name.startswith("_")} for config in configs)
+        contents["model configuration"] = parts_hash(*(json.dumps(config, sort_keys=True) for config in plain))
+    files = [(find_lora(text), *split_lora(text)) for text in source.lora]  # the file is None for a LoRA on the Hub
     contents["LoRAs"] = parts_hash(*((file_sha256(file) if file else path, scale) for file, path, scale in files))
     return contents
 
@@ -95,16 +124,18 @@ class TrainedWith:
     contents: Contents
     validation_images: list[str]  # SHA-256 of those set aside
     batches: str  # fingerprint
+    image_digests: list[str] = dataclasses.field(default_factory=list)  # empty for checkpoints of earlier versions
 
     @classmethod
     def read(cls, checkpoint: Path, record: Options) -> "TrainedWith":
-        """Read it from an intact checkpoint; what an older version did not save there, from the run's record."""
+        """Read an intact checkpoint; what an older version did not save there is taken from the run's record."""
         progress = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
         config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
         saved = progress.get("trained_with", {"options": _reported(record), "contents": {}})
         contents = saved["contents"] or {"UNet": config["base_model_hash"]}
         validation_images, batches = saved.get("validation_images", []), progress["batches"]["fingerprint"]
-        return cls(config["step"], saved["options"], contents, validation_images, batches)
+        digests = saved.get("image_digests", [])
+        return cls(config["step"], saved["options"], contents, validation_images, batches, digests)
 
 
 def _reported(options: Options) -> dict[str, Any]:
@@ -112,10 +143,11 @@ def _reported(options: Options) -> dict[str, Any]:
 
 
 class RunIdentity:
-    """Compares a run with the one that its folder holds.
+    """Compares a run with the one in its folder.
 
     Attributes:
         validation_images: SHA-256 of the images set aside for validation.
+        image_digests: `image_digests` of all images.
         before: what the checkpoint to resume from was trained with; None without one.
     """
 
@@ -123,12 +155,13 @@ class RunIdentity:
         self.options, self.record = options, record  # now, and when the run in the folder was last started
         self.contents: Contents = {}
         self.validation_images: list[str] = []
+        self.image_digests: list[str] = []
         self.before: TrainedWith | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the run is trained with, for its checkpoints."""
         now = {"options": _reported(self.options), "contents": self.contents}
-        return now | {"validation_images": self.validation_images}
+        return now | {"validation_images": self.validation_images, "image_digests": self.image_digests}
 
     @property
     def changed(self) -> list[str]:
@@ -136,37 +169,42 @@ class RunIdentity:
         return changed_options(self.before.options, self.options) if self.before else []
 
     def describe_changes(self, restarts: bool) -> list[str]:
-        """Return a line for each changed option, and on what follows from that.
+        """Return a line for each changed option and for each consequence of the changes.
 
         Args:
-            restarts: whether a new epoch begins, because other images are batched, or the same ones otherwise.
+            restarts: whether a new epoch begins because the images or the batches have changed.
         """
         if self.before is None:
             return []
         lines = [f"--{name} was {self.before.options[name]}, is now {self.options[name]}" for name in self.changed]
         if inexact := [f"--{name}" for name in self.changed if name in INEXACT]:
-            lines.append(f"with another {', '.join(inexact)} the run is no longer bit for bit what it would have been")
+            lines.append(f"with another {', '.join(inexact)} the run no longer equals an uninterrupted one bit for bit")
         if restarts:
             is_same = self.before.contents.get("images") == self.contents["images"]
             lines.append(f"the {'batches' if is_same else 'images'} have changed: a new epoch begins")
         return lines
 
-    def compare(self, contents: Contents, batches: str = "") -> tuple[list[str], str | None]:
-        """Compare what the run is trained with from now on.
+    def compare(
+        self, contents: Contents, batches: str = "", image_digests: Sequence[str] = ()
+    ) -> tuple[list[str], str | None]:
+        """Compare the contents that the run trains with from now on with those of its checkpoint.
 
         Args:
-            batches: their fingerprint, by which images are compared with those of a checkpoint by an older version.
+            batches: the fingerprint of the batches, which identifies the images of a checkpoint of an older version.
+            image_digests: those of all images, to count the images and captions that have changed.
 
         Returns:
-            The options that make it another run, because what they name is something else; and a note on what has
-            changed in its place, which may be meant.
+            The options that make it a different run because their contents differ; and a note on contents that have
+            changed in place, which is allowed.
         """
         self.contents |= contents
+        self.image_digests = list(image_digests) or self.image_digests
         if self.before is None:
             return [], None
         if batches and batches == self.before.batches:
             self.before.contents.setdefault("images", contents["images"])
         differing, changed = [], []
+        new_images, new_captions = count_changes(self.before.image_digests, self.image_digests)
         for kind, content in contents.items():
             before = self.before.contents.get(kind)
             moved = [option for option in PLACES[kind] if self.options[option] != self.record.get(option)]
@@ -178,8 +216,14 @@ class RunIdentity:
                 values = f"was {self.record.get(option)}, now {self.options[option]}; " if moved else ""
                 differing.append(f"{option} ({values}{'other' if kind.endswith('s') else 'another'} {kind})")
             elif kind == "images":
-                changed.append(f"images ({str(before).split()[0]} then, {content.split()[0]} now)")
+                then, now = str(before).split()[0], content.split()[0]
+                count = f"{new_images} of {counted(int(now), 'image')}"
+                is_counted = then == now and self.before.image_digests
+                changed.append(count if is_counted else f"images ({then} then, {now} now)")
+            elif kind == "captions" and self.before.image_digests:
+                if new_captions:
+                    changed.append(f"{new_captions} of {counted(len(self.image_digests), 'caption')}")
             elif kind == "templates" or (kind == "captions" and not changed):  # other images have other captions
                 changed.append(kind)
-        note = f"changed since step {self.before.step}: {', '.join(changed)}; the run continues with what is there now"
+        note = f"changed since step {self.before.step}: {', '.join(changed)}; the run continues with the new contents"
         return differing, note if changed else None

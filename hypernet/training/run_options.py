@@ -1,4 +1,4 @@
-"""Compare the options of a command with those of the run in its output folder: is it the same run, and what is asked for?"""
+"""Compare a command's options with the run in its output folder: is it the same run, and which requests are open?"""
 
 import dataclasses
 import os
@@ -16,17 +16,17 @@ from hypernet.utils.reading import read_json_object
 Options = Mapping[str, Any]
 
 BEGUN_BY = "begun_by"  # in run.json: the options of the command whose --overwrite began the run
-# Options that say where something is; whether that is the same is for `run_identity` to find out
+# Options that locate something; `run_identity` compares the contents
 PLACE_OPTIONS = {*PATH_OPTIONS, "lora", "template", "revision", "variant"} - {"init_from"}
-# Options that may differ without a word: places, and how much memory is used
+# Options whose changes are not reported: locations and memory use
 UNREPORTED = {"output_dir", "overwrite", "resume_from_checkpoint", "cache_dir", "gradient_checkpointing"}
-UNREPORTED |= {"enable_tiling", "use_8bit_adam", "init_from", *PLACE_OPTIONS}  # --optimizer names the 8-bit one
+UNREPORTED |= {"enable_tiling", "use_8bit_adam", "init_from", *PLACE_OPTIONS}  # --optimizer names the 8-bit optimizer
 # Options that a resumed run may change, although a new run with them would learn something else
 LEARNING = {"learning_rate", "lr_scheduler", "lr_warmup_steps", "lr_num_cycles", "lr_power", "guard"}
 LEARNING |= {"clip_grad_mode", "max_grad_norm", "max_grad_value"}
 NO_END = 10**9  # stands for the end of the training
 SCHEDULES = ("learning_rate", "max_grad_norm", "max_grad_value")
-# How to read options of which several spellings mean the same
+# How to parse options that have several equivalent spellings
 READERS: dict[str, Callable[[str], Any]] = {
     "layer_structure": parse_numbers,
     "dropout_structure": parse_numbers,
@@ -39,7 +39,7 @@ READERS: dict[str, Callable[[str], Any]] = {
 def read_record(folder: Path) -> dict[str, Any]:
     """Return the options of the run in a folder as it has recorded them; empty if there is no run.
 
-    Options that an older version did not have were at their defaults; those that are damaged count as such, too.
+    Options that an older version did not have, and damaged ones, have their defaults.
     """
     if not (folder / RUN_FILE).is_file():
         return {}
@@ -72,7 +72,7 @@ def _read(name: str, value: Any) -> Any:
 
 
 def other_run(before: Options, now: Options) -> list[str]:
-    """Return the changed options that make it another run, with both values. Places are not among them."""
+    """Return the changed options that make it another run, with both values. Locations are left out."""
     same = CHANGEABLE | INEXACT | UNREPORTED - {"init_from"}
     if same_hypernetwork(before.get("init_from"), now.get("init_from")):
         same.add("init_from")
@@ -90,14 +90,14 @@ def same_hypernetwork(before: str | None, now: str | None) -> bool:
     return old.resolve() == new.resolve() or (not old.exists() and old.name == new.name)
 
 
-# --- Orders that are carried out once
+# --- One-time requests
 
 
 @dataclasses.dataclass
 class Orders:
-    """What a command asks for once: to replace an earlier run, or to return to an earlier checkpoint.
+    """The one-time requests of a command: replace an earlier run, or return to an earlier checkpoint.
 
-    The same command resumes after a stop, so what the run in the folder has carried out does not count again.
+    After an interruption, the same command resumes, so the run in the folder does not carry out a request twice.
     """
 
     overwrite: bool  # whether to delete the run in the folder
@@ -112,17 +112,17 @@ class Orders:
 
 
 def read_orders(config: TrainingConfig) -> Orders:
-    """Return what the command asks for and the run in its output folder has not carried out yet; keep that run's name.
+    """Return the one-time requests that the run in the output folder has not carried out yet; keep that run's name.
 
     Args:
         config: the options as given, before this machine's settings are filled in.
     """
     record, given = read_record(Path(config.output_dir)), dataclasses.asdict(config)
     begun_by = record.get(BEGUN_BY)
-    if not isinstance(begun_by, dict):  # an older version has recorded no more than the option
+    if not isinstance(begun_by, dict):  # an older version recorded only the option
         begun_by = shaping_options(record) if record.get("overwrite") else None
     elif begun_by.get("mixed_precision") is None:
-        begun_by["mixed_precision"] = record["mixed_precision"]  # it was Accelerate's
+        begun_by["mixed_precision"] = record["mixed_precision"]  # it came from Accelerate
     orders = Orders(config.overwrite, config.resume_from_checkpoint, begun_by, [])
     if config.overwrite and begun_by and _same_training({**record, **begun_by}, given):
         orders.overwrite = False
@@ -130,6 +130,8 @@ def read_orders(config: TrainingConfig) -> Orders:
         orders.notes.append(f"the run in {config.output_dir} began with this --overwrite and resumes; {hint}")
     if orders.overwrite:
         orders.begun_by, orders.checkpoint = shaping_options(given), "none"
+        if record:
+            orders.notes.append(f"--overwrite deletes the run that was in {config.output_dir}")
     elif config.resume_from_checkpoint != "latest" and record and _same_training(record, given):
         wanted, name = config.resume_from_checkpoint, Path(config.resume_from_checkpoint).name
         if wanted == record["resume_from_checkpoint"]:
@@ -144,7 +146,7 @@ def read_orders(config: TrainingConfig) -> Orders:
 
 
 def _keep_name(config: TrainingConfig, record: Options) -> str | None:
-    """Keep the name of the run in the output folder, if none but the folder's name is given; return a note if it does."""
+    """Keep the name of the run in the output folder unless another one is given; return a note if the folder's differs."""
     name, folder = record.get("name"), Path(config.output_dir).resolve().name
     if not isinstance(name, str) or not name or config.name != folder or name == folder:
         return None
@@ -153,7 +155,7 @@ def _keep_name(config: TrainingConfig, record: Options) -> str | None:
 
 
 def shaping_options(options: Options) -> dict[str, Any]:
-    """Return the options that shape what a new run learns, places aside."""
+    """Return the options that shape what a new run learns, without locations."""
     ends = {"max_train_steps", "num_train_epochs"} if options["lr_scheduler"] != "constant" else set()
     names = {field.name for field in dataclasses.fields(TrainingConfig)} - CHANGEABLE - UNREPORTED - {"name"}
     return {name: options[name] for name in sorted(names | LEARNING | ends)}
@@ -174,7 +176,10 @@ def _same_training(before: Options, now: Options) -> bool:
 
 
 def _names_another(before: Any, now: Any) -> bool:
-    """Whether an option names something else, although what it named before has not been moved away."""
+    """Whether an option names something else now.
+
+    A path that no longer exists counts as moved, and the same relative path from another place as copied.
+    """
     if isinstance(before, list) or isinstance(now, list):  # LoRAs
         paths, others = ([split_lora(str(text))[0] for text in loras or []] for loras in (before, now))
         return len(paths) != len(others) or any(map(_names_another, paths, others))
@@ -182,4 +187,6 @@ def _names_another(before: Any, now: Any) -> bool:
         return (before or None) != (now or None)
     before, now = str(before), str(now)
     was_moved = os.path.isabs(before) and not os.path.exists(before)
-    return not was_moved and os.path.realpath(before) != os.path.realpath(now)
+    relative = () if os.path.isabs(now) else Path(os.path.normpath(now)).parts
+    was_copied = relative and relative == Path(before).parts[-len(relative) :]
+    return not was_moved and not was_copied and os.path.realpath(before) != os.path.realpath(now)

@@ -46,7 +46,7 @@ from hypernet.training.model_card import check_hub_login
 from hypernet.training.optimizers import build_optimizer, check_optimizer
 from hypernet.training.previews import Previewer
 from hypernet.training.run_folder import RunFolder
-from hypernet.training.run_identity import data_contents, model_contents
+from hypernet.training.run_identity import data_contents, image_digests, model_contents
 from hypernet.training.run_options import Orders, read_orders
 from hypernet.training.trackers import Trackers, choose_trackers
 from hypernet.training.validation import ValidationLoss
@@ -153,9 +153,8 @@ def choose_widths(config: TrainingConfig, base: BaseModel) -> list[int]:
     available = base.context_widths
     missing = sorted(set(config.requested_widths or []) - set(available))
     if missing:
-        shown = ",".join(map(str, available))
         option = f"--init_from {config.init_from}" if config.init_from else f"--widths {config.widths}"
-        raise UserError(f"{option}: the UNet has no attention layer of width {missing[0]}; it has {shown}")
+        raise UserError(f"{option}: the UNet has no width {missing[0]}, only {','.join(map(str, available))}")
     widths = config.requested_widths or available
     for multiple in config.structure()["layer_structure"]:
         if int(multiple * widths[0]) < 1:
@@ -175,7 +174,7 @@ def find_images(run: Run) -> RunImages:
     """Index the images, set some aside for validation, and count the steps.
 
     Raises:
-        UserError: if no usable images are left, or they are those of another run than the one in the folder.
+        UserError: if no usable images are left, or the run in the folder was trained on different ones.
     """
     config, accelerator, multiple = run.config, run.accelerator, run.base.image_multiple
     validation_source: ImageSource | None = None
@@ -199,7 +198,7 @@ def find_images(run: Run) -> RunImages:
     if validation_source is not None:
         accelerator.print(describe_validation(validation_source, validation_records))
     contents = data_contents(run.source, found, validation_records, config)
-    if note := run.folder.check_contents(contents, batches.fingerprint):
+    if note := run.folder.check_contents(contents, batches.fingerprint, image_digests(run.source, found)):
         accelerator.print(f"note: {note}")
     return RunImages(records, batches, validation_source, validation_records)
 
@@ -208,7 +207,7 @@ def load_base_model(run: Run) -> StableDiffusion:
     """Load the frozen Stable Diffusion; its parts stay on the CPU until they are needed.
 
     Raises:
-        UserError: if it is another one than that of the run in the folder.
+        UserError: if the run in the folder was trained on a different one.
     """
     run.accelerator.print(f"Loading {run.base.describe()}")
     models = load_stable_diffusion(run.base, run.dtype, run.accelerator.device, keep_on_cpu=True)
@@ -289,12 +288,13 @@ def resume(run: Run, checkpointer: Checkpointer, batches: EpochBatchSampler) -> 
         checkpointer.load(run.checkpoint)
         lines = run.folder.identity.describe_changes(batches.restarts)
         accelerator.print(f"Resuming from {run.checkpoint}, step {hypernetwork.config.step}", *lines, sep="\n  ")
-        if accelerator.is_main_process:
-            checkpointer.export()
     elif run.initial is not None:
         run.initial.restore(checkpointer.optimizer)
         accelerator.print(*run.initial.lines, sep="\n")
     if accelerator.is_main_process:
         print_main(accelerator, *(f"  {line}" for line in run.folder.roll_back_to(hypernetwork.config.step)))
-        run.folder.record(run.orders.begun_by)  # not earlier: a run that is killed before has gone back nowhere
+        with run.failures.tolerate(f"{run.folder.root} could not be brought up to date"):
+            if run.checkpoint is not None:
+                checkpointer.export()
+            run.folder.record(run.orders.begun_by)  # not earlier: a run killed before has not rolled back anything
     return hypernetwork.config.step

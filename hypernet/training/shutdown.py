@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 
 class Interrupted(Exception):
-    """Work that can be done again later has been given up, to save and stop at once."""
+    """Work that can be repeated later is abandoned, so that the run saves and stops at once."""
 
 
 class ShutdownSignals:

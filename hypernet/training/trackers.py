@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from wandb import Run
 
 TITLES = {"wandb": "W&B", "tensorboard": "TensorBoard"}
-NUMBERS = ("learning_rate", "max_grad_norm", "max_grad_value", "resolution")  # texts that often are a number
+NUMBERS = ("learning_rate", "max_grad_norm", "max_grad_value", "resolution")  # text options that are often one number
 PACKAGES = ("torch", "accelerate", "diffusers", "transformers", "datasets", "bitsandbytes")
 
 
@@ -47,7 +47,7 @@ def choose_trackers(config: TrainingConfig) -> list[str]:
 
 
 class Trackers:
-    """The trackers of a run. One that fails costs the run no more than a line.
+    """The trackers of a run. If one fails, a line says so, and the run continues.
 
     Args:
         names: what `choose_trackers` returns.
@@ -61,7 +61,7 @@ class Trackers:
 
         Args:
             label: W&B's name for the run, unless `--run_name` is given.
-            fingerprint: of the data.
+            fingerprint: the fingerprint of the batches.
         """
         values = {**typed_options(config), **environment(self.accelerator), "data_fingerprint": fingerprint}
         plain = {key: value if isinstance(value, (int, float, str)) else str(value) for key, value in values.items()}
@@ -85,10 +85,10 @@ class Trackers:
             self._each("could not log previews", lambda tracker: _log_previews(tracker, rows, prompts, step))
 
     def summarize(self, result: dict[str, Any]) -> None:
-        """Set the outcome of the run in W&B's summary, by which runs are compared and sweeps choose."""
+        """Set the outcome of the run in W&B's summary, which comparisons and sweeps use."""
         numbers = {key: value for key, value in result.items() if isinstance(value, int | float)}
         finite = {key: value for key, value in numbers.items() if math.isfinite(value)}
-        self._each("could not take the result", lambda tracker: tracker.run.summary.update(finite), only="wandb")
+        self._each("could not store the result", lambda tracker: tracker.run.summary.update(finite), only="wandb")
 
     def log_artifact(self, config: TrainingConfig, folder: RunFolder) -> None:
         """Upload the exported hypernetwork to W&B (`--log_artifact`)."""
@@ -101,7 +101,7 @@ class Trackers:
                 artifact.add_file(str(path))
             tracker.run.log_artifact(artifact)
 
-        self._each("could not take the hypernetwork", upload, only="wandb")
+        self._each("could not store the hypernetwork", upload, only="wandb")
 
     def sync_line(self) -> str | None:
         """Return `sync_line` of the W&B run, or None if there is no such run."""
@@ -146,7 +146,7 @@ def _read_text(path: Path) -> str:
 
 
 def typed_options(config: TrainingConfig) -> dict[str, Any]:
-    """Return all options; those that may be a schedule or a pair of sides are numbers where they are a single one."""
+    """Return all options; a schedule or resolution that is a single number is returned as a number."""
     values = dict(vars(config))
     for name, text in [(name, values[name]) for name in NUMBERS]:
         for kind in (float, int):  # an int where it is one

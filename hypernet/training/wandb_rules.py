@@ -8,12 +8,12 @@ from functools import partial
 
 from hypernet.utils.errors import UserError, reason
 
-RESERVED = "/\\#?%:"  # in ids, says the documentation of wandb.init; offline, W&B itself fails later or not at all
+RESERVED = "/\\#?%:"  # in ids, per the documentation of wandb.init; offline, W&B itself fails later or not at all
 MAX_NAME = 128  # characters
 
 
 def check_wandb_settings(project: str, run_name: str | None = None, artifact: str | None = None) -> None:
-    """Check the names a run hands to W&B, and the WANDB_* environment variables; nothing if W&B is not installed.
+    """Check the names a run passes to W&B, and the WANDB_* environment variables; do nothing if W&B is not installed.
 
     Args:
         project: `--tracker_project_name`.
@@ -21,7 +21,7 @@ def check_wandb_settings(project: str, run_name: str | None = None, artifact: st
         artifact: the hypernetwork's name, if it is to be logged as an artifact.
 
     Raises:
-        UserError: for the first that W&B refuses.
+        UserError: for the first value that W&B refuses.
     """
     if importlib.util.find_spec("wandb") is None:
         return

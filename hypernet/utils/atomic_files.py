@@ -19,7 +19,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     It may be a file or a folder. If the block raises, `path` stays as it was.
 
     Raises:
-        OSError: one that names `path`, not the temporary path.
+        OSError: it names `path`, not the temporary path.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -59,7 +59,7 @@ def is_unfinished(path: Path) -> bool:
 
 
 def remove_unfinished(folder: str | os.PathLike[str]) -> None:
-    """Delete the temporary files and folders that a killed run has left in this folder, where that is possible."""
+    """Delete the temporary files and folders that a killed run has left in this folder, as far as possible."""
     for path in Path(folder).iterdir():
         if is_unfinished(path):
             with contextlib.suppress(OSError):

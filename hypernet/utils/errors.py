@@ -3,14 +3,14 @@
 import os
 import re
 
-MAX_MESSAGE = 600  # characters; some seven lines of a console
+MAX_MESSAGE = 600  # characters; about seven lines of a console
 MAX_REASON = 200
 
 
 class UserError(ValueError):
     """An error the user can fix. The message is one line: the option or file, what is wrong, what would be right.
 
-    Whatever a file's name or content puts into it, it has no line breaks or control characters and is not endless.
+    Whatever a file's name or content adds to it, it has no line breaks or control characters, and a limited length.
     """
 
     def __init__(self, message: object = ""):
@@ -27,12 +27,12 @@ def is_local_main_process() -> bool:
 
 
 def one_line(text: object, limit: int = MAX_REASON) -> str:
-    """Return a text as one line of at most `limit` characters, the middle left out where it is longer.
+    """Return a text as one line of at most `limit` characters; a longer one loses its middle.
 
     Control characters, which could move a terminal's cursor or color it, become their escapes.
     """
     shown = str(text)
-    if len(shown) > 4 * limit:  # nothing below is done for each of a million characters
+    if len(shown) > 4 * limit:  # so that nothing below processes millions of characters
         shown = f"{shown[: 2 * limit]} ... {shown[-2 * limit :]}"
     shown = re.sub(r"\s*[\r\n]\s*", " ", shown.strip())
     shown = "".join(
@@ -41,6 +41,21 @@ def one_line(text: object, limit: int = MAX_REASON) -> str:
     return shown if len(shown) <= limit else f"{shown[: limit * 2 // 3]} ... {shown[-limit // 4 :]}"
 
 
+def counted(count: int, one: str, many: str | None = None) -> str:
+    """Return a number and the words after it: `one` for 1, else `many`, by default `one` with an s."""
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
+def quoted_if_needed(text: str) -> str:
+    """Return `one_line` of a text, in quotes if spaces around it, or its being empty, would be invisible."""
+    return one_line(text if text and text == text.strip() else f'"{text}"')
+
+
 def reason(error: BaseException) -> str:
-    """Return the message of an exception as one short line; its class where it has none."""
-    return one_line(error) or type(error).__name__
+    """Return the message of an exception as one short line, or its class if it has none.
+
+    That of an OSError leaves out its number and files: they may be temporary ones, and callers name the real one.
+    """
+    text = one_line(error.strerror if isinstance(error, OSError) and error.strerror else error)
+    hint = "; it may be open in another program" if isinstance(error, PermissionError) else ""
+    return (text or type(error).__name__) + hint

@@ -6,7 +6,7 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-NO_FILE, FOLDER = "there is no such file", "it is a folder"  # answers of `file_problem`
+NO_FILE, FOLDER = "there is no such file", "it is a folder"  # possible results of `file_problem`
 
 # (kind, markers): the first kind with a marker in any of the names wins
 _KINDS = [

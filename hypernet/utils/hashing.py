@@ -33,7 +33,7 @@ def find_damage(
     """Return what is wrong with the folder, or None if its files match its manifest.
 
     Args:
-        needed: takes a file's path within the folder; the others may be missing or damaged.
+        needed: whether the file at a path within the folder must be intact; by default, all must be.
         required: files that the manifest must list.
     """
     try:

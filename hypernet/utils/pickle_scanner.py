@@ -2,7 +2,7 @@
 
 The scanner goes through the pickle opcode by opcode. It knows only the opcodes that `torch.save` writes for dicts,
 lists and tensors, and compares the declared sizes of every tensor with the bytes in the file. A file that passes can be
-given to `torch.load(weights_only=True)`, which by itself may run for ever, or fail with errors of any kind.
+given to `torch.load(weights_only=True)`, which by itself may run forever, or fail with errors of any kind.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from hypernet.utils.file_kinds import check_file
 ZIP = b"PK\x03\x04"
 MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the first pickle of torch.save's legacy format
 MAX_OPCODES = 500_000  # per pickle; a hypernetwork's has a few thousand, that of a training state of SDXL 200,000
-MAX_DIRECTORY = 2**23  # bytes of a zip's directory, which has about 70 for each tensor
+MAX_DIRECTORY = 2**23  # bytes of a zip's directory, which takes about 70 per tensor
 STORAGES = {
     f"torch {name}Storage": dtype
     for name, dtype in {
@@ -50,7 +50,7 @@ class Refused(ValueError):
     """The file is not what `torch.save` writes for plain data. The message is the reason.
 
     Attributes:
-        words: the names and texts found until then, which may reveal what the file is.
+        words: the names and texts found before the refusal, which may reveal what the file is.
     """
 
     words: Sequence[str] = ()
@@ -62,7 +62,7 @@ class RefusedCode(Refused):
 
 @dataclasses.dataclass
 class Scan:
-    """What a file holds."""
+    """The content and layout of a file."""
 
     content: Any  # tensors are on the meta device
     records: dict[str, str] | None  # of a zip: name in the file -> name in an archive of torch's
@@ -89,7 +89,7 @@ def scan_saved(path: str | Path) -> Scan:
         except Refused as error:
             error.words = words
             raise
-        except Exception as error:  # what is damaged raises errors of any kind
+        except Exception as error:  # damaged files raise errors of any kind
             refused = Refused("its parts contradict each other")
             refused.words = words
             raise refused from error

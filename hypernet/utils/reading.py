@@ -1,6 +1,7 @@
-"""Read files that a user names: regular files only, of a size that can be meant, with the content that is expected.
+"""Read files that a user names: only regular files of a plausible size, with the expected content.
 
-The errors are OSError, whose `strerror` is the reason, and ValueError, whose message is. Imports no torch.
+Errors are an OSError, with the reason as its `strerror`, or a ValueError, with the reason as its message. Imports no
+torch.
 """
 
 import errno
@@ -13,7 +14,7 @@ from safetensors import safe_open
 
 from hypernet.utils.file_kinds import check_file
 
-MAX_TEXT = 2**24  # bytes; a vocabulary has 1 MB, a long configuration 10 kB
+MAX_TEXT = 2**24  # bytes; a vocabulary has 1 MB, a long config 10 kB
 MAX_HEADER = 2**24  # bytes of a .safetensors header; that of SDXL's single file has 0.4 MB
 
 

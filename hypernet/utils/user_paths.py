@@ -1,4 +1,4 @@
-"""File names and paths as users write them: what no file system or program takes, and `~` for the home folder."""
+"""Check the file names and paths that users write, and expand `~` to the home folder."""
 
 import os
 import re
@@ -7,8 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 MAX_BYTES = 255  # of a file name, in most file systems
-LONGEST_FILE_NAME = ".{}_peft.safetensors.tmp"  # what is written for a name: NAME.pt, NAME.pt.optim, a LoRA of it
+LONGEST_FILE_NAME = ".{}_peft.safetensors.tmp"  # of the files written for a name: NAME.pt, NAME.pt.optim, its LoRA
 FORBIDDEN = '<>:"/\\|?*'  # Windows
+UNSHOWN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode categories: control, format, half characters, line separators
+# Joins the parts of an emoji, or shapes letters of Persian and Indic scripts
+JOINER = re.compile(r"(?<=[^\x00-\x7f\u200b-\u200f])[\u200c\u200d](?=[^\x00-\x7f\u200b-\u200f])")
 # https://learn.microsoft.com/windows/win32/fileio/naming-a-file
 RESERVED = {"con", "prn", "aux", "nul", "conin$", "conout$"}
 RESERVED |= {f"{port}{digit}" for port in ("com", "lpt") for digit in "0123456789¹²³"}
@@ -19,14 +22,14 @@ def name_problem(name: str) -> str | None:
     if not name.strip(". "):
         return "it cannot be a file name"
     if set(name) & set(FORBIDDEN):
-        return f"it becomes a file name; it must not contain {' '.join(FORBIDDEN)}"
-    if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in name):
-        return "it becomes a file name; it must not contain line breaks or other control characters"
+        return f"names are used in file names, which must not contain {' '.join(FORBIDDEN)}"
+    if any(unicodedata.category(letter) in UNSHOWN for letter in JOINER.sub("", name)):
+        return "names are used in file names, which must not contain line breaks or other invisible characters"
     most = MAX_BYTES - len(LONGEST_FILE_NAME.format(""))
     if (length := len(name.encode())) > most:
-        return f"it becomes a file name, and has {length} bytes; {most} are possible"
-    if name[-1] in ". ":
-        return "it becomes a file name; on Windows it must not end with a dot or a space"
+        return f"the name has {length} bytes; file names leave room for {most}"
+    if name[-1] == "." or name[-1].isspace():
+        return "names are used in file names, which must not end with a dot or a space on Windows"
     if name.partition(".")[0].rstrip().lower() in RESERVED:
         return "Windows reserves this name"
     if name == "None":
@@ -35,7 +38,7 @@ def name_problem(name: str) -> str | None:
 
 
 def path_problem(path: str) -> str | None:
-    """Return why no file system takes this path; None if it can exist."""
+    """Return why no file system accepts this path; None if it can exist."""
     if "\0" in path:
         return "it contains a NUL character"
     try:
@@ -46,7 +49,7 @@ def path_problem(path: str) -> str | None:
 
 
 def expand_home(words: Iterable[str]) -> list[str]:
-    """Replace `~` by the home folder in words of a command line, also behind "--option=", where shells leave it."""
+    """Replace `~` with the home folder in words of a command line, also after "--option=", where shells leave it."""
     return [re.sub(r"^(--\w[\w-]*=)?(~[\w.-]*(?:[/\\].*)?)$", _expand, word, flags=re.DOTALL) for word in words]
 
 

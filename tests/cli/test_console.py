@@ -1,4 +1,4 @@
-"""A console that ends no run."""
+"""A console that fails does not end a run."""
 
 import io
 import os
@@ -29,7 +29,7 @@ def test_output_to_a_closed_pipe_is_dropped_and_reported_once():
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has this device")
-def test_a_disk_that_is_full_for_a_while(tmp_path):
+def test_output_resumes_after_a_full_disk(tmp_path):
     errors = []
     with open("/dev/full", "wb", buffering=0) as full, open(tmp_path / "log", "wb", buffering=0) as log:
         raw = LossyFile(full, errors.append)
@@ -47,7 +47,7 @@ import os, sys
 sys.path.insert(0, sys.argv[1])
 from hypernet.cli.console import protect_console
 protect_console()
-with open(sys.argv[2], "w") as file:  # opened while the console is closed: its number is no console's
+with open(sys.argv[2], "w") as file:  # opened while the console is closed; must not get its number
     assert file.fileno() > 2
     print("out", flush=True), print("err", file=sys.stderr, flush=True)
     file.write("done")
@@ -72,7 +72,7 @@ def test_a_script_without_a_console_ends_well(tmp_path, command):
     assert (tmp_path / "file").read_text() == "done"
 
 
-def test_streams_of_test_runners_stay(monkeypatch):
+def test_keeps_the_streams_of_test_runners(monkeypatch):
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, io.StringIO())
     before = sys.stdout, sys.stderr
@@ -80,7 +80,7 @@ def test_streams_of_test_runners_stay(monkeypatch):
     assert (sys.stdout, sys.stderr) == before
 
 
-def test_control_characters_are_shown_as_codes(tmp_path):
+def test_escapes_control_characters(tmp_path):
     with open(tmp_path / "log", "wb") as file:
         stream = SafeText(file, encoding="utf-8", newline="")
         for text in ("a \x1b[31mred\x1b[0m\n", "\rbar 1/2", "\n\x1b[A", "title \x1b]0;x\x07 \u202ex\n", "caf\xe9\tb\n"):

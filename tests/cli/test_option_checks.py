@@ -40,6 +40,8 @@ REQUIRED = ["--pretrained_model_name_or_path", "model", "--train_data_dir", "ima
         (["--name", "\u6c34" * 80], "--name \u6c34"),
         (["--name", "a\nb"], "--name a b"),
         (["--name", "trail."], "--name trail."),
+        (["--name", "trail "], '--name "trail "'),
+        (["--name", "a\u202eb"], r"--name a\\u202eb"),
         (["--name", "con"], "--name con"),
         (["--output_dir", "out/None"], "--output_dir out/None.*--name"),
         (["--output_dir", "out/" + "x" * 248], "--output_dir out/x.*--name"),
@@ -120,7 +122,7 @@ def test_optimizers_are_found_in_any_case(text, name):
         ("mixed_precision", "BF16", "bf16"),
     ],
 )
-def test_words_of_the_webui_in_any_case(flag, text, meant):
+def test_accepts_the_webuis_words_in_any_case(flag, text, meant):
     assert getattr(parse_config([*REQUIRED, f"--{flag}", text]), flag) == meant
 
 
@@ -135,7 +137,7 @@ def test_words_of_the_webui_in_any_case(flag, text, meant):
         (["--learning_rate", "5e-6"], 10000),
     ],
 )
-def test_the_end_of_the_schedule_governs_unless_steps_are_given(flags, steps):
+def test_the_schedule_sets_the_last_step_unless_steps_are_given(flags, steps):
     assert parse_config([*REQUIRED, *flags]).max_train_steps == steps
 
 

@@ -1,4 +1,4 @@
-"""Notes on options that work but most likely mean something else."""
+"""Notes on valid options that are probably not what the user meant."""
 
 import pytest
 
@@ -42,5 +42,5 @@ def test_one_note_names_the_option(flags, named):
         ["--max_grad_norm", "1:20, 0.5"],
     ],
 )
-def test_no_note_where_all_is_well(flags):
+def test_no_note_on_sensible_options(flags):
     assert option_notes(parse_config([*REQUIRED, *flags])) == []

@@ -31,10 +31,10 @@ def test_flags_override_yaml(tmp_path):
     assert parse_config(["--config", str(file), "--validation_prompt", "a fox"]).validation_prompt == ["a fox"]
 
 
-def test_names_of_other_trainers_stand_for_options_that_exist():
+def test_names_of_other_trainers_map_to_existing_options():
     fields = {field.name for _, group in option_groups() for field in group}
     assert set(OURS.values()) <= fields and not set(OURS) & fields
-    assert sum(len(others.split()) for others in OTHER_NAMES.values()) == len(OURS)  # none stands for two
+    assert sum(len(others.split()) for others in OTHER_NAMES.values()) == len(OURS)  # no name maps to two options
 
 
 def test_dashes_and_underscores_are_the_same():
@@ -86,7 +86,9 @@ def test_parsing_errors_are_one_line_that_names_the_option(flags, named):
         ("validation_prompt:\n  - a cat: sitting\n", "validation_prompt, item 1.*mapping"),
         ("validation_prompt:\n  - a cat\n  -\n", "validation_prompt, item 2.*empty"),
         ("validation_prompt: [[a, b]]", "validation_prompt, item 1"),
-        ("seed: 1\nseed: 2\n", "line 2.*'seed'"),
+        ("seed: 1\nseed: 2\n", "line 2.*'seed'((?!quotes).)*$"),
+        ("- name: x\nseed: 1\n", "line 2.*list((?!quotes).)*$"),
+        ("config: b.yaml\n", "config: ((?!did you mean).)*$"),
         ("seed: {a: *b}", "line 1"),
         ("template: [filewords], by [name]", "line 1.*quotes"),
         ("[1, 2", "a.yaml"),
@@ -122,7 +124,7 @@ def test_yaml_errors_name_file_and_option(tmp_path, text, named):
         ("<<: {seed: 4}", None),
     ],
 )
-def test_yaml_values_are_what_is_written(tmp_path, text, value):
+def test_yaml_values_are_literal_text(tmp_path, text, value):
     base = "pretrained_model_name_or_path: m\ntrain_data_dir: d\noutput_dir: out/ink\n"
     key = text.partition(":")[0]
     lines = [line for line in base.splitlines() if not line.startswith(f"{key}:")]

@@ -33,7 +33,7 @@ def fill(folder, keys):
 
 
 def check_rows(cache, keys):
-    """Check what the cache has for these keys."""
+    """Check the rows of these keys in the cache."""
     positions = cache.positions(keys)
     assert (positions >= 0).all()
     for position, key in zip(positions, keys):
@@ -77,7 +77,7 @@ FLIPS = {  # of a value in the file: its bytes, and the bit to flip
 
 
 @pytest.mark.parametrize("kind", FLIPS)
-def test_a_flipped_bit_costs_one_row(tmp_path, capsys, kind):
+def test_a_flipped_bit_invalidates_one_row(tmp_path, capsys, kind):
     (value, bit), _ = FLIPS[kind], fill(tmp_path, KEYS)
     (file,) = tmp_path.glob("*.arrow")
     data = bytearray(file.read_bytes())
@@ -88,14 +88,14 @@ def test_a_flipped_bit_costs_one_row(tmp_path, capsys, kind):
     assert computed in (["key 7"], ["key 36"])
     check_rows(cache, KEYS)
     said = capsys.readouterr().out.splitlines()
-    assert len(said) <= 1 and all(str(tmp_path) in line and line.startswith("1 ") for line in said)
+    assert len(said) <= 1 and all(line.startswith("1 ") and str(tmp_path) in line for line in said)
     cache, computed = fill(tmp_path, KEYS)  # the damaged row is still there, but not used
     assert computed == [] and capsys.readouterr().out == ""
     check_rows(cache, KEYS)
     assert fill(tmp_path, ["key 3", "key 50"])[1] == ["key 50"]
 
 
-def test_random_damage_never_comes_through(tmp_path):
+def test_random_damage_is_never_read(tmp_path):
     fill(tmp_path, KEYS)
     (file,) = tmp_path.glob("*.arrow")
     whole, rng = file.read_bytes(), random.Random(1)
@@ -110,7 +110,7 @@ def test_random_damage_never_comes_through(tmp_path):
 
 
 def test_caches_of_earlier_versions_stay_valid(tmp_path):
-    """They have no checksums."""
+    """Their rows have no checksums."""
     features = datasets.Features({"key": datasets.Value("string"), **FEATURES})
     with ArrowWriter(path=str(tmp_path / "before.arrow"), features=features, writer_batch_size=32) as writer:
         for key in KEYS[:20]:
@@ -122,7 +122,7 @@ def test_caches_of_earlier_versions_stay_valid(tmp_path):
     assert fill(tmp_path, KEYS)[1] == []
 
 
-def test_a_new_run_removes_what_a_killed_one_left(tmp_path):
+def test_a_new_run_removes_files_of_a_killed_one(tmp_path):
     fill(tmp_path / "latents", KEYS[:2])
     (file,) = (tmp_path / "latents").glob("*.arrow")
     left = file.with_name(f".{file.name}.tmp")

@@ -9,7 +9,7 @@ from hypernet.data.captions import (
     caption_notes,
     check_word_regex,
     has_words,
-    read_text,
+    read_any_encoding,
     read_texts,
 )
 from hypernet.utils.errors import UserError
@@ -34,7 +34,7 @@ def test_refuses_a_bad_word_regex(pattern, named):
         check_word_regex(pattern)
 
 
-def test_knows_file_names_without_words():
+def test_recognizes_file_names_without_words():
     cameras = [
         "IMG_2034",
         "DSC00012",
@@ -46,7 +46,9 @@ def test_knows_file_names_without_words():
     ]
     programs = ["Screenshot 2024-01-03 at 10.11.12", "WhatsApp Image 2023-05-06", "final_FINAL_v2 (1)", "download (3)"]
     hashes = ["3f9a8cde1e", "a3", "v2", "d41d8cd98f00b204e9800998ecf8427e"]
-    assert not any(map(has_words, cameras + programs + hashes))
+    generators = ["ComfyUI_00012_", "ComfyUI_temp_qwert_00001_", "00012-1234567890", "xyz_grid-0001-77", "txt2img_3"]
+    generators += ["ChatGPT Image Apr 1, 2025, 10_20_30 AM", "Gemini_Generated_Image_k3xab2kx"]
+    assert not any(map(has_words, cameras + programs + generators + hashes))
     words = [
         "a cat",
         "red_cat_0042",
@@ -67,16 +69,19 @@ def test_notes_on_captions_from_file_names():
     assert "2 of 3" in mixed and '"a dog"' in mixed
     mixed, wordless = caption_notes(["by hand", "a dog", "IMG_1", "IMG_2"], [True, False, False, False])
     assert "3 of 4" in mixed and "2," in wordless and '"IMG_1"' in wordless
+    (mixed,) = caption_notes(["by hand", "", "a dog"], [True, False, False])
+    assert "1 of 3" in mixed and '"a dog"' in mixed
+    assert caption_notes(["by hand", ""], [True, False]) == []  # an empty caption has its own note
 
 
 def test_reads_text_with_a_byte_order_mark(tmp_path):
     text = "ein Haus, grün\nund 猫 🐈"
     for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-32"):
         (tmp_path / "a.txt").write_bytes(text.replace("\n", "\r\n").encode(encoding))
-        assert read_text(tmp_path / "a.txt") == text
+        assert read_any_encoding(tmp_path / "a.txt") == text
     for data in ("\ufeffgrün".encode("utf-16-be"), "\ufeffgrün".encode("utf-32-be")):
         (tmp_path / "a.txt").write_bytes(data)
-        assert read_text(tmp_path / "a.txt") == "grün"
+        assert read_any_encoding(tmp_path / "a.txt") == "grün"
 
 
 def test_counts_texts_that_cannot_be_read(tmp_path):
@@ -89,11 +94,11 @@ def test_counts_texts_that_cannot_be_read(tmp_path):
     with pytest.raises(UserError) as error:
         read_texts(paths)
     encoding, nul, damaged = re.split("; (?=/)", str(error.value))
-    assert encoding.startswith(f"{paths[0]}: ") and "UTF-8 text (byte 2)" in encoding and "1 others" in encoding
+    assert encoding.startswith(f"{paths[0]}: ") and "UTF-8 text (byte 2)" in encoding and "1 other)" in encoding
     assert nul.startswith(f"{paths[1]}: ") and "NUL" in nul and "2 others" in nul
     assert damaged.startswith(f"{paths[5]}: ") and "UTF-16" in damaged and "others" not in damaged
     paths[2].write_bytes(b"a" * 100_000)
     with pytest.raises(UserError, match=f"^{paths[2]}: .*larger than"):
         read_texts(paths[2:3])
     with pytest.raises(UserError, match=f"^{paths[1]}: .*NUL"):
-        read_text(paths[1])
+        read_any_encoding(paths[1])

@@ -127,7 +127,7 @@ def test_a_flipped_bit_in_the_cache_is_never_trained_on(epsilon_models, images_d
         dataset, _ = encode(epsilon_models, config)
         return [one(dataset, epoch, index) for epoch in range(3) for index in range(8)]
 
-    def same(a, b):  # but for the rounding of another batch size
+    def same(a, b):  # except for the rounding of another batch size
         states = (batch["conditions"]["encoder_hidden_states"] for batch in (a, b))
         drawn = all(torch.equal(a[name], b[name]) for name in ("noise", "timesteps", "weights"))
         return drawn and torch.allclose(a["latents"], b["latents"], atol=1e-5) and torch.allclose(*states, atol=1e-5)
@@ -174,7 +174,7 @@ def notes(lines):
     return [line for line in lines if line.startswith("note: ")]
 
 
-def test_says_which_prompts_and_captions_it_trains_on(tmp_path):
+def test_prints_example_prompts_and_caption_notes(tmp_path):
     folder = tmp_path / "images"
     names = ("a cat", "b dog", "IMG_2034", "a cow", "a \x1b[31m pig")
     for number, name in enumerate(names):

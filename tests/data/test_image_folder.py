@@ -131,9 +131,10 @@ def test_notes_what_may_be_a_mistake(tmp_path):
     (tmp_path / "metadata.csv").write_text("file_name,text\nd.png,x\na.png,y\n")
     folder = read_image_folder(tmp_path)
     assert folder.captions == [("a caption",)]
-    unsupported, unknown, orphan = folder.notes
+    unsupported, unknown, overridden, orphan = folder.notes
     assert ".heic" in unsupported and "1" in unsupported
     assert unknown.startswith(f"{tmp_path / 'metadata.csv'}: 1 of 2 ") and "d.png" in unknown
+    assert overridden.startswith("1 ") and str(tmp_path / "a.TXT") in overridden
     assert orphan.startswith("1 .txt") and str(tmp_path / "b.txt") in orphan
 
 
@@ -156,17 +157,18 @@ UNREAD += ["metadata.json1", "metadata.parquet", "captions.csv", "a.caption.txt"
 
 
 @pytest.mark.parametrize("name", UNREAD)
-def test_notes_captions_that_nobody_reads(tmp_path, name):
+def test_notes_captions_that_are_not_read(tmp_path, name):
     write_image(tmp_path / "a.png")
     (tmp_path / name).write_text("a cat")
     (note,) = read_image_folder(tmp_path).notes
     assert note.startswith(f"1 {os.path.splitext(name)[1]} ") and str(tmp_path / name) in note
+    assert ("rename to metadata.jsonl" in note) == (name == "Metadata.jsonl")
     if not name.endswith(".txt"):
-        (tmp_path / "a.txt").write_text("its caption")  # then the other file is not missed
+        (tmp_path / "a.txt").write_text("its caption")  # then the other file is not needed
         assert read_image_folder(tmp_path).notes == []
 
 
-def test_other_files_are_no_captions(tmp_path):
+def test_ignores_other_files(tmp_path):
     write_image(tmp_path / "a.png")
     for name in ("prepare.jsonl", "README.md", "a.npz", ".a.json", "a.xmp", "b.yaml"):
         (tmp_path / name).write_text("")

@@ -57,9 +57,9 @@ def test_reads_the_first_frame_of_an_animation():
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP", "JPEG"])
-def test_turns_images_as_pillow_does(format):
+def test_rotates_images_as_pillow_does(format):
     exif = Image.Exif()
-    for orientation in range(1, 10):  # 9 is none
+    for orientation in range(1, 10):  # 9 is invalid
         exif[0x0112] = orientation
         data = stored(IMAGE.resize((64, 40)), format, exif=exif)
         expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
@@ -67,7 +67,7 @@ def test_turns_images_as_pillow_does(format):
         same(data, expected.convert("RGB"))
 
 
-def test_odd_metadata_do_not_matter():
+def test_ignores_odd_metadata():
     small = IMAGE.resize((64, 40))
     odd = {0x011A: (10, b"\xff\xff\xff\xff\0\0\0\0"), 0x0131: (12, b"\0" * 6 + b"\xf8\x7f"), 0x8769: (4, b"\xff" * 4)}
     for tag, (kind, value) in odd.items():  # a resolution of -1/0, a program called NaN, a table that lies nowhere
@@ -111,7 +111,7 @@ def test_reads_the_photos_of_large_cameras():
         read_image(png_without_pixels(100, 100))
 
 
-def test_pillows_limits_return_after_threads(monkeypatch):
+def test_restores_pillows_limits_after_threads(monkeypatch):
     before, seen = Image.MAX_IMAGE_PIXELS, []
     decode = image_io._decode
 

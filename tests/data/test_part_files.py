@@ -1,4 +1,4 @@
-"""Files of a shared cache: whose temporary files are removed, and when."""
+"""Files of a shared cache: which temporary files are removed, and when."""
 
 import os
 import signal
@@ -29,7 +29,7 @@ def test_files_in_use_are_kept(tmp_path):
             for _ in range(2):
                 remove_abandoned(tmp_path)
                 assert temporary.exists()
-                age(temporary, 2 * UNTOUCHED)  # a process that sleeps
+                age(temporary, 2 * UNTOUCHED)  # as if the process had been suspended
         assert first.exists() and first != second
     assert names(folder) == [first.name]
 

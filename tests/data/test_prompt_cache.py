@@ -20,8 +20,8 @@ def test_encodes_at_each_step_without_room_in_the_cache(epsilon_models, images_d
     assert dataset.is_cached
 
 
-def test_older_caches_count_except_for_prompts_that_were_read_differently(epsilon_models, tmp_path):
-    """A cache of the version before quotes, ligatures and full-width letters became plain, marked by its values."""
+def test_reuses_older_caches_except_for_prompts_read_differently(epsilon_models, tmp_path):
+    """The cache is of a version that did not yet replace quotes, ligatures and full-width letters."""
     prompts = ["a cat", "a \u201ccat\u201d"]
     cache = RowCache(
         tmp_path / f"prompts-{CACHE_VERSION}-{text_hash(epsilon_models)}", {"prompt_embeds": FLOATS, "pooled": FLOATS}

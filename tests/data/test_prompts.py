@@ -72,7 +72,7 @@ def test_unknown_placeholders_get_one_note(template, unknown):
     assert len(notes) == bool(unknown) and all(word in note for word in unknown for note in notes)
 
 
-def test_brackets_that_weigh_words_are_no_placeholders():
+def test_emphasis_brackets_are_not_placeholders():
     assert unknown_placeholders("[dark] [caption]") == ["[dark]", "[caption]"]
     assert unknown_placeholders("[dark] [caption]", brackets_weigh=True) == ["[caption]"]
 

@@ -115,7 +115,7 @@ def test_validation_folder(models_dir, images_dir, mixed_dir, tmp_path):
         source, open_validation_folder(config), records, config, 8
     )
     assert len(validation) == 6 and training == records
-    assert validation_source.notes[-1].startswith("1 images of --validation_data_dir")
+    assert validation_source.notes[-1].startswith("1 image of --validation_data_dir")
     assert "trained on" not in {validation_source.label(record.row) for record in validation}
     shutil.rmtree(folder)
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""What a run can do without may fail: tables, plots, trackers, previews, the console. The weights are saved."""
+"""Tables, plots, trackers, previews and the console may fail without ending a run. The weights are saved."""
 
 import contextlib
 import json

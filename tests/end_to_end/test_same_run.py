@@ -1,4 +1,4 @@
-"""What a resumed run takes for the same run: moved projects, other contents, commands repeated, damaged best states."""
+"""When a run counts as the same: moved projects, changed contents, repeated commands, damaged best states."""
 
 import json
 import re
@@ -89,7 +89,7 @@ def edit_progress(folder, change):
 
 
 def as_by_an_earlier_version(out):
-    """Leave out of a run's folder what earlier versions did not save."""
+    """Remove from a run's folder what earlier versions did not save."""
     for folder in (out / "checkpoints").iterdir():
         edit_progress(folder, lambda progress: [progress.pop(key) for key in ("trained_with", "grad_norms")])
     record = json.loads((out / "run.json").read_text())
@@ -98,7 +98,7 @@ def as_by_an_earlier_version(out):
 
 
 @pytest.mark.parametrize("earlier_version", [False, True])
-def test_a_moved_and_renamed_project_goes_on_exactly(finished, project, earlier_version):
+def test_a_moved_and_renamed_project_resumes_exactly(finished, project, earlier_version):
     forget_step_4(project)
     template = project / "moved.txt"
     if earlier_version:
@@ -137,6 +137,18 @@ def test_another_base_model_is_refused(finished, project):
             train_in(project, 6)
         shutil.rmtree(model / part)
         shutil.copytree(finished / "model" / part, model / part)
+    for changed in ("unet/config.json", "tokenizer/tokenizer.json"):
+        content = json.loads((model / changed).read_text(encoding="utf-8"))
+        if changed.startswith("unet"):
+            content["norm_num_groups"] //= 2
+        else:  # two words trade places
+            words = content["model"]["vocab"]
+            (one, i), (two, j) = list(words.items())[300:302]
+            words.update({one: j, two: i})
+        (model / changed).write_text(json.dumps(content), encoding="utf-8")
+        with pytest.raises(UserError, match=rf"--output_dir .*{named} .*--init_from \S+step-000004"):
+            train_in(project, 6)
+        shutil.copy(finished / "model" / changed, model / changed)
     assert files_below(project / "out") == before
     as_by_an_earlier_version(project / "out")
     other.unet.save_pretrained(model / "unet")
@@ -159,7 +171,7 @@ def test_other_images_captions_or_templates_in_the_same_place_are_noted(project)
         assert "validation images, never trained on: 2 " in printed  # of nine images, it would be three
 
 
-def test_batch_accumulation_and_precision_may_change_with_a_word(project):
+def test_batch_size_accumulation_and_precision_may_change_with_a_message(project):
     shutil.copytree(project / "out", project / "copy")
     # Accelerate's count of batches, which would shift the updates, is among these
     (project / "copy" / "checkpoints" / "step-000004" / "random_states_0.pkl").unlink()
@@ -197,7 +209,7 @@ def test_the_same_command_resumes_although_it_overwrites_or_goes_back(project):
     assert resumed_at(train_in(project, 5, "--overwrite", "--seed=1", back)) == 4
 
 
-def test_a_run_that_is_killed_before_it_has_gone_back_goes_back_the_next_time(project, kill):
+def test_a_run_killed_before_it_has_gone_back_goes_back_next_time(project, kill):
     back = "--resume_from_checkpoint=step-000002"
     kill(checkpoint.Checkpointer, "load", project, 4, back)
     assert resumed_at(train_in(project, 4, back)) == 2
@@ -230,7 +242,7 @@ def test_a_damaged_best_state_is_recovered(finished, project, file):
     assert step_of(best) == step
 
 
-def test_a_best_state_that_is_lost_is_looked_for_anew(project):
+def test_the_search_for_a_lost_best_state_starts_over(project):
     def have_best_at_3(progress):
         progress["guard"].update(best_step=3, best_loss=0.0)
 
@@ -253,7 +265,7 @@ def test_step_0_is_measured_once(finished, project, kill):
         assert tables[0].read_bytes() == tables[1].read_bytes()
 
 
-def test_what_a_full_disk_leaves_is_said(project, monkeypatch):
+def test_a_full_disk_ends_with_what_is_saved(project, monkeypatch):
     def full_disk(*_):
         raise OSError(28, "No space left on device")
 

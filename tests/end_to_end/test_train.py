@@ -272,7 +272,7 @@ def test_another_run_in_the_folder_is_refused_and_untouched(models_dir, images_d
     assert (tmp_path / "run/config.json").read_text() == before
 
 
-def test_notes_name_what_is_most_likely_not_meant_and_the_last_line_has_the_words(models_dir, images_dir, tmp_path):
+def test_notes_name_probable_mistakes_and_the_last_line_has_the_words(models_dir, images_dir, tmp_path):
     flags = [
         "--max_train_steps=1",
         "--name=ink",

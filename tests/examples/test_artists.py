@@ -17,7 +17,7 @@ CIRCLE = '<circle cx="16" cy="16" r="{radius}" fill="#{color:06x}"/>'
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
-    """Eight sets in which every subject is a colored circle; the last lacks the dog and calls the fire engine otherwise."""
+    """Eight sets of colored circles as subjects; the last has no dog and another name for the fire engine."""
     patch, folder = pytest.MonkeyPatch(), tmp_path_factory.mktemp("sets")
     for number, hand in enumerate(sets.HANDS):
         icons = {}

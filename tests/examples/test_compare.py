@@ -101,7 +101,7 @@ def test_overwriting_that_is_stopped_at_once_can_be_repeated(tmp_path, models_di
         assert failed and json.loads(record.read_text())["activation"] == "relu"
     failed, record = train(ProcessWithin, activation="mish", seed=1)
     assert not failed and json.loads(record.read_text())["activation"] == "mish"
-    failed, record = train(ProcessWithin, activation="mish", seed=1, max_train_steps=2)  # goes on
+    failed, record = train(ProcessWithin, activation="mish", seed=1, max_train_steps=2)  # resumes
     assert not failed and "step-000001" in said()
 
 

@@ -84,17 +84,19 @@ def test_values_are_text_and_names_are_those_of_earlier_versions(tmp_path, model
         ("activation: [relu, {a: b}]", "activation.*mapping"),
         ("validation_prompt: [[a cat, ]]\n  lora: [[a, [b]]]", "lora, item 2"),
         ("validation_prompt: [[a cat, null]]", "validation_prompt, item 2.*empty"),
+        ("seed:\n    -\n    - 1", "seed, item 1.*empty"),
+        ("config: [a.yaml, b.yaml]", "config: ((?!did you mean).)*$"),
         ("learning_rate: [1.0e-3, 0.001]", "learning_rate=0.001"),
     ],
 )
-def test_refuses_values_that_are_no_text(tmp_path, models_dir, images_dir, grid, named):
+def test_refuses_values_that_are_not_text(tmp_path, models_dir, images_dir, grid, named):
     path = write_yaml(tmp_path / "grid.yaml", **required_options(models_dir, images_dir))
     path.write_text(path.read_text() + f"grid:\n  {grid}\n")
     with pytest.raises(UserError, match=named):
         read_grid(path, tmp_path / "out")
 
 
-def test_an_output_folder_that_is_no_name_is_refused_by_its_option(tmp_path, models_dir, images_dir):
+def test_an_error_on_the_output_folders_name_names_its_option(tmp_path, models_dir, images_dir):
     path = write_yaml(tmp_path / "grid.yaml", **required_options(models_dir, images_dir), grid={"seed": [1, 2]})
     with pytest.raises(UserError, match="--output_dir .*None"):
         read_grid(path, tmp_path / "None")

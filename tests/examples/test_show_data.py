@@ -65,7 +65,7 @@ def test_show_data(models_dir, mixed_dir, tmp_path, capsys):
     assert "Encoding" not in printed.err  # the scaling factor is not part of what is cached
     assert "nothing suspicious" in printed.out
 
-    # a folder without per-image problems but with a file that nobody reads
+    # a folder without per-image problems but with a file that is not read
     (folder / "captions.jsonl").write_text("")
     Image.open(folder / "0.png").rotate(90).save(folder / "IMG_2034.png")
     show_data.main(["--sheet", str(sheet), *flags])

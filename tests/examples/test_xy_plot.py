@@ -104,7 +104,7 @@ def test_generates_again_with_a_retrained_hypernetwork(models_dir, tmp_path):
         assert counts(run_main(xy_plot, flags)[0]) == expected
 
 
-def test_names_that_no_tag_can_hold(models_dir, hypernetworks_dir, tmp_path):
+def test_names_that_a_tag_cannot_hold(models_dir, hypernetworks_dir, tmp_path):
     """The grid is made whatever the files are called, and generate.py reads the PNGs' prompts back."""
     folder = tmp_path / "runs [v2]"
     folder.mkdir()
@@ -168,7 +168,7 @@ def test_refuses(tmp_path, flags, named):
         (["prompt", "a cat", "0,5"], None),
     ],
 )
-def test_notes_what_is_most_likely_not_meant(capsys, words, noted):
+def test_notes_values_that_are_probably_mistakes(capsys, words, noted):
     xy_plot.print_axis_notes("--x", *words)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == (noted is not None) and all(noted in line for line in lines)

@@ -52,7 +52,7 @@ def test_reads_the_config_of_a_hypernetwork_only(tmp_path):
         {"train_batch_size": 10**400},
     ],
 )
-def test_an_option_that_no_run_can_have_is_one_error(tmp_path, options):
+def test_an_impossible_option_is_one_error(tmp_path, options):
     (tmp_path / "run.json").write_text(json.dumps({"name": "style", **options}))
     with pytest.raises(UserError, match=f"^{tmp_path / 'run.json'}: {next(iter(options))}"):
         find_run_options(tmp_path)
@@ -65,6 +65,6 @@ def test_options_of_every_run_are_read(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["[]", "7", "{", "", "[" * 100_000])
-def test_other_files_called_run_json_are_no_runs(tmp_path, content):
+def test_other_files_called_run_json_are_not_runs(tmp_path, content):
     (tmp_path / "run.json").write_text(content)
     assert find_run_options(tmp_path) == {}

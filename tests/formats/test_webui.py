@@ -136,11 +136,12 @@ def test_a_missing_activate_output_is_true_and_none_is_false(tmp_path, given, ex
     assert load_webui(tmp_path / "a.pt").config.activate_output is expected
 
 
-@pytest.mark.parametrize("upsample", [None, "Linear"])
-def test_names_residual_files_of_the_extension(tmp_path, upsample):
+@pytest.mark.parametrize("upsample, given", [(None, True), ("Linear", True), ("Linear", None)])
+def test_names_residual_files_of_the_extension(tmp_path, upsample, given):
     state = {f"linear.{i}.linear.0.{name}": torch.ones(2) for i in (0, 1) for name in ("weight", "bias")}
     state |= {f"linear.{i}.upsample_layer.weight": torch.ones(2) for i in (0, 1) if upsample}
-    torch.save({10: (state, state), "skip_connection": True, "upsample_linear": upsample}, tmp_path / "a.pt")
+    fields = {"skip_connection": given, "upsample_linear": upsample} if given else {}  # the field may be missing
+    torch.save({10: (state, state), **fields}, tmp_path / "a.pt")
     for read in (hypernet.load, hypernet.inspect):
         with pytest.raises(NotAHypernetwork, match="a.pt: .*skip_connection") as error:
             read(tmp_path / "a.pt")

@@ -160,7 +160,7 @@ def test_finds_what_tag_name_returns(folder):
     assert split_prompt(write_tag(folder / "ink" / "checkpoints" / "step-000020", 0.25)) == ("", [("ink-20", 0.25)])
 
 
-def test_reads_long_prompts_in_time_that_grows_with_their_length():
+def test_reads_long_prompts_in_linear_time():
     prompt = "<a:" * 100_000
     started = time.process_time()
     assert split_prompt(prompt) == (prompt, []) and time.process_time() - started < 5

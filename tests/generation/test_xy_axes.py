@@ -54,7 +54,7 @@ def test_orders_and_labels_checkpoints(tmp_path):
 
 @pytest.mark.parametrize("pattern", ["{}/checkpoints/*", "{}/check*/step-[0-9]", "{}/*/*/"])
 @pytest.mark.parametrize("run", ["style [v2]", "[a]", "x*y", "what?[!b]", "plain"])
-def test_folders_in_patterns_are_taken_as_they_stand(tmp_path, monkeypatch, run, pattern):
+def test_folders_in_patterns_are_literal(tmp_path, monkeypatch, run, pattern):
     for name in (run, "style v", "a", "xyz"):  # others, that the run's name would match as a pattern
         for step in ("step-1", "step-2"):
             (tmp_path / name / "checkpoints" / step).mkdir(parents=True)
@@ -74,7 +74,7 @@ def test_brackets_are_literal_if_nothing_matches_otherwise(tmp_path, pattern):
     assert parse_axis("--x", ["checkpoint", f"{tmp_path}/{pattern}"]).values == (f"{tmp_path}/style [v2]-b/step-[1]",)
 
 
-def test_labels_of_names_that_are_not_text():
+def test_labels_names_that_are_not_unicode():
     (label,) = parse_axis("--x", ["checkpoint", "in\udcffk.pt"]).labels
     assert label == "in?k"
 

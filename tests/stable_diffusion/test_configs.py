@@ -1,4 +1,4 @@
-"""Configs with entries that cannot be right are refused where they are read; those of real models are not."""
+"""Configs with impossible entries are refused when they are read; those of real models are accepted."""
 
 import os
 
@@ -58,7 +58,7 @@ def test_accepts_odd_but_valid_entries():
         (None, "max_position_embeddings", 10**9),
     ],
 )
-def test_refuses_entries_that_cannot_be_right(model_class, key, value):
+def test_refuses_impossible_entries(model_class, key, value):
     with pytest.raises(ValueError, match=key):
         check_config({key: value}, model_class)
 
@@ -75,7 +75,7 @@ def test_refuses_entries_that_cannot_be_right(model_class, key, value):
         {"force_zeros_for_empty_prompt": {}},
     ],
 )
-def test_refuses_parts_that_are_no_classes_of_the_libraries(entry):
+def test_refuses_parts_that_are_not_library_classes(entry):
     with pytest.raises(ValueError, match=next(iter(entry))):
         check_index({**INDEX, **entry})
 
@@ -86,7 +86,7 @@ def test_reads_no_pipe(tmp_path):
         read_config(str(tmp_path), None, VAE)
 
 
-def test_an_original_config_cannot_multiply_itself():
+def test_refuses_aliases_in_an_original_config():
     assert parse_original_config("model: {params: {a: 1}}") == {"model": {"params": {"a": 1}}}
     lists = "a0: &a0 [x]\n" + "".join(f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 9)}]\n" for i in range(20))
     for text in (

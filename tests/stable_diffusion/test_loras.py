@@ -190,7 +190,7 @@ def test_splits_path_and_scale():
     assert absolute_lora("somebody/ink:0.5") == "somebody/ink:0.5"
 
 
-def test_a_tag_holds_any_name():
+def test_writes_a_tag_for_any_name():
     assert write_lora_tag("a/ink.safetensors", 0.5) == "<lora:ink:0.5>"
     assert write_lora_tag("a/we:ird>1.safetensors", 1) == "<lora:we_ird_1:1>"
 

@@ -65,7 +65,7 @@ def test_a_config_with_an_entry_of_another_type_works_or_is_one_error(models_dir
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"[" * 100_000, b"\xff\xfe", b"null"])
 @pytest.mark.parametrize("file", ["model_index.json", "unet/config.json", "scheduler/scheduler_config.json"])
-def test_a_config_that_is_no_object_is_one_error(models_dir, tmp_path, file, content):
+def test_a_config_that_is_not_an_object_is_one_error(models_dir, tmp_path, file, content):
     shutil.copytree(models_dir / "epsilon", tmp_path / "model", copy_function=os.link)
     (tmp_path / "model" / file).unlink()
     (tmp_path / "model" / file).write_bytes(content)

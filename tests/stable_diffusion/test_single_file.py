@@ -165,7 +165,7 @@ def test_refuses_other_files(files, file, named):
 
 
 def bombs():
-    """Return contents of .ckpt files that would take for ever, run code, or fail in odd ways."""
+    """Return contents of .ckpt files that would take forever, run code, or fail in odd ways."""
     key, cycle = b"X\x0a\x00\x00\x00state_dict", {}
     cycle["state_dict"] = cycle
     yield "cycle", saved(cycle)
@@ -194,7 +194,7 @@ def with_pickle(pickled):
 
 
 @pytest.mark.parametrize("as_vae", [False, True])
-def test_a_damaged_ckpt_is_one_error_and_soon(models_dir, tmp_path, as_vae):
+def test_a_damaged_ckpt_is_one_quick_error(models_dir, tmp_path, as_vae):
     for name, content in bombs():
         path = tmp_path / f"{name}.ckpt"
         path.write_bytes(content)

@@ -133,7 +133,7 @@ def test_curly_quotes_ligatures_and_full_width_letters_are_read_as_plain_ones(mo
     for name in ("epsilon", "xl"):
         found, expected = encode_prompts(models[name], [curly, straight])
         assert torch.equal(found.tokens, expected.tokens)
-    weighted = with_options(models["epsilon"], prompt_emphasis=True)  # full-width brackets are no syntax
+    weighted = with_options(models["epsilon"], prompt_emphasis=True)  # full-width brackets are not syntax
     assert torch.equal(
         encode_prompts(weighted, [curly])[0].tokens, encode_prompts(models["epsilon"], [curly])[0].tokens
     )

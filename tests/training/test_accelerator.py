@@ -1,4 +1,4 @@
-"""Threads that the user has chosen, and processes that wait for one another."""
+"""Numbers of threads chosen by the user, and processes that wait for one another."""
 
 import os
 import socket
@@ -18,7 +18,7 @@ from tests.helpers.scripts import REPO
         (["accelerate", "launch"], {"OMP_NUM_THREADS": "1"}, True),
         (["accelerate", "launch", "--num_cpu_threads_per_process=1"], {}, True),
         (["-m", "torch.distributed.run"], {"OMP_NUM_THREADS": "1"}, True),
-        (["bash"], {"OMP_NUM_THREADS": "1"}, False),  # no launcher, so nothing has changed it since
+        (["bash"], {"OMP_NUM_THREADS": "1"}, False),  # not a launcher, so nothing has changed it
     ],
 )
 def test_threads_are_chosen_in_the_environment_of_the_launcher(monkeypatch, words, environment, chosen):

@@ -77,13 +77,13 @@ def test_parse_errors_mark_the_place(text, marked):
 @pytest.mark.parametrize(
     "text, meant", [("1,5e-5", "1.5e-5"), ("0,0001", "0.0001"), ("1e-4:9, 2,5e-6:20", "2.5e-6:20")]
 )
-def test_a_decimal_comma_is_named(text, meant):
+def test_names_a_decimal_comma(text, meant):
     with pytest.raises(ScheduleError) as error:
         parse_schedule(text, 100)
     assert meant in str(error.value)
 
 
-def test_values_that_a_run_does_not_come_to():
+def test_finds_values_that_a_run_never_reaches():
     assert unreached_values("1e-4:50, 1e-5:200, 1e-6", 50) == [1e-5, 1e-6]
     assert unreached_values("1e-4:50, 1e-5:200", 51) == unreached_values("1e-4", 5) == []
     assert [schedule_end(text) for text in ("1e-4", "1e-4:50, 1e-5", "1e-4:50, 1e-5:-1", "1e-4:5,")] == [None] * 3 + [5]
@@ -105,12 +105,12 @@ def pieces_by_the_rules(text, max_steps):
         if step is not None and step != -1 and step < 1:
             return number
         if ended:
-            return number  # nothing may stand behind a part that runs to the end
+            return number  # nothing may follow a part that runs to the end
         if step in (None, -1):
             ended, step = True, max(max_steps, last + 1)
         if step <= last:
             return number
-        if last < max_steps:  # what lies beyond is checked, and left out
+        if last < max_steps:  # later parts are checked, then ignored
             pieces.append((float(match[1]), min(step, max_steps)))
         last = step
     return tuple(pieces)
@@ -204,6 +204,9 @@ def test_clipping_schedule_follows_the_mode():
         (["--lr_power=2"], "--lr_power 2.0: .*polynomial"),
         (["--lr_scheduler=polynomial", "--learning_rate=1e-9"], "--lr_scheduler polynomial: "),
         (["--learning_rate=0"], "--learning_rate 0: "),
+        (["--learning_rate=0,5"], "^--learning_rate .*1e-5"),
+        (["--max_grad_norm=0,5"], "^--max_grad_norm ((?!1e-5).)*$"),
+        (["--clip_grad_mode=value", "--max_grad_value=0,5"], "^--max_grad_value ((?!1e-5).)*$"),
         (["--lr_scheduler=linear", "--lr_warmup_steps=50", "--max_train_steps=50"], "--lr_warmup_steps 50: "),
     ],
 )

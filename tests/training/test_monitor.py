@@ -1,4 +1,4 @@
-"""What a run says of itself when it ends."""
+"""The summary that a run prints when it ends."""
 
 import types
 from pathlib import Path

@@ -102,6 +102,7 @@ def test_optimizers_of_torch_that_cannot_train_are_refused():
         (["--optimizer=AdamV"], r"--optimizer AdamV: .*Adam"),
         (["--optimizer=SGD", "--adam_beta1=0.5"], "--adam_beta1 0.5: .*SGD.* betas"),
         (["--optimizer_args", "momentum=0.9"], "--optimizer_args momentum: .*AdamW.* betas"),
+        (["--optimizer=SGD", "--optimizer_args", "momentum=0,9"], "--optimizer_args momentum=0,9: .*momentum=0[.]9"),
         (["--optimizer_args", "momentum"], "--optimizer_args momentum: .*name=value"),
         (["--optimizer=SGD", "--optimizer_args", "nesterov=true"], "--optimizer SGD: .*momentum"),
     ],

@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from hypernet.data.image_index import ImageRecord
-from hypernet.training.run_identity import RunIdentity, TrainedWith, data_contents, model_contents
+from hypernet.training.run_identity import (
+    RunIdentity,
+    TrainedWith,
+    count_changes,
+    data_contents,
+    image_digests,
+    model_contents,
+)
 from tests.helpers.tiny_models import open_models
 
 PLACES = {"train_data_dir": "/a/images", "dataset_name": None, "template": "/a/lines.txt", "validation_data_dir": None}
@@ -24,17 +31,17 @@ def compare(contents, before=CONTENTS, batches="", **places):
     "option, value",
     [("train_data_dir", "/b"), ("template", "style"), ("lora", ["/b:1"]), ("pretrained_model_name_or_path", "a/b")],
 )
-def test_only_what_lies_in_a_place_counts(option, value):
+def test_only_contents_count(option, value):
     kinds = {"train_data_dir": "images", "template": "templates", "lora": "LoRAs"}
     kind = kinds.get(option, "UNet")
     assert compare({}, **{option: value}) == ([], None)
     assert compare({kind: "9 z"}, **{option: value})[0] == [option]
     unknown = {name: content for name, content in CONTENTS.items() if name != kind}
-    assert compare({}, unknown) == ([], None)  # by an earlier version
+    assert compare({}, unknown) == ([], None)  # of an earlier version
     assert compare({}, unknown, **{option: value})[0] == [option]
 
 
-def test_what_has_changed_in_its_place_is_noted_unless_it_is_the_model():
+def test_changes_in_place_are_noted_except_those_of_the_model():
     model = "pretrained_model_name_or_path"
     for kind, option in [("UNet", model), ("VAE", model), ("LoRAs", "lora")]:
         assert compare({kind: "z"})[0] == [option]
@@ -70,6 +77,38 @@ def test_images_and_captions_do_not_depend_on_names_and_order():
     records[1].row = 0  # another caption
     changed = data_contents(Source, records, [], Options)
     assert changed["images"] == contents["images"] and changed["captions"] != contents["captions"]
+
+
+@pytest.mark.parametrize(
+    "now, images, captions",
+    [
+        (["a x", "b y", "c z"], 0, 0),
+        (["a x", "b y", "d z"], 1, 0),  # c replaced in place
+        (["a x", "b w", "d z"], 1, 1),  # and another caption changed
+        (["a x", "b y", "d w"], 1, 1),  # and its own
+        (["a y", "b x", "c z"], 0, 2),
+        (["a x", "b y"], 0, 0),
+        (["a x", "b w"], 0, 1),
+        (["a x", "b y", "c z", "d w"], 1, 0),
+        (["a x", "a x", "b y", "c z"], 1, 0),  # a copy
+        ([], 0, 0),
+    ],
+)
+def test_counts_changed_images_and_captions(now, images, captions):
+    assert count_changes(["a x", "b y", "c z"], now) == (images, captions)
+
+
+def test_the_note_counts_changed_images_and_captions():
+    records = [ImageRecord(row, f"{row}" * 64, 64, 64, False, (64, 64)) for row in range(3)]
+    identity = RunIdentity(PLACES, PLACES)
+    before = data_contents(Source, records, [], Options)
+    identity.before = TrainedWith(5, {}, before, [], "h", image_digests(Source, records))
+    records[0].sha256, records[1].row = "9" * 64, 2  # another image, and another image's caption
+    _, note = identity.compare(data_contents(Source, records, [], Options), "", image_digests(Source, records))
+    assert "1 of 3 images" in note and "1 of 3 captions" in note
+    assert identity.state_dict()["image_digests"] == image_digests(Source, records)
+    identity.before.image_digests = []  # of an earlier version
+    assert "3 then, 3 now" in identity.compare(data_contents(Source, records, [], Options))[1]
 
 
 def test_captions_that_no_template_uses_do_not_count(monkeypatch):

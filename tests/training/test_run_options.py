@@ -1,6 +1,7 @@
-"""What a command means for the run in its output folder, by options alone."""
+"""Compare a command with the run in its output folder, by options alone."""
 
 import json
+import shutil
 
 import pytest
 
@@ -24,7 +25,7 @@ def configure(project, *flags):
 
 
 def begin(project, *flags):
-    """Do to the folder what the start of a training does."""
+    """Start training in the folder, as far as its record is concerned."""
     config = configure(project, *flags)
     orders = read_orders(config)
     config.mixed_precision = config.mixed_precision or "no"  # Accelerate's setting
@@ -61,6 +62,23 @@ def test_overwrite_is_remembered_where_the_project_has_moved_to(project):
     begin(project, "--overwrite", f"--template={project / 'lines.txt'}")
     moved = project.rename(project.with_name("moved"))
     assert asked_for(moved, "--overwrite", f"--template={moved / 'lines.txt'}") == "latest"
+
+
+def test_overwrite_is_remembered_in_a_copy_of_the_project(project, tmp_path_factory, monkeypatch):
+    """Also with relative paths, whose targets in the original still exist."""
+    copy = tmp_path_factory.mktemp("elsewhere") / "copy"
+    flags = ["--pretrained_model_name_or_path=model", "--train_data_dir=./images", "--output_dir=run", "--overwrite"]
+    monkeypatch.chdir(project)
+    config = parse_config(flags)
+    orders = read_orders(config)
+    config.mixed_precision = "no"
+    folder = RunFolder(config)
+    folder.create(orders.overwrite, orders.begun_by)
+    assert not read_orders(parse_config(flags)).overwrite
+    shutil.copytree(project, copy)
+    monkeypatch.chdir(copy)
+    assert not read_orders(parse_config(flags)).overwrite
+    assert read_orders(parse_config([*flags, "--train_data_dir=model"])).overwrite
 
 
 def test_overwrite_with_another_folder_of_images_replaces(project):

@@ -1,4 +1,4 @@
-"""Signals become a wish to stop, which the run polls."""
+"""Signals become a flag that the run polls."""
 
 import signal
 

@@ -1,4 +1,4 @@
-"""What trackers are told about a run, and that a broken file or tracker costs no more than a line."""
+"""What trackers receive; a broken file or tracker prints one line and does not end the run."""
 
 import json
 import struct
@@ -103,5 +103,5 @@ def test_a_tracker_that_fails_is_reported_once_per_stretch(tmp_path, capsys):
         trackers.log({"loss": 1.0}, step)
     assert len(trackers.failures.lines) == 2
     assert capsys.readouterr().out.splitlines() == trackers.failures.lines
-    trackers.finish()  # which this one lacks
+    trackers.finish()  # a method that this tracker lacks
     assert accelerator.trackers == []

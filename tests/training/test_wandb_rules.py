@@ -1,4 +1,4 @@
-"""What W&B refuses is known before a run starts."""
+"""Values that W&B refuses are reported before a run starts."""
 
 import pytest
 

@@ -66,12 +66,12 @@ def test_failed_rows_are_written_later_and_reported_once(tmp_path):
     assert [row["step"] for row in log.rows()] == ["1", "2", "3"] and log.state_dict() == {}
     log.path.unlink()
     log.path.mkdir()
-    assert str(log.path) in log.append([4, 0.2])  # a second stretch
+    assert str(log.path) in log.append([4, 0.2])  # a second series of failures
     assert log.finish() is not None
 
 
 def test_a_locked_file_is_brought_up_to_date_by_a_later_process(tmp_path):
-    """What it lacks travels in the checkpoint: the rows, and that those of abandoned steps are to be deleted."""
+    """The checkpoint holds what it lacks: the rows, and which abandoned ones to delete."""
     fill(tmp_path / "a.csv", 4)
     (tmp_path / "a.csv").rename(tmp_path / "content")
     (tmp_path / "a.csv").mkdir()  # it can be neither read nor replaced
@@ -91,6 +91,23 @@ def test_a_locked_file_is_brought_up_to_date_by_a_later_process(tmp_path):
     assert second.roll_back_to(30) is None and second.state_dict() == {} and second.finish() is None
     rows = list(csv.DictReader((tmp_path / "a.csv").open(newline="")))
     assert [(row["step"], row["loss"]) for row in rows] == [("10", "1.0000000"), ("20", "0.5000000"), ("30", "0.5")]
+
+
+def test_rows_of_a_checkpoint_that_the_file_has_by_now_are_not_repeated(tmp_path):
+    """Each resume from the same checkpoint restores the same rows."""
+    (tmp_path / "a.csv").mkdir()
+    first = CsvLog(tmp_path / "a.csv", ["step", "event"])
+    for row in ([10, "diverged"], [10, "rolled back"], [20, "rolled back"]):
+        first.append(row)
+    state = first.state_dict()
+    (tmp_path / "a.csv").rmdir()
+    first.append([30, "rolled back"])  # after the checkpoint
+    for step, rows in ((20, 3), (20, 3), (10, 2)):
+        again = CsvLog(tmp_path / "a.csv", ["step", "event"])
+        again.load_state_dict(state)
+        assert again.roll_back_to(step) is None and len(again.rows()) == rows
+        content = list(csv.DictReader((tmp_path / "a.csv").open(newline="")))
+        assert [row["event"] for row in content] == ["diverged", "rolled back", "rolled back"][:rows]
 
 
 def test_a_rollback_that_changes_nothing_writes_nothing(tmp_path):
@@ -122,6 +139,18 @@ def test_a_file_that_a_spreadsheet_has_saved_is_continued(tmp_path, delimiter, e
     assert os.listdir(tmp_path) == ["a.csv"]
 
 
+def test_a_column_of_remarks_may_be_added(tmp_path):
+    log, _ = fill(tmp_path / "a.csv")
+    header, *rows = log.path.read_text().splitlines()
+    remarks = ["so so", "", "schön, fast"]
+    lines = [f"{header},Bemerkung", *(f'{row},"{remark}"' for row, remark in zip(rows, remarks))]
+    log.path.write_bytes("\n".join([*lines, ""]).encode("cp1252"))
+    assert CsvLog(log.path, COLUMNS).append([40, "0.5", "5e-05"]) is None
+    kept = list(csv.DictReader(log.path.open(newline="")))
+    assert [row["step"] for row in kept] == ["10", "20", "30", "40"] and kept[0]["Bemerkung"] == "so so"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv"]
+
+
 def test_quoted_text_survives_a_spreadsheet(tmp_path):
     log = CsvLog(tmp_path / "guard.csv", ["step", "event", "factor"])
     log.append([5, "val_loss 0,5 is worse; it goes back, at 0.1 times", "0.1"])
@@ -147,7 +176,7 @@ def test_quoted_text_survives_a_spreadsheet(tmp_path):
         (lambda content: b"{}\n", []),
     ],
 )
-def test_a_damaged_file_is_set_aside_and_what_is_plain_goes_on(tmp_path, damage, kept):
+def test_a_damaged_file_is_set_aside_and_its_readable_rows_continue(tmp_path, damage, kept):
     log, content = fill(tmp_path / "a.csv")
     damaged = damage(content)
     log.path.write_bytes(damaged)

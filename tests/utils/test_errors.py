@@ -1,8 +1,8 @@
-"""Messages stay one short line, whatever a file puts into them."""
+"""Messages stay one short line, whatever a file name or content adds."""
 
 import pytest
 
-from hypernet.utils.errors import MAX_MESSAGE, UserError, one_line, reason
+from hypernet.utils.errors import MAX_MESSAGE, UserError, counted, one_line, reason
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,7 @@ from hypernet.utils.errors import MAX_MESSAGE, UserError, one_line, reason
         ("nul \0, bell \x9b", r"nul \x00, bell \x9b"),
     ],
 )
-def test_controls_nothing(text, expected):
+def test_escapes_control_characters(text, expected):
     assert one_line(text) == str(UserError(text)) == expected
 
 
@@ -25,6 +25,11 @@ def test_controls_nothing(text, expected):
 def test_keeps_both_ends_of_a_long_message(length):
     shown = str(UserError(f"--option x: {'a' * length}; do this instead"))
     assert len(shown) <= MAX_MESSAGE and shown.startswith("--option x: a") and shown.endswith("; do this instead")
+
+
+def test_singular_and_plural():
+    assert [counted(number, "entry", "entries") for number in (0, 1, 2)] == ["0 entries", "1 entry", "2 entries"]
+    assert counted(2, "image") == "2 images"
 
 
 def test_an_error_without_a_message_has_its_class_as_reason():

@@ -1,4 +1,4 @@
-"""What can be read as a file, without opening it."""
+"""Tell readable files from everything else without opening them."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""Files that a user names are read only if they are what is expected, and of a size that can be meant."""
+"""Files that a user names are read only if their type, size and content are as expected."""
 
 import os
 

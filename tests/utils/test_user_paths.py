@@ -1,4 +1,4 @@
-"""Names that no file system or program takes, and `~` in paths."""
+"""Names that no file system or program accepts, and `~` in paths."""
 
 from pathlib import Path
 
@@ -9,20 +9,35 @@ from hypernet.utils.user_paths import LONGEST_FILE_NAME, expand_home, name_probl
 LONGEST = 255 - len(LONGEST_FILE_NAME.format(""))
 
 
-@pytest.mark.parametrize("name", ["ink", "my style", "v1.5", "水墨", "none", "console", "a,b (2)", "x" * LONGEST])
-def test_names_that_are_possible(name):
+@pytest.mark.parametrize(
+    "name",
+    ["ink", "my style", "v1.5", "水墨", "👩\u200d🎨", "می\u200cخواهم", "none", "console", "a,b (2)", "x" * LONGEST],
+)
+def test_accepts_possible_names(name):
     assert name_problem(name) is None
 
 
 @pytest.mark.parametrize(
-    "name", ["", ".", "..", " ", "a/b", "a\\b", "a:b", "<a>", "a?", "a\nb", "a\x1bb", "a\x7f", "\udcff"]
+    "name",
+    ["", ".", "..", " ", "a/b", "a\\b", "a:b", "<a>", "a?", "a\nb", "a\x1bb", "a\x7f", "\udcff"]
+    + [
+        "a\u202eb",
+        "ab\u200b",
+        "\ufeffab",
+        "a\u00adb",
+        "a\u200db",
+        "水\u200d",
+        "水\u200d\u200d水",
+        "a\u2028b",
+        "ab\u00a0",
+    ],
 )
-def test_names_that_are_no_file_names(name):
+def test_refuses_impossible_file_names(name):
     assert name_problem(name)
 
 
 @pytest.mark.parametrize("name", ["None", "ink.", "ink ", "CON", "con", "Nul.v1", "aux .x", "COM1", "lpt9", "COM¹"])
-def test_names_that_windows_or_the_webui_do_not_take(name):
+def test_refuses_names_that_windows_or_the_webui_reject(name):
     assert name_problem(name)
 
 
@@ -33,12 +48,12 @@ def test_the_longest_name_can_be_written_with_all_that_is_added(tmp_path):
         assert name_problem(name + "水")
 
 
-def test_paths_that_cannot_exist(tmp_path):
+def test_refuses_paths_that_cannot_exist(tmp_path):
     assert path_problem(str(tmp_path / "a" / ("x" * 255))) is None
     assert all(path_problem(path) for path in ("a/" + "x" * 256 + "/b", "水" * 86, "a\0b", "a\ud800"))
 
 
-def test_home_is_expanded_where_shells_leave_it(monkeypatch):
+def test_expands_home_where_shells_do_not(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.setenv("USERPROFILE", "/home/me")
     home = str(Path.home())

@@ -1,4 +1,4 @@
-"""The kinds of files that a user can hand over: how one is made and damaged, and every way in which scripts open it."""
+"""The kinds of files that scripts read: how to make a damaged one, and every way in which scripts open it."""
 
 import dataclasses
 import random
@@ -15,7 +15,7 @@ class Kind:
     Attributes:
         make: puts damaged files into a folder: make(rng, samples, folder, marker), where `marker` is the path that
             hostile code creates.
-        open: returns what opens them, one call after the other.
+        open: returns the calls that open them, in order.
     """
 
     make: Callable[[random.Random, Path, Path, Path], None]

@@ -20,7 +20,7 @@ Steps = list[Callable[[], object]]
 
 
 def generate_with(model: Path, *flags: str) -> Callable[[], None]:
-    """Return what generates a small image with a model."""
+    """Return a function that generates a small image with a model."""
     options = ["--model", str(model), "--prompt", "a (cat:1.1)", "--steps", "1", "--size", "64", *flags]
     return lambda: generate.main([*options, "--output_dir", str(Path.cwd() / "generated")])
 

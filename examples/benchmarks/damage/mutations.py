@@ -71,7 +71,7 @@ def damage_value(rng: random.Random, value: Any) -> Any:
 
 
 def damage_json(rng: random.Random, content: bytes) -> bytes:
-    """Damage JSON in what it says (mostly) or in how it is written."""
+    """Damage JSON, mostly its values, sometimes its syntax."""
     if rng.random() < 0.2:
         texts = [
             b"",
@@ -95,7 +95,7 @@ def damage_json(rng: random.Random, content: bytes) -> bytes:
 
 
 def damage_text(rng: random.Random, text: str) -> bytes:
-    """Damage a text: encodings, control characters, brackets, lines without end."""
+    """Damage a text: encodings, control characters, brackets, endless lines."""
     whole = [ESCAPE, LONG, "(" * 200_000, "[a:" * 70_000, "<a:" * 70_000, " " * 300_000 + "BREAK", "\\(" * 100_000]
     whole += ["((a:1.1)" * 40_000, "a, " * 100_000, "\n" * 300_000, "[" * 200_000, 'a: \\",' * 50_000, "\u202e\u200d"]
     way = rng.randrange(5)
@@ -152,7 +152,7 @@ def with_pickle(pickled: bytes, zipped: bool) -> bytes:
 
 
 def _bombs() -> list[bytes]:
-    """Return pickles that take for ever, or all memory, or leave the reader's path."""
+    """Return pickles that take forever or all memory, or that readers do not expect."""
     name = b"a" * 200_000
     twice = b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(60))
     key = b"X\x0a\x00\x00\x00state_dict"
@@ -171,7 +171,7 @@ def _bombs() -> list[bytes]:
 
 
 def replace_file(rng: random.Random, path: Path) -> None:
-    """Put something in the place of a file that is not one, or is endless."""
+    """Replace a file with something that is not a regular file, or is endless."""
     if path.is_symlink() or path.is_file():
         path.unlink()
     way = rng.randrange(6)
