@@ -1,6 +1,7 @@
 """Write the YAML files that examples/compare.py takes; train its runs without a process for each."""
 
 import contextlib
+import gc
 import os
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +21,7 @@ class ProcessWithin:
 
     def __init__(self, command: list[str], env: dict[str, str], stdout: IO[str], **_: Any) -> None:
         flags = command[command.index(str(Path(train_hypernetwork.__file__))) + 1 :]
+        gc.collect()  # a run that has failed before keeps its folder locked until its traceback is gone
         before, self.code = dict(os.environ), 0
         AcceleratorState._reset_state(True)
         try:
