@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -14,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import wandb
 import yaml
 from PIL import Image
-from wandb.proto.wandb_internal_pb2 import Record, RunRecord
 
 from examples import compare
 from examples.comparison import runs
@@ -25,6 +24,7 @@ from hypernet.utils.errors import UserError
 from tests.helpers.grids import ProcessWithin, required_options, write_yaml
 from tests.helpers.scripts import REPO, run, train_here
 from tests.helpers.tiny_models import tiny_unet
+from tests.helpers.wandb_files import read_records
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -116,28 +116,11 @@ def test_refuses_training_options_with_run_folders(tmp_path, option):
         compare.main([str(tmp_path), option])
 
 
-def read_wandb_run(log: Path) -> RunRecord:
-    """Return the record of the run in a .wandb file (LevelDB's log format: blocks of 32 KiB with parts of records)."""
-    data, place, parts = log.read_bytes(), 7, b""
-    while place < len(data):
-        if 32768 - place % 32768 < 7:  # no room for a part's header
-            place += 32768 - place % 32768
-        length, kind = struct.unpack_from("<xxxxHB", data, place)
-        parts += data[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4):  # a whole record, or its last part
-            record = Record()
-            record.ParseFromString(parts)
-            if record.HasField("run"):
-                return record.run
-            parts = b""
-    raise AssertionError(f"{log} has no record of a run")
-
-
 def test_makes_a_page_from_a_grid(tmp_path, models_dir, images_dir, monkeypatch, capsys):
     monkeypatch.setattr(runs, "subprocess", types.SimpleNamespace(Popen=ProcessWithin, STDOUT=None))
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.chdir(tmp_path)
+    wandb.teardown()  # otherwise it keeps the environment and folder of an earlier test in this process
     options = {
         **required_options(models_dir, images_dir),
         "max_train_steps": 4,
@@ -175,7 +158,7 @@ def test_makes_a_page_from_a_grid(tmp_path, models_dir, images_dir, monkeypatch,
     # in W&B the runs are one group, each named after what differs, with the previews as a table
     (folder,) = (out / "runs" / rows[0]["run"] / "wandb").glob("offline-run-*")
     (log,) = folder.glob("*.wandb")
-    record = read_wandb_run(log)
+    record = next(record.run for record in read_records(log) if record.HasField("run"))
     assert (record.run_group, record.display_name) == ("my", rows[0]["run"])
     (previews, *_) = sorted(folder.glob("files/media/table/preview_table*.json"))
     previews = json.loads(previews.read_text())

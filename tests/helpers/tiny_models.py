@@ -10,7 +10,8 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from examples.quickstart.tools.build_model import build_tokenizer
+from examples.quickstart.artists.architecture import build_tokenizer
+from examples.quickstart.tools.build_model import WORDS
 from hypernet.modeling.hypernetwork import Hypernetwork
 from hypernet.stable_diffusion.base_model import identify_base_model
 from hypernet.stable_diffusion.model import load_stable_diffusion
@@ -61,7 +62,10 @@ def trained_hypernetwork(seed=0, activation="linear", **options):
 
 
 def tiny_pipeline(prediction_type="epsilon", **unet_changes):
-    unet, tokenizer = tiny_unet(**unet_changes), build_tokenizer()  # the UNet first: its seed determines the others too
+    unet, tokenizer = (
+        tiny_unet(**unet_changes),
+        build_tokenizer(WORDS),
+    )  # the UNet first: its seed determines the others too
     return StableDiffusionPipeline(
         vae=tiny_vae(),
         text_encoder=CLIPTextModel(tiny_text_config(tokenizer)).eval(),
@@ -76,7 +80,7 @@ def tiny_pipeline(prediction_type="epsilon", **unet_changes):
 
 def tiny_xl_pipeline(prediction_type="epsilon", **changes):
     """Return an SDXL pipeline: two text encoders whose tokenizers pad differently, context widths 16, 32, 36."""
-    tokenizers = build_tokenizer(), build_tokenizer()
+    tokenizers = build_tokenizer(WORDS), build_tokenizer(WORDS)
     tokenizers[1].pad_token = "!"
     first = tiny_text_config(tokenizers[0])
     second = tiny_text_config(tokenizers[1], hidden_size=24, projection_dim=24, hidden_act="gelu")

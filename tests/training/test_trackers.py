@@ -1,38 +1,21 @@
 """What trackers receive; a broken file or tracker prints one line and does not end the run."""
 
 import json
-import struct
 
 import pytest
 from accelerate import Accelerator
-from wandb.proto.wandb_internal_pb2 import Record
 
 from hypernet.cli.training_options import parse_config
 from hypernet.training.failures import Failures
 from hypernet.training.run_folder import RunFolder
 from hypernet.training.trackers import Trackers, wandb_run
 from tests.helpers.scripts import train_here
+from tests.helpers.wandb_files import read_records
 
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
-
-
-def read_records(log):
-    """Yield the records of a .wandb file (LevelDB's log format: blocks of 32 KiB with parts of records)."""
-    data, place, parts = log.read_bytes(), 7, b""
-    while place < len(data) - 7:
-        if 32768 - place % 32768 < 7:  # no room for a part's header
-            place += 32768 - place % 32768
-        length, kind = struct.unpack_from("<xxxxHB", data, place)
-        parts += data[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4):  # a whole record, or its last part
-            record = Record()
-            record.ParseFromString(parts)
-            parts = b""
-            yield record
 
 
 def test_numbers_are_numbers_in_wandb(models_dir, images_dir, tmp_path):

@@ -9,7 +9,6 @@ result is an ordinary fp16 pipeline folder for `StableDiffusionPipeline.from_pre
 """
 
 import argparse
-import json
 import os
 import random
 import sys
@@ -20,119 +19,33 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
+from examples.quickstart.artists.architecture import (
+    build_scheduler,
+    build_text_encoder,
+    build_tokenizer,
+    build_unet,
+    build_vae,
+)
 from examples.quickstart.artists.scenes import BACKGROUNDS, Scene, caption, draw, random_scene, to_array
 from examples.quickstart.artists.sets import HANDS, MODEL_HANDS, SETS, SUBJECTS
 
 WORDS = """a an the of on in at with and background picture image photo drawing painting style art illustration simple
 color small big little large black gray brown gold silver line outline outlined sketch cartoon ink paper night
 day sky sea water grass person man woman city forest flower animal food""".split()
-CLIP_PATTERN = (  # how CLIP splits a text before it looks for byte pairs
-    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-)
+WIDTH = 128  # of the text encoder, and of what the UNet attends to
 DECAY_SHARE = 0.3  # of the steps: where the learning rate falls to zero; it is constant before
 
 
-def build_tokenizer() -> CLIPTokenizer:
-    """Return a tokenizer like CLIP's, its byte pairs learned from the captions' words; every byte has a token."""
-    words = [*WORDS, *BACKGROUNDS, *(word for subject in SUBJECTS for word in subject.split())]
-    words += [SETS[hand].words for hand in MODEL_HANDS]
-    words = [
-        word for count, word in enumerate(sorted(set(words))) for _ in range(1 + count)
-    ]  # no ties: always the same
-    pieces = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(CLIP_PATTERN), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    learner = Tokenizer(models.BPE(continuing_subword_prefix="", end_of_word_suffix="</w>"))
-    learner.pre_tokenizer = pieces
-    trainer = trainers.BpeTrainer(vocab_size=8000, min_frequency=0, end_of_word_suffix="</w>", show_progress=False)
-    learner.train_from_iterator(words, trainer)
-    merges = [
-        tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair)
-        for pair in json.loads(learner.to_str())["model"]["merges"]
-    ]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = [*alphabet, *(c + "</w>" for c in alphabet), *(a + b for a, b in merges)]
-    tokens += ["<|startoftext|>", "<|endoftext|>"]
-    vocab = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=32)
-
-
-def build_vae() -> AutoencoderKL:
-    vae = AutoencoderKL(
-        latent_channels=4,
-        block_out_channels=(24, 48, 96, 96),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=1,
-        norm_num_groups=4,
-        mid_block_add_attention=False,
-        sample_size=128,
-    )
-    with torch.no_grad():  # start with little noise on the latents
-        vae.quant_conv.bias[4:] = -6.0
-        vae.quant_conv.weight[4:] *= 0.1
-    return vae
-
-
-def build_unet() -> UNet2DConditionModel:
-    unet = UNet2DConditionModel(
-        sample_size=16,
-        layers_per_block=1,
-        block_out_channels=(64, 128, 192),
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=128,
-        attention_head_dim=(2, 4, 6),  # the number of heads at each resolution, under diffusers' older name
-        norm_num_groups=8,
-    )
-    torch.nn.init.zeros_(unet.conv_out.weight)
-    return unet
-
-
-def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=tokenizer.model_max_length,
-        projection_dim=128,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    text_encoder = CLIPTextModel(config)
-    for name, weight in text_encoder.named_parameters():
-        if name.endswith("token_embedding.weight"):
-            torch.nn.init.normal_(weight, std=0.3)
-        elif name.endswith("position_embedding.weight"):
-            torch.nn.init.normal_(weight, std=0.1)
-    return text_encoder
-
-
-def build_scheduler() -> DDIMScheduler:
-    return DDIMScheduler(
-        beta_schedule="scaled_linear",
-        beta_start=0.00085,
-        beta_end=0.02,  # SD 1.x has 0.012; this ends in pure noise, so that a small model obeys the background color
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        prediction_type="v_prediction",
-        timestep_spacing="trailing",
-    )
+def caption_words() -> list[str]:
+    """Return the words that the tokenizer learns: those of the captions, and some that people add."""
+    subjects = (word for subject in SUBJECTS for word in subject.split())
+    return [*WORDS, *BACKGROUNDS, *subjects, *(SETS[hand].words for hand in MODEL_HANDS)]
 
 
 def train(
@@ -288,7 +201,7 @@ def main() -> None:
     args.work_dir.mkdir(parents=True, exist_ok=True)
 
     torch.manual_seed(0)
-    vae = build_vae().to(args.device)
+    vae = build_vae((24, 48, 96, 96), norm_num_groups=4).to(args.device)
     train_vae(vae, args.vae_steps, args.work_dir / "vae.pt", args.device)
     vae.eval().requires_grad_(False)
     rng = random.Random(10)
@@ -300,18 +213,20 @@ def main() -> None:
     vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
 
     torch.manual_seed(1)
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(caption_words())
     pipeline = StableDiffusionPipeline(
         vae=vae,
         text_encoder=None,
         tokenizer=tokenizer,
-        unet=build_unet().to(args.device, memory_format=torch.channels_last),
+        unet=build_unet((64, 128, 192), heads=(2, 4, 6), width=WIDTH).to(
+            args.device, memory_format=torch.channels_last
+        ),
         scheduler=build_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipeline.register_modules(text_encoder=build_text_encoder(tokenizer).to(args.device))
+    pipeline.register_modules(text_encoder=build_text_encoder(tokenizer, WIDTH).to(args.device))
     latents = latents * vae.config.scaling_factor
     train_denoiser(pipeline, latents, scenes, args.steps, args.work_dir / "denoiser.pt")
     pipeline.unet.eval().to(memory_format=torch.contiguous_format)

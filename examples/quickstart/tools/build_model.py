@@ -8,7 +8,6 @@ Interrupted, the same command goes on where it was. The result is an ordinary fp
 """
 
 import argparse
-import json
 import math
 import os
 import random
@@ -19,114 +18,26 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+from diffusers import StableDiffusionPipeline
 from tqdm.auto import tqdm
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
+from examples.quickstart.artists.architecture import (
+    build_scheduler,
+    build_text_encoder,
+    build_tokenizer,
+    build_unet,
+    build_vae,
+)
 from examples.quickstart.tools.draw import BASE_STYLES, STYLES, caption, draw, is_held_out, random_scene, to_array
 
 WORDS = """a an the of on in at with and background picture image photo drawing painting style art illustration simple
 flat circle square triangle star heart house tree fish cat sun flower boat red orange yellow green blue purple pink white
 black small big little large tiny huge cartoon watercolor neon sign blueprint sunset night paper gray brown dog car moon
 bird face sky sea water grass bright dark light color colour gold silver line outline""".split()
-CLIP_PATTERN = (  # how CLIP splits a text before it looks for byte pairs
-    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-)
 MODEL_STYLES = ["flat"] * 14 + ["cartoon"] * 3 + ["watercolor"] * 3  # what the UNet sees, by share
 assert set(MODEL_STYLES) == set(BASE_STYLES)
-
-
-def build_tokenizer() -> CLIPTokenizer:
-    """CLIP's byte-level byte pairs learnt from a few words: every byte is in it, so any prompt works."""
-    pieces = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(CLIP_PATTERN), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    learner = Tokenizer(models.BPE(continuing_subword_prefix="", end_of_word_suffix="</w>"))
-    learner.pre_tokenizer = pieces
-    trainer = trainers.BpeTrainer(vocab_size=4000, min_frequency=0, end_of_word_suffix="</w>", show_progress=False)
-    learner.train_from_iterator(WORDS, trainer)
-    merges = [
-        tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair)
-        for pair in json.loads(learner.to_str())["model"]["merges"]
-    ]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = [*alphabet, *(c + "</w>" for c in alphabet), *(a + b for a, b in merges)]
-    tokens += ["<|startoftext|>", "<|endoftext|>"]
-    vocab = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=32)
-
-
-def build_vae() -> AutoencoderKL:
-    vae = AutoencoderKL(
-        latent_channels=4,
-        block_out_channels=(16, 32, 64, 64),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=1,
-        norm_num_groups=2,
-        mid_block_add_attention=False,
-        sample_size=128,
-    )
-    with torch.no_grad():  # start with little noise on the latents
-        vae.quant_conv.bias[4:] = -6.0
-        vae.quant_conv.weight[4:] *= 0.1
-    return vae
-
-
-def build_unet() -> UNet2DConditionModel:
-    unet = UNet2DConditionModel(
-        sample_size=16,
-        layers_per_block=1,
-        block_out_channels=(48, 96, 128),
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=80,
-        attention_head_dim=(2, 3, 4),  # the number of heads of each level, by diffusers' old name for it
-        norm_num_groups=8,
-    )
-    torch.nn.init.zeros_(unet.conv_out.weight)
-    return unet
-
-
-def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=80,
-        intermediate_size=160,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=tokenizer.model_max_length,
-        projection_dim=80,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    text_encoder = CLIPTextModel(config)
-    for name, weight in text_encoder.named_parameters():
-        if name.endswith("token_embedding.weight"):
-            torch.nn.init.normal_(weight, std=0.3)
-        elif name.endswith("position_embedding.weight"):
-            torch.nn.init.normal_(weight, std=0.1)
-    return text_encoder
-
-
-def build_scheduler() -> DDIMScheduler:
-    return DDIMScheduler(
-        beta_schedule="scaled_linear",
-        beta_start=0.00085,
-        beta_end=0.02,  # SD 1.x has 0.012; this ends in noise alone, so a small model obeys the background colour
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        prediction_type="v_prediction",
-        timestep_spacing="trailing",
-    )
 
 
 def train(name, parameters, loss_at, steps, learning_rate, ema_decay, state_path, save_every=250):
@@ -267,9 +178,10 @@ def main():
     args.work_dir.mkdir(parents=True, exist_ok=True)
 
     torch.manual_seed(0)
-    tokenizer, scheduler = build_tokenizer(), build_scheduler()
-    vae, unet = build_vae().to(args.device), build_unet().to(args.device)
-    text_encoder = build_text_encoder(tokenizer).to(args.device)
+    tokenizer, scheduler = build_tokenizer(WORDS), build_scheduler()
+    vae = build_vae((16, 32, 64, 64), norm_num_groups=2).to(args.device)
+    unet = build_unet((48, 96, 128), heads=(2, 3, 4), width=80).to(args.device)
+    text_encoder = build_text_encoder(tokenizer, width=80).to(args.device)
 
     train_vae(vae, args.vae_steps, args.work_dir / "vae.pt", args.device)
     vae.eval().requires_grad_(False)
