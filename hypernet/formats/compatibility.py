@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hypernet.formats.webui import webui_fields
+from hypernet.formats.webui import EXTENSION, webui_fields
 from hypernet.modeling.hypernetwork import Hypernetwork
 
 COMFYUI_ACTIVATIONS = ("linear", "relu", "leakyrelu", "elu", "swish", "tanh", "sigmoid", "softsign", "mish")
@@ -25,6 +25,8 @@ def comfyui_reads(hypernetwork: Hypernetwork) -> bool:
 
 def comfyui_problems(fields: Mapping[Any, Any]) -> list[str]:
     """Return why ComfyUI applies a `.pt` with these fields differently from the WebUI; empty if it does not."""
+    if fields.get("skip_connection"):
+        return ["applies it without its skip connections, or refuses it"]
     problems = []
     activation = fields.get("activation_func", "linear")
     if activation is None:
@@ -82,10 +84,14 @@ def program_support(
     webui = webui_problems(path, data) if data else []
     comfyui = comfyui_problems(data or webui_fields(hypernetwork))
     yes = "yes" if data else f"yes, as {webui_file.name} beside it" if webui_file else "yes, once converted to .pt"
+    sdnext = "only with its original backend; its diffusers backend ignores it"
+    if hypernetwork.config.skip_connection is not None:
+        webui.append(f"only {EXTENSION} applies it")
+        sdnext = "no: it does not support skip connections"
     return {
         "this project": "yes",
         "WebUI": "no: " + "; ".join(webui) if webui else yes,
         "ComfyUI": "no: " + "; ".join(comfyui) if comfyui else yes,
-        "SD.Next": "only with its original backend; its diffusers backend ignores it",
+        "SD.Next": sdnext,
         "Forge": "no: it parses the prompt tag but applies nothing",
     }

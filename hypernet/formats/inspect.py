@@ -9,7 +9,7 @@ import torch
 from hypernet.formats.compatibility import program_support
 from hypernet.formats.load_save import find_weights, load
 from hypernet.formats.repair import find_repairs
-from hypernet.formats.webui import build_webui, read_webui
+from hypernet.formats.webui import EXTENSION, EXTENSION_FIELDS, build_webui, read_webui
 from hypernet.formats.webui_optimizer import optim_path
 from hypernet.modeling.hypernetwork import Hypernetwork
 
@@ -44,6 +44,8 @@ def inspect(path: str | Path) -> dict[str, Any]:
         "layer_norm": config.layer_norm,
         "activate_output": config.activate_output,
         "dropout_structure": config.dropout_structure and list(config.dropout_structure),
+        "skip_connection": config.skip_connection,
+        "extension_fields": [field for field in EXTENSION_FIELDS if data is not None and field in data],
         "weight_init": config.weight_init,
         "base_model_name": config.base_model_name,
         "base_model_hash": config.base_model_hash,
@@ -111,10 +113,12 @@ def describe(report: dict[str, Any]) -> str:
 def _rows(report: dict[str, Any]) -> list[tuple[str, str | None]]:
     """Return (label, value) pairs for everything in a report except the modules and programs."""
     inside, dropout, optimizer = report["name_in_file"], report["dropout_structure"], report["optimizer"]
+    extension = report["extension_fields"]
     details = [f"activation {report['activation']}"]
     details += ["activated output"] if report["activate_output"] and report["activation"] != "linear" else []
     details += ["LayerNorm"] if report["layer_norm"] else []
     details += [f"dropout {_numbers(dropout)}"] if dropout and any(dropout) else ["no dropout"]
+    details += [f"skip connections ({report['skip_connection']})"] if report["skip_connection"] else []
     structure = f"{_numbers(report['layer_structure'])} on widths {', '.join(map(str, report['widths']))}"
     base = " ".join(filter(None, [report["base_model_name"], report["base_model_hash"]])) or "unknown"
     base += f" (its widths are those of {report['made_for']})" if report["made_for"] else ""
@@ -125,6 +129,7 @@ def _rows(report: dict[str, Any]) -> list[tuple[str, str | None]]:
         ("structure", f"{structure}; {', '.join(details)}"),
         ("weight init", report["weight_init"]),
         ("weights", f"{report['bytes'] / 2**20:.1f} MiB, {report['parameters']:,} parameters, {report['dtype']}"),
+        ("extension", f"the fields {', '.join(extension)} come from {EXTENSION}" if extension else None),
         ("note", report["optional_info"]),
         ("state", report["verdict"]),
         ("needs repair", "; ".join(report["repairs"]) + " (--fix)" if report["repairs"] else None),

@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import json
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,6 +21,7 @@ from hypernet.utils.errors import reason
 from hypernet.utils.file_kinds import FOLDER, NO_FILE, file_problem, kind_of
 from hypernet.utils.hub import hub_file
 from hypernet.utils.reading import open_safetensors, parse_json_object, read_json_object
+from hypernet.utils.user_paths import path_problem
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"  # as diffusers' save_pretrained names it
 CONFIG_KEY = "hypernetwork"  # in the metadata of a .safetensors
@@ -46,7 +48,7 @@ def find_weights(path: str | Path) -> Path:
     Raises:
         NotAHypernetwork: if there is none.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     problem = file_problem(path)
     if problem is None:
         return path
@@ -55,7 +57,7 @@ def find_weights(path: str | Path) -> Path:
     if (path / WEIGHTS_NAME).is_file():
         return path / WEIGHTS_NAME
     may_be_hub_id = (
-        len(path.parts) == 2 and not path.is_absolute() and path.suffix.lower() not in (".pt", ".safetensors")
+        len(path.parts) == 2 and not path.is_absolute() and path.suffix.lower() not in (".pt", ".hns", ".safetensors")
     )
     if may_be_hub_id and not path.parent.exists():
         return _download(path.as_posix())
@@ -67,6 +69,8 @@ def _why_missing(path: Path) -> str:
     if not path.is_dir():
         names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, names, 1)
+        if problem := path_problem(str(path)):
+            return problem
         return "there is no such file or folder" + (f"; did you mean {path.parent / near[0]}?" if near else "")
     if (path / "model_index.json").is_file():
         return "it is a whole Stable Diffusion model, not a hypernetwork"
@@ -92,7 +96,7 @@ def save(hypernetwork: Hypernetwork, path: str | Path, dtype: torch.dtype | None
     Args:
         dtype: of the weights in the file: float32 (default), or float16 for half the size.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     if path.suffix.lower() == ".pt":
         save_webui(hypernetwork, path, dtype)
     elif path.suffix.lower() == ".safetensors":

@@ -6,7 +6,15 @@ from pathlib import Path
 import torch
 
 from hypernet.formats.compatibility import serialization_problem
-from hypernet.formats.webui import FIELDS, IGNORED, OLD_LAYER_NAMES, build_webui, read_webui, save_webui
+from hypernet.formats.webui import (
+    FIELDS,
+    IGNORED,
+    OLD_LAYER_NAMES,
+    build_webui,
+    find_skip_connection,
+    read_webui,
+    save_webui,
+)
 from hypernet.formats.webui_optimizer import optim_path, rehash_optim, short_hash
 from hypernet.utils.errors import UserError
 
@@ -46,7 +54,8 @@ def find_repairs(path: Path, data: dict) -> list[str]:
     """Return a phrase for each problem that rewriting the file would repair; `data` is what `read_webui` returned."""
     widths = [key for key in data if type(key) is int]
     names = {name.partition(".")[0] for width in widths for part in data[width] for name in part}
-    fields = ("layer_structure", "activate_output", "is_layer_norm", "activation_func", "name")
+    fields = ["layer_structure", "activate_output", "is_layer_norm", "activation_func", "name"]
+    fields += ["skip_connection"] if find_skip_connection(data) else []
     missing = [field for field in fields if field not in data]
     known = {*FIELDS, *IGNORED}
     problems = {

@@ -50,7 +50,8 @@ def read_run_options(folder: Path) -> dict[str, Any]:
 def _fits(value: Any, annotation: Any) -> bool:
     """Return whether a value from JSON can be an option of this type. A text option may hold a number."""
     kinds = [kind for kind in typing.get_args(annotation) or (annotation,) if kind is not type(None)]
-    if any(typing.get_origin(kind) is list for kind in (*kinds, annotation)):
+    takes_list = any(typing.get_origin(kind) is list for kind in (*kinds, annotation))
+    if takes_list and (isinstance(value, list) or str not in kinds):
         return isinstance(value, list) and all(isinstance(item, str) for item in value)
     if bool in kinds:
         return isinstance(value, bool)
@@ -58,6 +59,14 @@ def _fits(value: Any, annotation: Any) -> bool:
         kind = (int, float) if float in kinds else int
         return isinstance(value, kind) and not isinstance(value, bool) and abs(value) < 1 << 63
     return isinstance(value, (str, int, float)) and not isinstance(value, bool)
+
+
+def previewed_prompts(options: dict[str, Any]) -> list[str]:
+    """Return the prompts that a run previewed, each once, from its recorded previews or else its options."""
+    recorded = options.get("previews")
+    prompts = [each.get("prompt") for each in recorded if isinstance(each, dict)] if isinstance(recorded, list) else []
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    return list(dict.fromkeys(texts or options.get("validation_prompt") or []))
 
 
 def is_best_state(folder: Path) -> bool:

@@ -21,10 +21,12 @@ WEIGHT_INIT_NAMES = {  # ours -> the WebUI's, which has no "zero"
     "kaiming_normal": "KaimingNormal",
     "zero": "Normal",
 }
+UPSAMPLE_LINEAR = {"nearest": None, "linear": "Linear"}  # our skip_connection -> the extension's upsample_linear
 OLD_LAYER_NAMES = {"linear1": "linear.0", "linear2": "linear.1"}  # files of the first weeks, October 2022
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 EXTENSION = "the Hypernetwork-MonkeyPatch-Extension"  # of the WebUI
-FIELDS: dict[str, type] = {  # each may also be None; the last is the extension's
+EXTENSION_FIELDS = ("skip_connection", "upsample_linear")  # only it writes them, whatever the hypernetwork
+FIELDS: dict[str, type] = {  # each may also be None
     "step": int,
     "name": str,
     "layer_structure": list,
@@ -40,7 +42,7 @@ FIELDS: dict[str, type] = {  # each may also be None; the last is the extension'
     "optional_info": str,
     "skip_connection": bool,
 }
-IGNORED = {"upsample_linear"}  # fields of the extension that have no effect unless `skip_connection` is set
+IGNORED = {"upsample_linear"}  # the names of the weights say the same
 
 
 def save_webui(hypernetwork: Hypernetwork, path: str | Path, dtype: torch.dtype | None = None) -> None:
@@ -63,7 +65,7 @@ def webui_fields(hypernetwork: Hypernetwork) -> dict[str, Any]:
     """Return everything but the weights that the WebUI's file holds; see `FIELDS`."""
     config = hypernetwork.config
     dropout = config.dropout_structure
-    return {
+    fields = {
         "step": config.step,
         "name": config.name,
         "layer_structure": [int(m) if m == int(m) else m for m in config.layer_structure],
@@ -78,6 +80,9 @@ def webui_fields(hypernetwork: Hypernetwork) -> dict[str, Any]:
         "last_layer_dropout": dropout is not None and len(dropout) > 2 and dropout[-2] > 0,  # of the last inner layer
         "optional_info": config.optional_info,
     }
+    if config.skip_connection is not None:
+        fields |= {"skip_connection": True, "upsample_linear": UPSAMPLE_LINEAR[config.skip_connection]}
+    return fields
 
 
 def _plain_state_dict(module: nn.Module, dtype: torch.dtype | None) -> OrderedDict[str, torch.Tensor]:
@@ -104,7 +109,7 @@ def read_webui(path: str | Path) -> dict:
         NotAHypernetwork: if the file is not a hypernetwork, or holds anything besides plain data.
     """
     if Path(path).suffix.lower() == ".hns":
-        raise NotAHypernetwork(f"{path}: it is a list of hypernetworks for {EXTENSION}; use each of them by itself")
+        raise NotAHypernetwork(f"{path}: it combines other hypernetworks, only to generate images; name one of them")
     data: Any = read_plain(path, lambda content: _check_widths(path, content))
     for key, value in data.items():
         if problem := _problem(key, value):
@@ -132,7 +137,7 @@ def _problem(key: Any, value: Any) -> str | None:
         is_numbers = found in (list, tuple) and all(type(item) in (int, float) for item in value)
         return None if is_numbers else f"{key} is not a list of numbers"
     if found is not expected and not (expected is bool and found is int and value in (0, 1)):
-        return f"{key} is a {found.__name__}, not a {expected.__name__}"
+        return f"{key} has the type {found.__name__}, not {expected.__name__}"
     return f"{key} is out of range" if expected is int and not 0 <= value < 2**63 else None
 
 
@@ -152,12 +157,6 @@ def build_webui(path: str | Path, data: dict) -> Hypernetwork:
     Raises:
         NotAHypernetwork: if the structure is impossible, or the weights do not fit it.
     """
-    names = {
-        part for key in data if type(key) is int for pair in data[key] for name in pair for part in name.split(".")
-    }
-    if data.get("skip_connection") or "upsample_layer" in names:  # these weights exist only with that field set
-        problem = f"it is a residual hypernetwork (skip_connection) of {EXTENSION}, which only that extension applies"
-        raise NotAHypernetwork(f"{path}: {problem}")
     structure = data.get("layer_structure") or [1, 2, 1]
     activation = (data.get("activation_func") or "linear").lower()
     if activation not in ACTIVATIONS:
@@ -176,6 +175,7 @@ def build_webui(path: str | Path, data: dict) -> Hypernetwork:
         "base_model_name": data.get("sd_checkpoint_name"),
         "base_model_hash": data.get("sd_checkpoint"),
         "optional_info": data.get("optional_info"),
+        "skip_connection": find_skip_connection(data),
     }
     weights = {
         f"pairs.{width}.{part}.{_current_name(name)}": tensor
@@ -187,6 +187,14 @@ def build_webui(path: str | Path, data: dict) -> Hypernetwork:
         return build_from_weights(config, weights)
     except ValueError as error:
         raise NotAHypernetwork(f"{path}: its weights do not fit its declared structure: {error}") from None
+
+
+def find_skip_connection(data: dict) -> str | None:
+    """Return the `skip_connection` of a hypernetwork: its weights show it even where the field is missing."""
+    names = [name for key in data if type(key) is int for part in data[key] for name in part]
+    if any(".upsample_layer." in name for name in names):
+        return "linear"
+    return "nearest" if data.get("skip_connection") or any(".linear." in name for name in names) else None
 
 
 def _dropout_structure(data: dict, length: int) -> list[float] | None:

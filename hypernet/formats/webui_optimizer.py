@@ -84,6 +84,8 @@ def load_optim(path: str | Path, hypernetwork: Hypernetwork) -> tuple[dict[str, 
     data = read_plain(file, kind=KIND)
     if not isinstance(data, dict) or not isinstance(data.get("optimizer_state_dict"), dict):
         raise NotAHypernetwork(f"{file}: it is not a WebUI optimizer file")
+    if hypernetwork.config.skip_connection == "linear":  # the extension does not train the skip connections
+        return None, f"{file.name} lacks the skip connections: the optimizer starts from scratch"
     if data.get("optimizer_name") != "AdamW":
         return None, f"{file.name} is not AdamW's: the optimizer starts from scratch"
     state = check_adamw(file, data["optimizer_state_dict"], hypernetwork)

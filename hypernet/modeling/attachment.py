@@ -9,6 +9,7 @@ from diffusers.utils.torch_utils import is_compiled_module
 from torch import nn
 
 from hypernet.modeling.attention_processor import HypernetworkAttnProcessor
+from hypernet.modeling.composition import Attachable, Composition
 from hypernet.modeling.hypernetwork import Hypernetwork
 from hypernet.modeling.stack import HypernetworkStack
 
@@ -24,7 +25,7 @@ PLAIN_PROCESSORS = {
 }
 
 
-def attach(unet: nn.Module, hypernetwork: Hypernetwork, strength: float = 1.0) -> None:
+def attach(unet: nn.Module, hypernetwork: Attachable, strength: float = 1.0) -> None:
     """Let `hypernetwork` transform the context of every attention layer of `unet`; a second call stacks.
 
     The text is transformed once for all cross-attention layers and, in inference, once for all steps of an image. In
@@ -33,7 +34,7 @@ def attach(unet: nn.Module, hypernetwork: Hypernetwork, strength: float = 1.0) -
 
     Args:
         unet: a diffusers UNet, compiled or not.
-        hypernetwork: the hypernetwork to attach.
+        hypernetwork: the hypernetwork, or composition of several, to attach.
         strength: scales what the hypernetwork adds to a context; 0 turns it off.
 
     Raises:
@@ -41,7 +42,8 @@ def attach(unet: nn.Module, hypernetwork: Hypernetwork, strength: float = 1.0) -
             or something else has changed the attention (an IP-Adapter, say).
         TypeError: if an argument is not a UNet, a hypernetwork or a number.
     """
-    check_is_hypernetwork(hypernetwork)
+    if not isinstance(hypernetwork, Composition):
+        check_is_hypernetwork(hypernetwork)
     unet, strength = _unwrap(unet), _to_number(strength)
     layers = attention_layers(unet)
     check_widths(hypernetwork, layers)
@@ -55,7 +57,7 @@ def attach(unet: nn.Module, hypernetwork: Hypernetwork, strength: float = 1.0) -
     stack.layers.append((hypernetwork, strength))
 
 
-def set_strength(unet: nn.Module, strength: float, hypernetwork: Hypernetwork | None = None) -> None:
+def set_strength(unet: nn.Module, strength: float, hypernetwork: Attachable | None = None) -> None:
     """Change the strength of one attached hypernetwork, or of all if none is given.
 
     Raises:
@@ -68,7 +70,7 @@ def set_strength(unet: nn.Module, strength: float, hypernetwork: Hypernetwork | 
     ]
 
 
-def detach(unet: nn.Module, hypernetwork: Hypernetwork | None = None) -> None:
+def detach(unet: nn.Module, hypernetwork: Attachable | None = None) -> None:
     """Detach one hypernetwork, or all if none is given.
 
     Detaching the last one restores the attention processors from before the first `attach`, or those set since.
@@ -105,20 +107,21 @@ def attention_layers(unet: nn.Module) -> dict[str, Attention]:
     return layers
 
 
-def check_is_hypernetwork(hypernetwork: Hypernetwork) -> None:
+def check_is_hypernetwork(hypernetwork: object) -> None:
     """Raise TypeError for anything else, such as a path."""
     if not isinstance(hypernetwork, Hypernetwork):
         raise TypeError(f"expected a Hypernetwork, as hypernet.load returns, not a {type(hypernetwork).__name__}")
 
 
-def check_widths(hypernetwork: Hypernetwork, layers: dict[str, Attention]) -> None:
-    """Raise ValueError if `hypernetwork` transforms none of the context widths of these layers."""
+def check_widths(hypernetwork: Attachable, layers: dict[str, Attention]) -> None:
+    """Raise ValueError if `hypernetwork`, or one in a composition, transforms none of the layers' context widths."""
     widths = sorted({layer.to_k.in_features for layer in layers.values()})
-    if not any(hypernetwork.parameters_of_width(width) for width in widths):
-        raise ValueError(
-            f"{hypernetwork.config.name} was made for another kind of model: it transforms widths "
-            f"{', '.join(hypernetwork.pairs)}; this UNet has {', '.join(map(str, widths))}"
-        )
+    for each in hypernetwork.hypernetworks() if isinstance(hypernetwork, Composition) else [hypernetwork]:
+        if not any(each.parameters_of_width(width) for width in widths):
+            raise ValueError(
+                f"{each.config.name} was made for another kind of model: it transforms widths "
+                f"{', '.join(each.pairs)}; this UNet has {', '.join(map(str, widths))}"
+            )
 
 
 def _unwrap(unet: nn.Module) -> nn.Module:
@@ -129,7 +132,7 @@ def _unwrap(unet: nn.Module) -> nn.Module:
     return unet
 
 
-def _find_stack(unet: nn.Module, hypernetwork: Hypernetwork | None) -> HypernetworkStack:
+def _find_stack(unet: nn.Module, hypernetwork: Attachable | None) -> HypernetworkStack:
     """Return the UNet's stack. Raise ValueError if it has none, or `hypernetwork` is not in it."""
     stack: HypernetworkStack | None = getattr(_unwrap(unet), "_hypernetworks", None)
     if stack is None or hypernetwork is not None and all(attached is not hypernetwork for attached, _ in stack.layers):

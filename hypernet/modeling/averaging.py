@@ -43,5 +43,5 @@ def _structure(hypernetwork: Hypernetwork) -> dict[str, Any]:
     return {
         "widths": sorted(config.widths),
         "layer_structure": [float(multiple) for multiple in config.layer_structure],
-        **{key: config[key] for key in ("activation", "layer_norm", "activate_output")},
+        **{key: config[key] for key in ("activation", "layer_norm", "activate_output", "skip_connection")},
     }

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
@@ -12,11 +13,44 @@ from hypernet.modeling.structure import ACTIVATIONS, check_structure
 WIDTHS_SD1 = (320, 640, 768, 1280)  # 768 is the text; 320, 640 and 1280 are self-attention
 
 
+class ResidualLayer(nn.Module):
+    """A layer that adds its input to its output: x -> skip(x) + linear(x), skip being one of `SKIP_CONNECTIONS`.
+
+    Named and laid out as `ResBlock` of the WebUI's Hypernetwork-MonkeyPatch-Extension (patches/hypernetwork.py):
+    Linear, LayerNorm, Dropout and activation in this order, the activation in the last layer too.
+    """
+
+    def __init__(
+        self, before: int, after: int, activation: str, layer_norm: bool, dropout: float, skip_connection: str
+    ):
+        super().__init__()
+        self.width = after
+        self.upsample_layer = nn.Linear(before, after, bias=False) if skip_connection == "linear" else None
+        layers: list[nn.Module] = [nn.Linear(before, after)]
+        layers += [nn.LayerNorm(after)] if layer_norm else []
+        layers += [nn.Dropout(dropout)] if dropout > 0 else []
+        activation_layer = activation_class(activation)
+        layers += [activation_layer()] if activation_layer is not None else []
+        self.linear = nn.Sequential(*layers)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (..., before)
+        skipped = resize(x, self.width) if self.upsample_layer is None else self.upsample_layer(x)
+        return skipped + self.linear(x)  # (..., after)
+
+    def skip_matrix(self) -> torch.Tensor:
+        """Return the matrix that the skip connection multiplies its input by, (after, before)."""
+        if self.upsample_layer is not None:
+            return self.upsample_layer.weight
+        weight = self.linear[0].weight
+        return resize(torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device), self.width).T
+
+
 class HypernetworkModule(nn.Module):
     """One MLP, named and laid out as in the WebUI (modules/hypernetworks/hypernetwork.py).
 
     Structure (1, 2, 1) at width d is Linear(d, 2d), Linear(2d, d). Activation, LayerNorm and Dropout, where enabled,
-    follow each Linear in this order. The last Linear has an activation only with `activate_output`.
+    follow each Linear in this order. The last Linear has an activation only with `activate_output`. With a
+    `skip_connection` each layer is a `ResidualLayer`.
     """
 
     def __init__(
@@ -27,23 +61,31 @@ class HypernetworkModule(nn.Module):
         layer_norm: bool,
         activate_output: bool,
         dropout_structure: Sequence[float] | None,
+        skip_connection: str | None = None,
     ):
         super().__init__()
+        self.is_residual = skip_connection is not None
         layers: list[nn.Module] = []
         for i, (before, after) in enumerate(zip(layer_structure, layer_structure[1:])):
             last = i == len(layer_structure) - 2
+            dropout = 0.0 if dropout_structure is None else dropout_structure[i + 1]
+            if skip_connection is not None:
+                sizes = int(width * before), int(width * after)
+                layers.append(ResidualLayer(*sizes, activation, layer_norm, dropout, skip_connection))
+                continue
             layers.append(nn.Linear(int(width * before), int(width * after)))
             activation_layer = activation_class(activation)
             if activation_layer is not None and (activate_output or not last):
                 layers.append(activation_layer())
             if layer_norm:
                 layers.append(nn.LayerNorm(int(width * after)))
-            if dropout_structure is not None and dropout_structure[i + 1] > 0:
-                layers.append(nn.Dropout(dropout_structure[i + 1]))
+            if dropout > 0:
+                layers.append(nn.Dropout(dropout))
         self.linear = nn.Sequential(*layers)
 
     def forward(self, context: torch.Tensor) -> torch.Tensor:  # (B, tokens, width)
-        return self.linear(context)  # (B, tokens, width); the caller adds it to the context, scaled
+        result = self.linear(context)
+        return result - context if self.is_residual else result  # (B, tokens, width); the caller adds it, scaled
 
     @torch.no_grad()
     def init_weights(self, weight_init: str, activation: str, layer_norm_init: str) -> None:
@@ -52,7 +94,8 @@ class HypernetworkModule(nn.Module):
         Every `weight_init` but "zero" follows the WebUI: "normal" is N(0, 0.01), Kaiming uses the gain of leaky_relu
         for leakyrelu and of relu for all others, and biases are 0. "zero" is Kaiming normal with the last Linear set to
         0, so that the hypernetwork starts as the identity. `layer_norm_init="normal"` is the WebUI's N(0, 0.01) for
-        LayerNorm weights, which all but switches the module off; "ones" is PyTorch's default.
+        LayerNorm weights, which all but switches the module off; "ones" is PyTorch's default. Skip connections with
+        weights start out equal to "nearest" ones.
         """
         if next(self.parameters()).is_meta:
             return
@@ -65,11 +108,14 @@ class HypernetworkModule(nn.Module):
             "kaiming_normal": lambda weight: nn.init.kaiming_normal_(weight, nonlinearity=nonlinearity),
         }
         initialize = initializers["kaiming_normal" if weight_init == "zero" else weight_init]
-        linears = [layer for layer in self.linear if isinstance(layer, nn.Linear)]
-        for layer in self.linear:
-            if isinstance(layer, nn.Linear):
+        linears = [layer for layer in self.modules() if isinstance(layer, nn.Linear) and layer.bias is not None]
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear) and layer.bias is not None:
                 initialize(layer.weight)
                 nn.init.zeros_(layer.bias)
+            elif isinstance(layer, ResidualLayer) and layer.upsample_layer is not None:
+                before = layer.upsample_layer.in_features
+                layer.upsample_layer.weight.copy_(resize(torch.eye(before), layer.width).T)
             elif isinstance(layer, nn.LayerNorm) and layer_norm_init == "normal":
                 nn.init.normal_(layer.weight, mean=0.0, std=0.01)
         if weight_init == "zero":
@@ -94,6 +140,8 @@ class Hypernetwork(ModelMixin, ConfigMixin):
         base_model_name: name of the base model it was trained on.
         base_model_hash: hash of that base model.
         optional_info: the WebUI's free-text note on the training.
+        skip_connection: None, or one of `SKIP_CONNECTIONS` for layers that add their input to their output. Only the
+            WebUI's Hypernetwork-MonkeyPatch-Extension has them.
 
     Attributes:
         stored_dtype: the precision of the file it was loaded from; unset otherwise. The weights are float32.
@@ -120,17 +168,25 @@ class Hypernetwork(ModelMixin, ConfigMixin):
         base_model_name: str | None = None,
         base_model_hash: str | None = None,
         optional_info: str | None = None,
+        skip_connection: str | None = None,
     ):
         super().__init__()
         check_structure(
-            layer_structure, activation, weight_init, layer_norm, layer_norm_init, activate_output, dropout_structure
+            layer_structure,
+            activation,
+            weight_init,
+            layer_norm,
+            layer_norm_init,
+            activate_output,
+            dropout_structure,
+            skip_connection,
         )
         self.pairs = nn.ModuleDict()
         for width in widths:
             pair = {}
             for part in ("k", "v"):
                 pair[part] = HypernetworkModule(
-                    width, layer_structure, activation, layer_norm, activate_output, dropout_structure
+                    width, layer_structure, activation, layer_norm, activate_output, dropout_structure, skip_connection
                 )
                 pair[part].init_weights(weight_init, activation, layer_norm_init)
             self.pairs[str(width)] = nn.ModuleDict(pair)
@@ -169,6 +225,16 @@ def activation_class(name: str) -> type[nn.Module] | None:
     """Return the class of an activation by its name in `ACTIVATIONS`; None for "linear"."""
     class_name = ACTIVATIONS[name]
     return None if class_name is None else getattr(nn, class_name)
+
+
+def resize(x: torch.Tensor, width: int) -> torch.Tensor:
+    """Return x with its last dimension resized to `width` by repeating or leaving out values.
+
+    It picks the values that `torch.nn.functional.interpolate` does with mode "nearest-exact".
+    """
+    if x.shape[-1] == width:
+        return x
+    return F.interpolate(x.reshape(1, -1, x.shape[-1]), width, mode="nearest-exact").reshape(*x.shape[:-1], width)
 
 
 def constructor_arguments(config: dict) -> dict:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hypernet.modeling.hypernetwork import HypernetworkModule, is_autocast
+from hypernet.modeling.hypernetwork import HypernetworkModule, ResidualLayer, is_autocast
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,12 +69,22 @@ def linear_map(
 
     Multiplies from the last layer back. `dtype=None` keeps the precision of the weights.
     """
-    layers = [layer for layer in module.linear if isinstance(layer, nn.Linear)]
-    *earlier, (matrix, bias) = [(layer.weight.to(dtype=dtype), layer.bias.to(dtype=dtype)) for layer in layers]
+    layers = [layer for layer in module.linear if isinstance(layer, (nn.Linear, ResidualLayer))]
+    *earlier, (matrix, bias) = [_layer_map(layer, dtype) for layer in layers]
     for weight_before, bias_before in reversed(earlier):
         bias = bias + (matrix @ bias_before).to(bias.dtype)  # under autocast the product is in half precision
         matrix = matrix @ weight_before
+    if module.is_residual:  # the map describes what the module adds
+        matrix = matrix - torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
     return matrix, bias
+
+
+def _layer_map(layer: nn.Linear | ResidualLayer, dtype: torch.dtype | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return matrix (after, before) and bias (after,) of a linear layer."""
+    if isinstance(layer, nn.Linear):
+        return layer.weight.to(dtype=dtype), layer.bias.to(dtype=dtype)
+    matrix, bias = _layer_map(layer.linear[0], dtype)
+    return matrix + layer.skip_matrix().to(matrix.dtype), bias
 
 
 def build_map(module: HypernetworkModule, strength: float, fuse_from: float) -> LinearMap:

@@ -8,6 +8,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
+from hypernet.modeling.composition import Attachable
 from hypernet.modeling.hypernetwork import Hypernetwork, is_linear
 from hypernet.modeling.linear_map import LinearMap, MapPlan, build_map, is_plain_linear, make_plan, tokens_per_layer
 
@@ -27,7 +28,7 @@ class HypernetworkStack:
         cached_text: the last forward's text, its other inputs, and the contexts computed from them.
     """
 
-    layers: list[tuple[Hypernetwork, float]] = dataclasses.field(default_factory=list)
+    layers: list[tuple[Attachable, float]] = dataclasses.field(default_factory=list)
     attention: dict[str, Attention] = dataclasses.field(default_factory=dict)
     use_linear_maps: bool = True
     plans: dict[tuple, dict[int, MapPlan]] = dataclasses.field(default_factory=dict)
@@ -107,6 +108,8 @@ class HypernetworkStack:
         if text is None or latents.ndim != 4 or not self.use_linear_maps or len(active) != 1:
             return {}
         [(hypernetwork, strength)] = active
+        if not isinstance(hypernetwork, Hypernetwork):
+            return {}
         drops = hypernetwork.training and any(hypernetwork.config.dropout_structure or ())
         if drops or not is_linear(hypernetwork):
             return {}

@@ -1,6 +1,8 @@
 """The structures a hypernetwork may have. Does not import torch, so that mistakes in options are reported at once."""
 
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 
 # Activation by the WebUI's name -> its class in torch.nn. The WebUI's "swish" is Hardswish; "linear" is none.
 ACTIVATIONS: dict[str, str | None] = {
@@ -14,21 +16,26 @@ ACTIVATIONS |= {"swish": "Hardswish", "linear": None}
 NONZERO_AT_ZERO = {"hardsigmoid", "logsigmoid", "logsoftmax", "sigmoid", "softmax", "softmin", "softplus"}
 WEIGHT_INITS = ("normal", "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "zero")
 LAYER_NORM_INITS = ("ones", "normal")
-SAME_WORDS = {"none": "linear", "identity": "linear"}  # the WebUI prints "Activation function is None"
+SKIP_CONNECTIONS = ("nearest", "linear")  # how a layer's input is resized before it is added to the output
+# Other words for an activation, for `find_word`. The WebUI prints "Activation function is None"
+SAME_ACTIVATIONS = {"none": "linear", "identity": "linear"}
 
 
-def find_word(word: str, choices: Collection[str]) -> str:
+def find_word(word: str, choices: Collection[str], same_words: Mapping[str, str] = MappingProxyType({})) -> str:
     """Return the choice that a word means, in any case and spelling: "ReLU", "XavierNormal", "leaky_relu", "None".
 
     An unknown word is returned unchanged.
+
+    Args:
+        same_words: other words for some choices, in lower case without separators.
     """
 
     def plain(text: str) -> str:
-        return text.strip().lower().replace("_", "").replace("-", "").replace(" ", "")
+        return re.sub(r"[\s_-]", "", text.lower())
 
-    known = {plain(choice): choice for choice in choices}
-    same = SAME_WORDS.get(plain(word), word)
-    return known.get(plain(word)) or (same if same in choices else word)
+    known = {**same_words, **{plain(choice): choice for choice in choices}}
+    found = known.get(plain(word), word)
+    return found if found in choices else word
 
 
 def check_structure(
@@ -39,6 +46,7 @@ def check_structure(
     layer_norm_init: str = "ones",
     activate_output: bool = False,
     dropout_structure: Sequence[float] | None = None,
+    skip_connection: str | None = None,
 ) -> None:
     """Check that a module can be built from these arguments of `Hypernetwork`.
 
@@ -55,6 +63,10 @@ def check_structure(
     _check_choice("activation", activation, ACTIVATIONS)
     _check_choice("weight_init", weight_init, WEIGHT_INITS)
     _check_choice("layer_norm_init", layer_norm_init, LAYER_NORM_INITS)
+    if skip_connection is not None:
+        _check_choice("skip_connection", skip_connection, SKIP_CONNECTIONS)
+        if weight_init == "zero":
+            raise ValueError("weight_init zero: with a skip_connection it would not start as the identity; use normal")
     if weight_init == "zero" and activate_output and activation in NONZERO_AT_ZERO:
         raise ValueError(
             f"weight_init zero: {activation}(0) is not 0, so with activate_output this is not the identity"

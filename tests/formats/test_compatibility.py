@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+import hypernet
 from hypernet import Hypernetwork, inspect, save_webui
 from hypernet.formats.compatibility import comfyui_problems, comfyui_reads
 from hypernet.formats.webui import read_webui
 from hypernet.modeling.from_weights import without_dropout
+from tests.helpers.webui_files import save_residual
 
 COMFYUI_ACTIVATIONS = {
     "linear": None,
@@ -83,6 +85,20 @@ def test_comfyui_counts_as_right_exactly_where_its_output_is_the_webuis(tmp_path
         assert "dropout" not in inspect(path)["read_by"]["ComfyUI"]
         answers.add(same)
     assert answers == ({True, False} if activation in COMFYUI_ACTIVATIONS else {False})
+
+
+@pytest.mark.parametrize("upsample", [None, "Linear"])
+def test_only_the_extension_and_this_project_read_residual_files(tmp_path, upsample):
+    path = tmp_path / "a.pt"
+    save_residual(path, upsample=upsample)
+    save_webui(hypernet.load(path), path)
+    hypernet.save(hypernet.load(path), tmp_path / "folder")
+    for report in (inspect(path), inspect(tmp_path / "folder")):
+        answers = report["read_by"]
+        assert answers["this project"] == "yes" and "MonkeyPatch" in answers["WebUI"]
+        assert all(answer.startswith("no: ") for program, answer in answers.items() if program != "this project")
+        assert report["skip_connection"] == {None: "nearest"}.get(upsample, "linear") and report["repairs"] == []
+    assert not comfyui_reads(hypernet.load(path))
 
 
 def test_missing_fields_mean_something_else_to_comfyui():

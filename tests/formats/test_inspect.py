@@ -9,6 +9,7 @@ from torch import nn
 import hypernet
 from hypernet import Hypernetwork, inspect, save_webui
 from hypernet.formats.inspect import describe, overview
+from tests.helpers.webui_files import save_residual
 
 
 @pytest.fixture
@@ -94,6 +95,16 @@ def test_tells_dead_and_broken_modules(tmp_path):
     assert report["verdict"].startswith("broken") and "16 V" in report["verdict"]
     assert "nan" in describe(report)
     assert json.loads(json.dumps(report, allow_nan=False))["modules"][3]["perturbation"] is None
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_names_the_fields_of_the_extension(style, tmp_path, residual):
+    plain = torch.load(style[1], weights_only=True) | {"skip_connection": False, "upsample_linear": None}
+    _ = save_residual(tmp_path / "style.pt") if residual else torch.save(plain, tmp_path / "style.pt")
+    report = inspect(tmp_path / "style.pt")
+    assert report["extension_fields"] == ["skip_connection", "upsample_linear"] and inspect(style[1])
+    assert "skip_connection" in describe(report) and not any("skip" in line for line in report["repairs"])
+    assert ("nearest" in describe(report)) == residual
 
 
 def test_control_characters_in_notes_are_escaped(tmp_path):

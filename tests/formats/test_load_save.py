@@ -34,6 +34,19 @@ def test_loads_what_save_pretrained_writes(tmp_path):
         hypernet.load(tmp_path / "x")
 
 
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    for name in ("a.pt", "b.safetensors", "c"):
+        hypernet.save(Hypernetwork([16], step=3), f"~/{name}")
+        assert (tmp_path / name).exists() and hypernet.load(f"~/{name}").config.step == 3
+
+
+def test_a_path_of_another_system_is_named_as_such():
+    with pytest.raises(NotAHypernetwork, match=r"^E:\\a\.pt: .*Windows"):
+        hypernet.load("E:\\a.pt")
+
+
 def test_names_a_path_or_hub_id_that_does_not_exist(tmp_path):
     with pytest.raises(NotAHypernetwork, match=str(tmp_path / "y")):
         hypernet.load(tmp_path / "y")

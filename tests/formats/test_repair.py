@@ -46,8 +46,9 @@ def test_inspect_lists_what_needs_repair(odd):
         ({"name": "another"}, "name"),
         ({"is_layer_norm": ...}, "is_layer_norm"),
         ({"extra": 1}, "fields"),
+        ({10: ({"linear.0.linear.0.bias": torch.ones(2)}, {})}, "skip_connection"),
     ],
-    ids=["activation", "name", "missing field", "unknown field"],
+    ids=["activation", "name", "missing field", "unknown field", "missing field of the extension"],
 )
 def test_finds_each_repair_alone(tmp_path, change, named):
     path = tmp_path / "a.pt"

@@ -8,7 +8,13 @@ import pytest
 import hypernet
 from hypernet import Hypernetwork
 from hypernet.config import TrainingConfig
-from hypernet.formats.trained_folder import find_run_options, is_best_state, is_run_folder, read_trained_config
+from hypernet.formats.trained_folder import (
+    find_run_options,
+    is_best_state,
+    is_run_folder,
+    previewed_prompts,
+    read_trained_config,
+)
 from hypernet.utils.errors import UserError
 
 
@@ -68,3 +74,11 @@ def test_options_of_every_run_are_read(tmp_path):
 def test_other_files_called_run_json_are_not_runs(tmp_path, content):
     (tmp_path / "run.json").write_text(content)
     assert find_run_options(tmp_path) == {}
+
+
+def test_knows_what_a_run_previewed():
+    assert previewed_prompts({"validation_prompt": ["a"], "previews": [{"prompt": "a"}, {"prompt": "b"}]}) == ["a", "b"]
+    assert previewed_prompts({"previews": [{"prompt": "a", "seed": 1}, {"prompt": "a", "seed": 2}]}) == ["a"]
+    for damaged in (None, "x", [1, {"prompt": 2}]):
+        assert previewed_prompts({"validation_prompt": ["a"], "previews": damaged}) == ["a"]
+    assert previewed_prompts({}) == []

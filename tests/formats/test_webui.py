@@ -6,12 +6,13 @@ from collections import OrderedDict
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import hypernet
 from hypernet import Hypernetwork, NotAHypernetwork, load_webui, save_webui
 from hypernet.modeling.structure import ACTIVATIONS, WEIGHT_INITS
-from tests.helpers.references import FORMULAS, plain_mlp
-from tests.helpers.webui_files import ALLOWED_GLOBALS, globals_of, save_old_webui
+from tests.helpers.references import FORMULAS, extension_output, plain_mlp
+from tests.helpers.webui_files import ALLOWED_GLOBALS, globals_of, save_old_webui, save_residual
 
 STRUCTURES = [(1, 2, 1), (1, 2, 2, 1), (1, 1.5, 1.5, 1), (1, 4, 1)]
 
@@ -136,20 +137,51 @@ def test_a_missing_activate_output_is_true_and_none_is_false(tmp_path, given, ex
     assert load_webui(tmp_path / "a.pt").config.activate_output is expected
 
 
-@pytest.mark.parametrize("upsample, given", [(None, True), ("Linear", True), ("Linear", None)])
-def test_names_residual_files_of_the_extension(tmp_path, upsample, given):
-    state = {f"linear.{i}.linear.0.{name}": torch.ones(2) for i in (0, 1) for name in ("weight", "bias")}
-    state |= {f"linear.{i}.upsample_layer.weight": torch.ones(2) for i in (0, 1) if upsample}
-    fields = {"skip_connection": given, "upsample_linear": upsample} if given else {}  # the field may be missing
-    torch.save({10: (state, state), **fields}, tmp_path / "a.pt")
-    for read in (hypernet.load, hypernet.inspect):
-        with pytest.raises(NotAHypernetwork, match="a.pt: .*skip_connection") as error:
-            read(tmp_path / "a.pt")
-        assert "\n" not in str(error.value) and "MonkeyPatch" in str(error.value)
-    (tmp_path / "both.hns").write_text("[('one', 0.5), ('two-2177', 0.5)]")
-    for read in (hypernet.load, hypernet.inspect):
-        with pytest.raises(NotAHypernetwork, match="both.hns: .*MonkeyPatch"):
-            read(tmp_path / "both.hns")
+FUNCTIONS = {None: lambda x: x, "relu": torch.relu, "swish": F.hardswish, "softsign": F.softsign}
+
+
+@pytest.mark.parametrize("upsample", [None, False, "Linear"])
+@pytest.mark.parametrize("structure", [(1, 1), (1, 2, 1), (1, 0.3, 1), (1, 1.5, 2, 1)])
+def test_residual_files_of_the_extension_compute_what_it_computes(tmp_path, monkeypatch, upsample, structure):
+    """Exactly, with LayerNorm and dropout too, and after a way through every format."""
+    monkeypatch.setattr(os, "fsync", lambda file: None)  # hundreds of files
+    x = torch.randn(2, 3, 12)
+    for (activation, function), norm in itertools.product(FUNCTIONS.items(), [False, True]):
+        drop = [0.2, *[0.3] * (len(structure) - 1)] if norm else [0] * len(structure)
+        fields = {"activation_func": activation, "dropout_structure": drop, "use_dropout": norm}
+        data = save_residual(tmp_path / "a.pt", (12,), structure, upsample, norm, **fields)
+        loaded = hypernet.load(tmp_path / "a.pt")
+        for strength in (1.0, 0.3, -0.5, 0.0):
+            for part, result in enumerate(loaded(x, strength)):
+                assert torch.equal(result, extension_output(data[12][part], x, strength, function, norm))
+        assert list(loaded.config.dropout_structure) == drop and loaded.config.step == 1000
+        for source, target in itertools.pairwise(("a.pt", "b.safetensors", "folder", "a.pt")):
+            hypernet.save(hypernet.load(tmp_path / source), tmp_path / target)
+        back = torch.load(tmp_path / "a.pt", weights_only=True)
+        same = {"upsample_linear": upsample or None, "activation_func": activation or "linear"}
+        same |= {"last_layer_dropout": norm and len(structure) > 2}
+        for key, value in data.items():
+            if key == 12:
+                for before, after in zip(value, back[12]):
+                    assert list(before) == list(after)
+                    assert all(torch.equal(before[name], after[name]) for name in before)
+            else:
+                assert back[key] == same.get(key, value), key
+        assert globals_of(tmp_path / "a.pt") <= ALLOWED_GLOBALS
+
+
+@pytest.mark.parametrize("upsample", [None, "Linear"])
+def test_the_weights_show_a_residual_file_without_its_field(tmp_path, upsample):
+    data = save_residual(tmp_path / "a.pt", upsample=upsample)
+    del data["skip_connection"], data["upsample_linear"]
+    torch.save(data, tmp_path / "b.pt")
+    x = torch.randn(2, 3, 12)
+    assert torch.equal(hypernet.load(tmp_path / "b.pt")(x)[1], extension_output(data[12][1], x))
+    with pytest.raises(NotAHypernetwork, match="b.pt: "):  # a plain structure cannot have these fields
+        save_webui(Hypernetwork((12,)), tmp_path / "b.pt")
+        plain = torch.load(tmp_path / "b.pt", weights_only=True)
+        torch.save({**plain, "skip_connection": True}, tmp_path / "b.pt")
+        hypernet.load(tmp_path / "b.pt")
 
 
 @pytest.mark.parametrize("upsample", [None, "Linear", False])

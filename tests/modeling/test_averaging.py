@@ -22,6 +22,7 @@ def test_average_is_the_weighted_mean():
         ({"activation": "relu"}, "activation.*: linear, .*: relu"),
         ({"layer_structure": (1, 3, 1)}, "layer_structure"),
         ({"widths": (12, 16)}, "widths"),
+        ({"skip_connection": "nearest"}, "skip_connection.*: None, .*: nearest"),
     ],
 )
 def test_different_structures_are_refused(options, named):

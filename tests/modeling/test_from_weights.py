@@ -29,6 +29,8 @@ def test_weights_are_copied_to_float32_and_the_stored_dtype_is_kept():
         ({"layer_norm": 1}, "layer_norm"),
         ({"activation": None}, "activation"),
         ({"unknown": "x"}, "unknown"),
+        ({"skip_connection": "spline"}, "skip_connection"),
+        ({"skip_connection": "nearest"}, "linear.0"),
         ({"layer_structure": [1, 3, 1]}, "linear.0"),
         ({"widths": [12, 16]}, "pairs.16"),
         ({"widths": [12, 16, 32]}, "8 tensors"),

@@ -10,12 +10,12 @@ from tests.helpers.tiny_models import generate, tiny_pipeline, tiny_unet, traine
 SIZE = {"width": 64, "height": 64}
 
 
-@pytest.mark.parametrize("strength", [1.0, 0.6, -0.5])
-def test_fused_generates_what_attached_generates(strength):
+@pytest.mark.parametrize("strength, skip", [(1.0, None), (0.6, None), (-0.5, None), (0.4, "nearest"), (1, "linear")])
+def test_fused_generates_what_attached_generates(strength, skip):
     attached, fused = tiny_pipeline(), tiny_pipeline()
     plain = generate(attached, **SIZE)
-    hypernet.attach(attached.unet, trained_hypernetwork(), strength)
-    hypernet.fuse(fused.unet, trained_hypernetwork(), strength)
+    hypernet.attach(attached.unet, trained_hypernetwork(skip_connection=skip), strength)
+    hypernet.fuse(fused.unet, trained_hypernetwork(skip_connection=skip), strength)
     expected = generate(attached, **SIZE)
     assert np.abs(generate(fused, **SIZE) - expected).max() < 1e-4
     assert np.abs(expected - plain).max() > 0.05

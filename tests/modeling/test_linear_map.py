@@ -10,6 +10,7 @@ import hypernet
 from hypernet import Hypernetwork, HypernetworkUNet
 from hypernet.modeling.attachment import attention_layers
 from hypernet.modeling.linear_map import MapPlan, build_map, linear_map, make_plan, tokens_per_layer
+from hypernet.modeling.structure import SKIP_CONNECTIONS
 from tests.helpers.references import with_hooks
 from tests.helpers.tiny_models import tiny_hypernetwork, tiny_unet, unet_inputs
 
@@ -31,20 +32,22 @@ def use_plan(monkeypatch, plan):
         monkeypatch.setattr("hypernet.modeling.stack.make_plan", lambda *_: plan)
 
 
-@pytest.mark.parametrize("structure", [(1, 1), (1, 2, 1), (1, 1.5, 1.5, 1)])
-def test_map_of_a_module(structure):
-    hypernetwork = style(structure, dropout_structure=(0,) * len(structure)).eval()
+@pytest.mark.parametrize("skip", [None, *SKIP_CONNECTIONS])
+@pytest.mark.parametrize("structure", [(1, 1), (1, 2, 1), (1, 1.5, 1.5, 1), (1, 0.3, 1)])
+def test_map_of_a_module(structure, skip):
+    hypernetwork = style(structure, dropout_structure=(0,) * len(structure), skip_connection=skip).eval()
     module, x = hypernetwork.pairs["16"]["v"], torch.randn(5, 16)
     matrix, bias = linear_map(module)
     assert (x.double() @ matrix.T + bias - module(x)).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("skip", [None, *SKIP_CONNECTIONS])
 @pytest.mark.parametrize("structure", [(1, 1), (1, 2, 1), (1, 1.5, 0.5, 1)])
 @pytest.mark.parametrize("plan", PLANS)
-def test_outputs_and_gradients_match_the_reference(monkeypatch, plan, structure, checkpointing):
+def test_outputs_and_gradients_match_the_reference(monkeypatch, plan, structure, skip, checkpointing):
     use_plan(monkeypatch, PLANS[plan])
-    unet, hypernetwork, reference = tiny_unet(), style(structure), style(structure)
+    unet, hypernetwork, reference = tiny_unet(), *(style(structure, skip_connection=skip) for _ in range(2))
     if checkpointing:
         unet.enable_gradient_checkpointing()
     result = HypernetworkUNet(unet, hypernetwork)(*unet_inputs())

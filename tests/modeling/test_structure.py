@@ -37,6 +37,8 @@ def test_activations_that_are_not_zero_at_zero():
         ({"activation": "rellu"}, "activation 'rellu'.*leakyrelu"),
         ({"weight_init": "nomal"}, "weight_init 'nomal'.*normal"),
         ({"weight_init": "zero", "activation": "sigmoid", "activate_output": True}, "weight_init zero.*sigmoid"),
+        ({"skip_connection": "yes"}, "skip_connection 'yes'.*linear, nearest"),
+        ({"skip_connection": "nearest", "weight_init": "zero"}, "weight_init zero.*skip_connection"),
         ({"layer_norm_init": "zeros"}, "layer_norm_init 'zeros'.*normal, ones"),
         ({"dropout_structure": (0, 0.3)}, "dropout_structure 0,0.3:.*3.*0,0.3,0"),
         ({"dropout_structure": (0, 1, 0)}, "dropout_structure 0,1,0:.*3"),

@@ -18,7 +18,7 @@ from hypernet.data.dataset import describe_data, encode_dataset
 from hypernet.data.image_index import index_images
 from hypernet.data.image_source import open_image_source
 from hypernet.generation.infotext import parse_infotext, read_png_infotext
-from hypernet.generation.prompt_tags import split_prompt
+from hypernet.generation.tag_syntax import split_prompt
 from hypernet.stable_diffusion.base_model import identify_base_model
 from hypernet.stable_diffusion.model import StableDiffusion, load_stable_diffusion
 from hypernet.stable_diffusion.model_source import ModelSource

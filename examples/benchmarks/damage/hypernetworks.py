@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 import convert_to_webui
+import hypernet
 from examples.benchmarks.damage import mutations
 from examples.benchmarks.damage.samples import MODEL
 from hypernet.cli.training_options import parse_config
@@ -19,9 +20,10 @@ Steps = list[Callable[[], object]]
 
 def make_pt(rng: random.Random, samples: Path, folder: Path, marker: Path) -> None:
     path = folder / rng.choice(["style.pt", "style.pt", f"{mutations.ESCAPE[:5]}.pt", "s\n.pt"])
-    shutil.copy(samples / "style.pt", path)
+    source = samples / rng.choice(["style.pt", "style.pt", "residual.pt"])
+    shutil.copy(source, path)
     if rng.random() < 0.5:
-        path.write_bytes(mutations.hostile_pickle(rng, read_webui(samples / "style.pt"), marker))
+        path.write_bytes(mutations.hostile_pickle(rng, read_webui(source), marker))
     else:
         mutations.damage_file(rng, path, mutations.damage_bytes)
 
@@ -30,6 +32,24 @@ def make_safetensors(rng: random.Random, samples: Path, folder: Path, marker: Pa
     path = folder / "style.safetensors"
     shutil.copy(samples / "style.safetensors", path)
     mutations.damage_file(rng, path, rng.choice([mutations.damage_header, mutations.damage_bytes]))
+
+
+def make_stack(rng: random.Random, samples: Path, folder: Path, marker: Path) -> None:
+    for name in ("style.pt", "residual.pt"):
+        shutil.copy(samples / name, folder)
+    texts = ["[('style', 0.5), 'residual']", "{'style': 0.7, \"['residual', 'style']\": 0.3}", "{'style', 'residual'}"]
+    texts += [
+        f"[open({str(marker)!r}, 'w')]",
+        "(" + "-" * 60_000 + "1)",
+        "[" + "1+" * 30_000 + "1]",
+        "['style'," * 8000,
+    ]
+    (folder / "both.hns").write_bytes(mutations.damage_text(rng, rng.choice(texts)))
+
+
+def open_stack(folder: Path) -> Steps:
+    path = str(folder / "both.hns")
+    return [lambda: hypernet.load_stack(path)]
 
 
 def open_hypernetwork(folder: Path) -> Steps:

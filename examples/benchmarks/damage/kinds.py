@@ -25,6 +25,7 @@ class Kind:
 KINDS = {
     "pt": Kind(hypernetworks.make_pt, hypernetworks.open_hypernetwork),
     "weights": Kind(hypernetworks.make_safetensors, hypernetworks.open_hypernetwork),
+    "stack": Kind(hypernetworks.make_stack, hypernetworks.open_stack),
     "optimizer": Kind(hypernetworks.make_optimizer, hypernetworks.open_optimizer),
     "ckpt": Kind(models.make_ckpt, models.open_model_file),
     "model": Kind(models.make_model_file, models.open_model_file),

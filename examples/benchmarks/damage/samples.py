@@ -27,6 +27,8 @@ def make_samples(folder: Path, kinds: list[str]) -> None:
     hypernetwork = hypernet.Hypernetwork((32, 48), (1, 2, 1), "relu", name="style", step=3)
     hypernet.save(hypernetwork, folder / "style.pt")
     hypernet.save(hypernetwork, folder / "style.safetensors")
+    residual = hypernet.Hypernetwork((32, 48), (1, 2, 1), "relu", skip_connection="linear")
+    hypernet.save(residual, folder / "residual.pt")
     optimizer = torch.optim.AdamW(hypernetwork.parameters())
     sum(parameter.square().sum() for parameter in hypernetwork.parameters()).backward()
     optimizer.step()
