@@ -16,8 +16,9 @@ from datasets.arrow_writer import ArrowWriter
 from tqdm.auto import tqdm
 
 from hypernet.data.part_files import new_part_files, remove_abandoned
-from hypernet.utils.atomic_files import atomic_write, check_writable
+from hypernet.utils.atomic_files import atomic_write, check_writable, free_space
 from hypernet.utils.errors import UserError, counted, is_local_main_process
+from hypernet.utils.numbers import size_text
 
 CACHE_VERSION = 2  # increment it whenever the same inputs get encoded differently
 FLOATS = datasets.List(datasets.Value("float32"))  # type of a column of flat arrays
@@ -46,6 +47,13 @@ def check_cache_folder(cache_dir: str | None) -> None:
         option = f"--cache_dir {cache_dir}" if cache_dir else f"the cache folder {folder}"
         raise UserError(f"{option}: it cannot be written to ({error.strerror}); name another --cache_dir") from None
     remove_abandoned(folder)
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Raise UserError if the disk of a folder in the cache has no room for `needed` bytes."""
+    if needed > (free := free_space(folder)):
+        problem = f"encoded images need {size_text(needed)} there, but only {size_text(free)} is free"
+        raise UserError(f"the cache {folder.parent}: {problem}; name another --cache_dir")
 
 
 class RowCache:

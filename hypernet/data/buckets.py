@@ -2,7 +2,7 @@
 
 import collections
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from hypernet.config import TrainingConfig
 
@@ -79,14 +79,23 @@ def training_size(width: int, height: int, config: TrainingConfig, multiple: int
     return smaller
 
 
-def size_table(sizes: Iterable[Size], batch_size: int, max_rows: int = 16) -> str:
-    """Return a plain-text table of the images and the batches per epoch of each size."""
-    counts = collections.Counter(sizes).most_common()
+def size_table(
+    sizes: Sequence[Size], batch_size: int, repeats: Sequence[int] = (), rounds: int = 1, max_rows: int = 16
+) -> str:
+    """Return a plain-text table of the images and the batches per epoch of each size.
+
+    Args:
+        repeats: how often each image counts in a round; by default once.
+        rounds: the number of rounds per epoch.
+    """
+    counts, visits = collections.Counter(sizes).most_common(), collections.Counter[Size]()
+    for size, times in zip(sizes, repeats or [1] * len(sizes)):
+        visits[size] += times
+    batches = {size: rounds * -(-count // batch_size) for size, count in visits.items()}
     lines = [f"{'size':>12}{'images':>9}{'batches':>9}"]
     for (width, height), count in counts[:max_rows]:
-        lines.append(f"{f'{width}x{height}':>12}{count:>9}{-(-count // batch_size):>9}")
-    if len(counts) > max_rows:
-        images = sum(count for _, count in counts[max_rows:])
-        batches = sum(-(-count // batch_size) for _, count in counts[max_rows:])
-        lines.append(f"{f'{len(counts) - max_rows} more':>12}{images:>9}{batches:>9}")
+        lines.append(f"{f'{width}x{height}':>12}{count:>9}{batches[width, height]:>9}")
+    if rest := counts[max_rows:]:
+        images, more = sum(count for _, count in rest), sum(batches[size] for size, _ in rest)
+        lines.append(f"{f'{len(rest)} more':>12}{images:>9}{more:>9}")
     return "\n".join(lines)

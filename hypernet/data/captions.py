@@ -1,33 +1,18 @@
 """Captions from text files, file names and cells of a table."""
 
-import codecs
 import collections
 import errno
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from hypernet.utils.errors import UserError, counted
-from hypernet.utils.file_kinds import check_file
+from hypernet.utils.file_kinds import HEAD, check_file, image_kind
+from hypernet.utils.reading import decode_text
 
 MAX_CAPTION = 2**16  # bytes or characters; longer text is not a caption, and takes a tokenizer seconds
 MAX_BYTES = 2**26  # of other text files, such as the metadata of 100,000 images
 SAVE = "; save it as UTF-8"
-BYTE_ORDER_MARKS = (  # UTF-32 first, since its little-endian mark begins with that of UTF-16
-    (codecs.BOM_UTF32_LE, "UTF-32"),
-    (codecs.BOM_UTF32_BE, "UTF-32"),
-    (codecs.BOM_UTF16_LE, "UTF-16"),
-    (codecs.BOM_UTF16_BE, "UTF-16"),
-)
-
-# Words in the file names that cameras, phones, image generators and other programs choose, and in those of copies
-NAMELESS = set(
-    "img image images imgp dsc dscn dscf dcim pxl mvimg burst photo photos foto pic picture pictures gopr screenshot "
-    "bildschirmfoto whatsapp wa telegram scan scanned download downloaded untitled unnamed unknown file copy of final "
-    "version ver edit edited export output outputs result tmp temp at am pm and the "
-    "comfyui comfy sd sdxl flux txt img2img invokeai fooocus dalle chatgpt gemini generated grid xyz seed sample "
-    "jan feb mar apr may jun jul aug sep sept oct nov dec".split()
-)
 
 
 def caption_from_name(stem: str, word_regex: str | None = None, join_string: str = " ") -> str:
@@ -38,35 +23,6 @@ def caption_from_name(stem: str, word_regex: str | None = None, join_string: str
     """
     text = re.sub(r"^[-\d]+\s*", "", stem)
     return join_string.join(re.findall(word_regex, text)) if word_regex else text
-
-
-def has_words(caption: str) -> bool:
-    """Return whether a caption from a file name has descriptive words; IMG_2034, final_v2 and 3f9a8c have none."""
-    if not caption.isascii():
-        return True
-    plain = re.sub(r"^comfyui_temp_[a-z]{5}_|^gemini_generated_image_\w*", "", caption.lower())  # random letters
-    words = re.findall(r"(?<![a-z0-9])([a-z]{2,})\d*(?![a-z0-9])", plain)
-    return any(word not in NAMELESS for word in words)
-
-
-def caption_notes(captions: Sequence[str], captioned: Sequence[bool]) -> list[str]:
-    """Return notes if file names serve as captions although other images have written ones, or have no words.
-
-    Args:
-        captioned: whether each caption is a written one, not a file name.
-    """
-    # an empty one is an empty caption, which has a note of its own
-    names, notes = [caption for caption, written in zip(captions, captioned) if caption and not written], []
-    if names and any(captioned):
-        which = f"images without a caption: {len(names)} of {len(captions)}"
-        notes.append(f'{which}; a file name serves as the caption, such as "{names[0]}"')
-    wordless = [name for name in names if not has_words(name)]
-    if wordless:
-        hint = (
-            "write captions as NAME.txt, as examples/prepare.py --caption does, or use a template without [filewords]"
-        )
-        notes.append(f'captions that are file names without words: {len(wordless)}, such as "{wordless[0]}"; {hint}')
-    return notes
 
 
 def check_word_regex(pattern: str) -> None:
@@ -129,18 +85,24 @@ def _decode_file(path: Path, limit: int) -> str:
     if path.stat().st_size > limit:
         raise OSError(errno.EFBIG, f"it is larger than {limit >> 10} KiB", str(path))
     data = path.read_bytes()
-    encoding = next((name for mark, name in BYTE_ORDER_MARKS if data.startswith(mark)), "UTF-8")
     try:
-        text = data.decode("utf-8-sig" if encoding == "UTF-8" else encoding)
+        text = decode_text(data)
     except UnicodeDecodeError as error:
-        raise _TextError(f"it is not {encoding} text", f" (byte {error.start}){SAVE}") from None
+        if kind := image_kind(data[:HEAD]):
+            raise _TextError(f"it is not text but a {kind} image; rename or remove it") from None
+        raise _TextError(f"it is not {error.encoding.upper()} text", f" (byte {error.start}){SAVE}") from None
     if "\0" in text:
         raise _TextError("it contains NUL characters, as UTF-16 text without a byte order mark does", SAVE)
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    return text
 
 
 def has_surrogates(text: str) -> bool:
     return any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def caption_lines(captions: Iterable[str]) -> tuple[str, ...]:
+    """Return each nonempty line of the captions as a separate caption."""
+    return tuple(filter(None, (line.strip() for text in captions for line in text.split("\n")))) or ("",)
 
 
 def caption_alternatives(cell: object) -> tuple[str, ...]:

@@ -1,5 +1,7 @@
 """The training dataset: samples from cached latents and prompts, determined by seed, epoch and image."""
 
+import collections
+import itertools
 import typing
 
 import torch
@@ -10,17 +12,19 @@ from torch.utils.data import DataLoader
 from hypernet.config import TrainingConfig
 from hypernet.data.batch_sampler import Batch, EpochBatchSampler
 from hypernet.data.buckets import size_table
-from hypernet.data.captions import caption_notes
+from hypernet.data.caption_remarks import caption_remarks
 from hypernet.data.image_index import ImageRecord
 from hypernet.data.image_source import ImageSource
-from hypernet.data.latents import ImageLatents, encode_latents
+from hypernet.data.latents import ImageLatents, encode_latents, unique_ids
 from hypernet.data.prompt_cache import CachedEmbeds, PromptEmbeds, open_embeds
-from hypernet.data.prompts import PromptSampler, fill_template, read_templates, template_notes
+from hypernet.data.prompts import PromptSampler
 from hypernet.stable_diffusion.conditioning import build_conditions
 from hypernet.stable_diffusion.model import StableDiffusion
 from hypernet.stable_diffusion.text_encoding import truncation_note
 from hypernet.utils.errors import MAX_MESSAGE, counted, is_local_main_process, one_line
 from hypernet.utils.hashing import derive_seed
+
+EPOCHS_SHOWN = 20  # searched for a prompt of an image that --caption_dropout does not empty
 
 
 def describe_data(
@@ -32,24 +36,49 @@ def describe_data(
 ) -> str:
     """Return what a run prints about its data: skipped images, likely mistakes, and the number of images per size."""
     lines = [f"skipped: {problem}" for problem in problems] + [f"note: {note}" for note in source.notes]
-    uncaptioned = [record.row for record in records if not any(source.captions[record.row])]
-    templates, captions = read_templates(config.template), [source.captions[record.row] for record in records]
-    uses_captions = any("[filewords]" in template for template in templates)
-    if uncaptioned and config.caption_column and uses_captions:
-        count = counted(len(uncaptioned), "image has an empty caption", "images have an empty caption")
-        lines.append(f"note: {count}, such as {source.name(uncaptioned[0])}")
-    if uses_captions and source.is_folder:
-        captioned = [source.captioned[record.row] for record in records]
-        lines += [f"note: {note}" for note in caption_notes([each[0] for each in captions], captioned)]
-    lines += [f"note: {note}" for note in template_notes(config.template, captions, config.prompt_emphasis)]
+    lines += [f"note: {note}" for note in caption_remarks(source, records, config)]
     if config.alpha_weight and not any(record.has_alpha for record in records):
         lines.append("note: --alpha_weight has no effect: no image has transparency")
-    lines.append(f"images used: {len(records)}, skipped: {len(problems)}; batches per epoch: {len(batches)}")
-    some = captions[0], captions[len(captions) // 2], captions[-1]
-    filled = (fill_template(templates[i % len(templates)], each[0], str(config.name)) for i, each in enumerate(some))
-    lines.append("prompts such as: " + ", ".join(f'"{one_line(prompt, 80)}"' for prompt in dict.fromkeys(filled)))
+    repeated = f"; with repeats {batches.visits} per epoch" if batches.visits > len(records) else ""
+    used = f"images used: {len(records)}, skipped: {len(problems)}{repeated}"
+    lines.append(f"{used}; batches per epoch: {len(batches)}")
+    files = collections.Counter(source.template_files[record.row] for record in records if source.template_files)
+    if own := [f"{file} ({counted(count, 'image')})" for file, count in files.items() if file]:
+        lines.append(f"folders with templates of their own: {', '.join(own)}")
+    prompts = some_prompts(build_prompt_sampler(source, records, config))
+    lines.append("prompts such as: " + ", ".join(f'"{one_line(prompt, 80)}"' for prompt in prompts))
     lines = [one_line(line, MAX_MESSAGE) for line in lines]  # escapes control characters in file names and captions
-    return "\n".join([*lines, size_table([record.size for record in records], batches.total_batch_size)])
+    repeats = [record.repeats for record in records]
+    table = size_table([record.size for record in records], batches.total_batch_size, repeats, batches.rounds)
+    return "\n".join([*lines, table])
+
+
+def build_prompt_sampler(source: ImageSource, records: list[ImageRecord], config: TrainingConfig) -> PromptSampler:
+    """Return what samples the prompts of the images."""
+    templates = source.templates(config.template)
+    of_images = [templates[record.row] for record in records]
+    differ = any(lines != of_images[0] for lines in of_images)
+    return PromptSampler(
+        ids=unique_ids([record.sha256 for record in records]),
+        captions=[source.captions[record.row] for record in records],
+        templates=list(dict.fromkeys(itertools.chain(*of_images))) if differ else of_images[0],
+        name=str(config.name),
+        seed=config.seed,
+        shuffle_tags=config.shuffle_tags,
+        keep_tags=config.keep_tags,
+        tag_dropout=config.tag_dropout,
+        caption_dropout=config.caption_dropout,
+        variants=config.caption_variants,
+        tag_separator=config.tag_separator,
+        image_templates=of_images if differ else None,
+    )
+
+
+def some_prompts(prompts: PromptSampler, count: int = 3) -> list[str]:
+    """Return prompts that training samples: for images spread over the dataset, each in its first epoch that has one."""
+    indices = dict.fromkeys(round(i * (len(prompts.ids) - 1) / max(count - 1, 1)) for i in range(count))
+    sampled = ((prompts.sample(epoch, index) for epoch in range(EPOCHS_SHOWN)) for index in indices)
+    return list(dict.fromkeys(next(filter(None, of_image), "") for of_image in sampled))
 
 
 class Sample(typing.NamedTuple):
@@ -67,7 +96,7 @@ class TrainingDataset(torch.utils.data.Dataset):
     """Latents and prompts of the images, sampled anew at each access.
 
     Noise, timestep, prompt, crop and flip depend only on seed, epoch and image, not on earlier accesses or the process.
-    So resuming is exact, and previews disturb nothing.
+    So resuming is exact, and previews disturb nothing. If images are repeated, "epoch" means the pass over the image.
     """
 
     def __init__(
@@ -81,6 +110,7 @@ class TrainingDataset(torch.utils.data.Dataset):
         self.latents, self.prompts, self.embeds, self.is_xl = latents, prompts, embeds, models.base.is_xl
         self.num_train_timesteps, self.seed = models.scheduler.config.num_train_timesteps, config.seed
         self.alpha_weight, self.noise_offset = config.alpha_weight, config.noise_offset
+        self.flip_probability = config.flip_probability
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -91,7 +121,8 @@ class TrainingDataset(torch.utils.data.Dataset):
         latents and noise are (B, channels, height, width), timesteps (B,), weights (B, 1, height or 1, width or 1) as
         `diffusion_loss` takes them, time_ids (B, 6) for SDXL or None. With cached prompts there are `conditions`.
         """
-        samples = [self.sample(batch.epoch, index) for index in batch.indices]
+        passes = batch.passes or [batch.epoch] * len(batch.indices)
+        samples = [self.sample(number, index) for number, index in zip(passes, batch.indices)]
         items = {
             "latents": torch.stack([sample.latents for sample in samples]),
             "noise": torch.stack([sample.noise for sample in samples]),
@@ -127,7 +158,7 @@ class TrainingDataset(torch.utils.data.Dataset):
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "item", epoch, self.latents.ids[index]))
         _, crops, flips = self.latents.rows.shape
         crop = int(torch.randint(crops, (), generator=generator)) if crops > 1 else 0
-        flip = int(torch.randint(flips, (), generator=generator)) if flips > 1 else 0
+        flip = int(self._is_flipped(generator)) if flips > 1 else 0
         latents = self.latents.sample(index, crop, flip, generator)
         noise, timestep = sample_noise_and_timestep(latents.shape, self.num_train_timesteps, generator)
         if self.noise_offset:
@@ -135,6 +166,11 @@ class TrainingDataset(torch.utils.data.Dataset):
         time_ids = self.latents.crops[index][crop][flip].time_ids() if self.is_xl else None
         weights, prompt = self.weights(index, crop, flip), self.prompts.sample(epoch, index)
         return Sample(latents, noise, timestep, weights, prompt, time_ids)
+
+    def _is_flipped(self, generator: torch.Generator) -> bool:
+        if self.flip_probability == 0.5:  # as in earlier versions, which had no other probability
+            return bool(torch.randint(2, (), generator=generator))
+        return bool(torch.rand((), generator=generator) < self.flip_probability)
 
     def weights(self, index: int, crop: int = 0, flip: int = 0) -> torch.Tensor:
         """Return the loss weight of each latent cell of a crop, (1, height or 1, width or 1)."""
@@ -169,18 +205,7 @@ def encode_dataset(
     """
     models.on_device(models.vae)
     latents = encode_latents(models, source, records, config, vae_dtype)
-    prompts = PromptSampler(
-        ids=latents.ids,
-        captions=[source.captions[record.row] for record in records],
-        templates=read_templates(config.template),
-        name=str(config.name),
-        seed=config.seed,
-        shuffle_tags=config.shuffle_tags,
-        keep_tags=config.keep_tags,
-        tag_dropout=config.tag_dropout,
-        caption_dropout=config.caption_dropout,
-        variants=config.caption_variants,
-    )
+    prompts = build_prompt_sampler(source, records, config)
     if config.max_token_chunks and is_local_main_process():
         names = {
             prompt: source.name(record.row)

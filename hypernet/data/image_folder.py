@@ -2,22 +2,23 @@
 
 import collections
 import dataclasses
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from hypernet.data.captions import caption_from_name, has_surrogates, read_texts
-from hypernet.data.metadata import METADATA_NAMES, read_metadata
+from hypernet.data.captions import caption_from_name, caption_lines, read_texts
+from hypernet.data.folder_files import (
+    CAPTION_SUFFIXES,
+    TABLE_SUFFIXES,
+    TEMPLATE_NAME,
+    FolderFiles,
+    find_files,
+    find_listed,
+    image_places,
+    image_stem,
+)
+from hypernet.data.metadata import METADATA_NAMES, Captions, read_metadata
+from hypernet.data.prompts import read_templates
 from hypernet.utils.errors import UserError, counted
-
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-UNSUPPORTED_SUFFIXES = {".heic", ".heif", ".avif", ".jxl", ".psd", ".svg", ".jfif", ".jp2", ".tga"}
-CAPTION_SUFFIXES = (".txt", ".caption")  # the first takes precedence; kohya's scripts write the second
-
-# Files that may hold captions but are not read: of the image with the same name, or of many images
-DOCUMENT_SUFFIXES = {".cap", ".tag", ".tags", ".text", ".md", ".yaml", ".yml", ".xml", ".rtf", ".doc", ".docx", ".odt"}
-TABLE_SUFFIXES = {".json", ".json1", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".xls", ".xlsx", ".ods"}
-OWN_NAMES = {"prepare.jsonl"}  # written by examples/prepare.py
 
 
 @dataclasses.dataclass
@@ -29,19 +30,7 @@ class ImageFolder:
     captioned: list[bool]  # False where the caption comes from the image's file name
     problems: list[str]  # a line for each file or folder that cannot be used
     notes: list[str]  # on likely mistakes
-
-
-@dataclasses.dataclass
-class _Files:
-    """The files below a folder, by kind."""
-
-    images: list[Path] = dataclasses.field(default_factory=list)
-    metadata: list[Path] = dataclasses.field(default_factory=list)
-    texts: list[Path] = dataclasses.field(default_factory=list)
-    unread: list[Path] = dataclasses.field(default_factory=list)  # documents and tables
-    misnamed: list[Path] = dataclasses.field(default_factory=list)  # images whose names are not UTF-8
-    problems: list[str] = dataclasses.field(default_factory=list)
-    notes: list[str] = dataclasses.field(default_factory=list)
+    template_files: list[str]  # for each image the path of the nearest TEMPLATE_NAME, or ""
 
 
 def read_image_folder(
@@ -50,6 +39,7 @@ def read_image_folder(
     caption_column: str = "text",
     word_regex: str | None = None,
     join_string: str = " ",
+    has_lines: bool = False,
 ) -> ImageFolder:
     """Find the images below `root`, and their captions.
 
@@ -57,63 +47,100 @@ def read_image_folder(
     file name. Files that may hold captions but are not read get a note.
 
     Args:
-        option: the option that names the folder, for messages.
+        root: a folder, or a file that lists images (see `find_listed`). If that is a metadata file, its captions take
+            precedence.
+        option: the option that names it, for messages.
         caption_column: column of the metadata files; "" for none.
         word_regex, join_string: how a file name becomes a caption; see `caption_from_name`.
+        has_lines: whether each line of a caption is a separate caption.
 
     Raises:
         UserError: if there is no image, or if a caption file cannot be read.
     """
-    if not root.is_dir():
-        raise UserError(f"{option} {root}: {'it is a file' if root.exists() else 'there is no such folder'}")
-    files = _find_files(root)
+    if not root.exists():
+        raise UserError(f"{option} {root}: there is no such folder")
+    files = find_files(root) if root.is_dir() else find_listed(root, option)
     if not files.images:
-        reasons = "; ".join(files.problems[:1] + files.notes[:1]) or "PNG, JPEG, WebP, BMP, GIF or TIFF"
+        reasons = "; ".join(files.problems[:1] + files.notes[:1]) or "PNG, JPEG, WebP, AVIF, BMP, GIF or TIFF"
         raise UserError(f"{option} {root}: it contains no images ({reasons})")
     if caption_column not in ("text", "") and not files.metadata:
         raise UserError(f"--caption_column {caption_column}: {root} has no {' or '.join(METADATA_NAMES)}")
-    sidecars = _find_sidecars(files)
-    texts = read_texts(sidecars.values())
-    others = [path for path in files.images if path not in sidecars]
-    entries, notes = read_metadata(files.metadata, files.images, caption_column, others)
-    folder = ImageFolder(files.images, [], [], files.problems, files.notes + notes)
+    found, templates = _find_sidecars(files), _find_templates(root, files)
+    others = [path for path in files.images if path not in found]
+    entries, notes = read_metadata(files.metadata, files.images, caption_column, others, has_lines)
+    has_precedence = root in files.metadata
+    sidecars = {path: text for path, text in found.items() if not (has_precedence and _is_caption(entries.get(path)))}
+    texts: dict[Path, tuple[str, ...]] = {path: (text.strip(),) for path, text in read_texts(sidecars.values()).items()}
+    if has_lines:
+        texts = {path: caption_lines(text) for path, text in texts.items()}
+    folder = ImageFolder(files.images, [], [], files.problems, files.notes + notes, templates)
     overridden = [
         path
         for path, entry in entries.items()
-        if path in sidecars and isinstance(entry, tuple) and any(entry) and entry != (texts[sidecars[path]].strip(),)
+        if path in sidecars and _is_caption(entry) and entry != texts[sidecars[path]]
     ]
     if overridden:
         count = counted(len(overridden), "image has", "images have")
+        hint = "text files take precedence, unless --train_data_dir names the metadata file instead of its folder"
         example = f"such as {sidecars[min(overridden)]}"
-        folder.notes.append(
-            f"{count} both a text file, {example}, and another caption in metadata; text files take precedence"
-        )
+        folder.notes.append(f"{count} both a text file, {example}, and another caption in metadata; {hint}")
     for path in files.images:
-        captions = (texts[sidecars[path]].strip(),) if path in sidecars else entries.get(path)
+        captions = texts[sidecars[path]] if path in sidecars else entries.get(path)
         if isinstance(captions, UserError):
             raise captions
         folder.captioned.append(captions is not None)
-        folder.captions.append(captions or (caption_from_name(path.stem, word_regex, join_string),))
-    folder.notes += _unread_notes(files, sidecars.values(), (path for path in others if path not in entries))
+        folder.captions.append(captions or (caption_from_name(image_stem(path), word_regex, join_string),))
+    folder.notes += _unread_notes(files, found.values(), (path for path in others if path not in entries))
     return folder
 
 
-def _find_sidecars(files: _Files) -> dict[Path, Path]:
+def _is_caption(entry: Captions | None) -> bool:
+    return isinstance(entry, tuple) and any(entry)
+
+
+def _find_sidecars(files: FolderFiles) -> dict[Path, Path]:
     """Map each image that has a text file beside it to that file."""
     last_wins = sorted(files.texts, key=lambda path: -CAPTION_SUFFIXES.index(path.suffix.lower()))
     texts = {_place(path): path for path in last_wins}
-    return {path: texts[_place(path)] for path in files.images if _place(path) in texts}
+    places = {path: next((place for place in image_places(path) if place in texts), None) for path in files.images}
+    return {path: texts[place] for path, place in places.items() if place is not None}
 
 
-def _unread_notes(files: _Files, read: Iterable[Path], uncaptioned: Iterable[Path]) -> list[str]:
+def _find_templates(root: Path, files: FolderFiles) -> list[str]:
+    """Return for each image the path of the nearest TEMPLATE_NAME in its folder or above, up to `root`; "" if none.
+
+    These files then count as read.
+
+    Raises:
+        UserError: if one cannot be read, or has no valid template.
+    """
+    stem = Path(TEMPLATE_NAME).stem
+    captions = {path.parent for path in [*files.images, *files.misnamed] if path.stem.lower() == stem}
+    texts = (path for path in files.texts if path.name.lower() == TEMPLATE_NAME)
+    found = {path.parent: path for path in texts if path.parent not in captions}
+    for path in found.values():
+        try:
+            read_templates(str(path))
+        except ValueError as error:
+            raise UserError(error) from None
+    files.texts = [path for path in files.texts if path not in found.values()]
+    nearest: dict[Path, str] = {}
+    top = root if root.is_dir() else root.parent
+    for folder in sorted({parent for path in files.images for parent in path.parents if parent.is_relative_to(top)}):
+        nearest[folder] = str(found[folder]) if folder in found else nearest.get(folder.parent, "")
+    return [nearest.get(path.parent, "") for path in files.images]
+
+
+def _unread_notes(files: FolderFiles, read: Iterable[Path], uncaptioned: Iterable[Path]) -> list[str]:
     """Return a note for each kind of file that may hold captions but is not read.
 
     Args:
         read: the text files that have been read.
         uncaptioned: images that have no caption besides their names.
     """
-    found, images = set(read), {_place(path) for path in files.images}
-    places, lacking = images.union(map(_place, files.misnamed)), set(map(_place, uncaptioned))
+    found, images = set(read), {place for path in files.images for place in image_places(path)}
+    places = images.union(map(_place, files.misnamed))
+    lacking = {place for path in uncaptioned for place in image_places(path)}
     kinds = collections.defaultdict[tuple[str, str, str], list[Path]](list)  # (one, many, remedy) -> files
     for path in files.texts:
         suffix = path.suffix.lower()
@@ -141,44 +168,5 @@ def _unread_notes(files: _Files, read: Iterable[Path], uncaptioned: Iterable[Pat
 
 
 def _place(path: Path) -> tuple[Path, str]:
-    """Return the folder and stem, which an image and its text file share."""
+    """Return the folder and stem of a file, which an image and its text file share."""
     return path.parent, path.stem
-
-
-def _find_files(root: Path) -> _Files:
-    """Walk the folder. (`imagefolder` would take a subfolder or file called "test" for another split.)"""
-    found, seen = _Files(), set()
-    unsupported: collections.Counter[str] = collections.Counter()
-
-    def report(error: OSError) -> None:
-        found.problems.append(f"{ascii(error.filename)[1:-1]}: it cannot be read ({error.strerror})")
-
-    for parent, folders, names in os.walk(root, onerror=report, followlinks=True):
-        if os.path.realpath(parent) in seen:  # a link to a folder already visited
-            folders[:] = []
-            continue
-        seen.add(os.path.realpath(parent))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        folders.sort(key=lambda name: os.path.islink(os.path.join(parent, name)))  # links last  # noqa: B023
-        for name in names:
-            path, suffix = os.path.join(parent, name), os.path.splitext(name)[1].lower()
-            if name.startswith(".") or name in OWN_NAMES:
-                continue
-            if name in METADATA_NAMES:
-                found.metadata.append(Path(path))
-            elif suffix in CAPTION_SUFFIXES:
-                found.texts.append(Path(path))
-            elif suffix in DOCUMENT_SUFFIXES | TABLE_SUFFIXES:
-                found.unread.append(Path(path))
-            elif suffix in IMAGE_SUFFIXES and has_surrogates(path):
-                found.misnamed.append(Path(path))
-                found.problems.append(f"{ascii(path)[1:-1]}: its name is not UTF-8; rename it")
-            elif suffix in IMAGE_SUFFIXES:
-                found.images.append(Path(path))
-            elif suffix in UNSUPPORTED_SUFFIXES:
-                unsupported[suffix] += 1
-    for suffix, count in unsupported.items():
-        found.notes.append(f"{suffix} files are not supported ({count}); save them as PNG or JPEG")
-    for paths in (found.images, found.metadata, found.texts, found.unread):
-        paths.sort()
-    return found

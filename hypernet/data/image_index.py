@@ -23,6 +23,7 @@ class ImageRecord:
     height: int
     has_alpha: bool
     size: tuple[int, int]  # (width, height) at which it is trained
+    repeats: int = 1  # how often it counts per epoch
 
 
 def index_images(source: ImageSource, config: TrainingConfig, multiple: int) -> tuple[list[ImageRecord], list[str]]:
@@ -59,7 +60,8 @@ def index_images(source: ImageSource, config: TrainingConfig, multiple: int) -> 
     for row, image in zip(rows, cache.rows(positions[rows], list(columns))):
         try:
             size = training_size(image["width"], image["height"], config, multiple)
-            records.append(ImageRecord(row=row, size=size, **image))
+            repeats = source.repeats[row] if source.repeats else 1
+            records.append(ImageRecord(row=row, size=size, repeats=repeats, **image))
         except ValueError as error:
             reasons[row] = str(error)
     problems = source.problems + [f"{source.name(row)}: {reasons[row]}" for row in sorted(reasons)]

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import functools
 import hashlib
+import importlib
 import io
 import os
 import threading
@@ -13,9 +14,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, ImageColor, PngImagePlugin
+from PIL import ExifTags, Image, ImageCms, ImageColor, PngImagePlugin, features
 
 from hypernet.utils.errors import reason
+from hypernet.utils.file_kinds import HEAD, image_kind, other_kind
 
 MAX_PIXELS = 250_000_000  # 1 GB as Pillow holds them; the largest sensors of cameras and phones have 200 million
 LARGE_PIXELS = 50_000_000  # larger images are decoded one at a time, since each takes much memory
@@ -30,6 +32,14 @@ UPRIGHT = {  # EXIF orientation -> the transposition that viewers apply
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
+}
+
+# Kinds that not every Pillow reads -> its feature, the module of the plugin that reads them, how to install either
+PLUGINS = {
+    "AVIF": ("avif", "pillow_avif", 'pip install "pillow>=11.3"'),
+    "HEIC": ("", "pillow_heif", "pip install pillow-heif"),
+    "JPEG XL": ("", "pillow_jxl", "pip install pillow-jxl-plugin"),
+    "JPEG 2000": ("jpg_2000", "", "pip install --force-reinstall pillow"),
 }
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
@@ -48,17 +58,52 @@ def read_image(data: bytes) -> Image.Image:
     """
     if len(data) > MAX_BYTES:
         raise ValueError("it is larger than 1 GiB")
+    kind = image_kind(data[:HEAD])
+    if kind and (command := missing_plugin(kind)):
+        raise ValueError(f"{kind} images need a plugin: {command}")
     _ignore_pillow_warnings()
     try:
         with _pillow_limits():
             return _decode(data)
     except Image.UnidentifiedImageError:
-        raise ValueError("it is empty" if not data else "it is not an image") from None
+        raise ValueError(_describe_unidentified(data, kind)) from None
     except Image.DecompressionBombError:
         raise ValueError(f"it has more than {MAX_PIXELS // 10**6} million pixels") from None
     except Exception as error:  # decoders raise errors of any kind on damaged files
+        if kind in PLUGINS and not isinstance(error, _PixelError):  # their own messages are for programmers
+            raise ValueError(_describe_unidentified(data, kind)) from None
         too_long = f"its color profile or texts are larger than {MAX_TEXT_BYTES >> 20} MiB"
         raise ValueError(too_long if "MAX_TEXT_" in str(error) else reason(error)) from None
+
+
+@functools.cache
+def missing_plugin(kind: str) -> str | None:
+    """Return the command that installs what reads this kind of image; None if nothing is missing.
+
+    Plugins of Pillow are optional. One that is installed is loaded here.
+    """
+    feature, module, command = PLUGINS.get(kind, ("", "", ""))
+    known = {*features.modules, *features.codecs}  # of older versions too, which warn about features that they lack
+    if not command or (feature in known and features.check(feature)):
+        return None
+    if not module:
+        return command
+    try:
+        plugin = importlib.import_module(module)
+    except ImportError:
+        return command
+    if module == "pillow_heif":
+        plugin.register_heif_opener()  # the other plugins register themselves
+    return None
+
+
+def _describe_unidentified(data: bytes, kind: str | None) -> str:
+    if kind:
+        return f"it is a truncated or damaged image ({kind})"
+    if not data:
+        return "it is empty"
+    other = other_kind(data[:HEAD])
+    return f"it is not an image but {other}" if other else "it is not an image"
 
 
 def _decode(data: bytes) -> Image.Image:
@@ -76,7 +121,9 @@ def _decode(data: bytes) -> Image.Image:
 def _upright(image: Image.Image) -> Image.Image:
     """Load an image and apply its EXIF orientation, as `PIL.ImageOps.exif_transpose` does.
 
-    That function also rewrites all other EXIF data, which fails if they are unusual.
+    That function also rewrites all other EXIF data, which fails if they are unusual. HEIC and JPEG XL have an
+    orientation of their own, which their decoders apply. The plugin for HEIC resets that of EXIF; the one for JPEG XL
+    does not. It returns a recompressed JPEG as it was, not rotated.
     """
     try:
         image.load()  # also rotates a TIFF, and reads metadata at the end of a PNG
@@ -84,6 +131,8 @@ def _upright(image: Image.Image) -> Image.Image:
         if image.format != "TIFF" or getattr(image, "tile", True):
             raise
         # otherwise the pixels have been decoded, and only the metadata are unusual
+    if image.format == "JXL" and not getattr(image, "jpeg", False):
+        return image
     try:
         turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # damaged EXIF data raise errors of any kind
@@ -122,6 +171,10 @@ def _ignore_pillow_warnings() -> None:
     warnings.filterwarnings("ignore", module="PIL")
 
 
+class _PixelError(ValueError):
+    """The pixels were decoded but are not colors."""
+
+
 def _read_alpha(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit gray, one value of which is transparent
         return Image.fromarray(np.where(np.asarray(image) == image.info["transparency"], 0, 255).astype(np.uint8))
@@ -132,10 +185,10 @@ def _to_srgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit gray, which convert() would clip to white
         values = np.asarray(image, np.int64)
         if values.max() > 65535 or values.min() < 0:
-            raise ValueError("it has 32 bits per pixel; save it with 8 or 16")
+            raise _PixelError("it has 32 bits per pixel; save it with 8 or 16")
         return Image.fromarray(np.round(values / 257).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers; save it with 8 or 16 bits")
+        raise _PixelError("its pixels are floating-point numbers; save it with 8 or 16 bits")
     profile = image.info.get("icc_profile")
     if profile and image.mode not in ("CMYK", "L", "LAB"):
         image = image.convert("RGB")

@@ -2,21 +2,28 @@
 
 import dataclasses
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import datasets
 
 from hypernet.config import TrainingConfig
-from hypernet.data.captions import caption_alternatives
-from hypernet.data.image_folder import IMAGE_SUFFIXES, read_image_folder
+from hypernet.data.captions import caption_alternatives, caption_lines
+from hypernet.data.folder_files import IMAGE_SUFFIXES
+from hypernet.data.folder_repeats import count_repeats, folder_words, split_folders
+from hypernet.data.image_folder import ImageFolder, read_image_folder
 from hypernet.data.image_io import MAX_BYTES
+from hypernet.data.prompts import read_templates
 from hypernet.utils.errors import UserError
 from hypernet.utils.file_kinds import file_problem
 
 
 @dataclasses.dataclass
 class ImageSource:
-    """Images that have not been opened yet, and one or several captions for each."""
+    """Images that have not been opened yet, and one or several captions for each.
+
+    The last four lists are empty for datasets.
+    """
 
     option: str  # with its value, for messages: "--train_data_dir my_images"
     images: datasets.Dataset  # with a column "image" of {"bytes", "path"}
@@ -24,7 +31,10 @@ class ImageSource:
     is_folder: bool
     problems: list[str] = dataclasses.field(default_factory=list)  # a line for each file or folder that cannot be used
     notes: list[str] = dataclasses.field(default_factory=list)  # on likely mistakes
-    captioned: list[bool] = dataclasses.field(default_factory=list)  # folders only; False for file names
+    captioned: list[bool] = dataclasses.field(default_factory=list)  # False for file names
+    words: list[str] = dataclasses.field(default_factory=list)  # what [folder] stands for
+    template_files: list[str] = dataclasses.field(default_factory=list)  # paths; "" where --template counts
+    repeats: list[int] = dataclasses.field(default_factory=list)  # how often each image counts per epoch; default: once
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -38,6 +48,21 @@ class ImageSource:
     def label(self, row: int) -> str:
         """Return a short name: the file's, or the row in the dataset."""
         return Path(self.name(row)).name if self.is_folder else f"row {row}"
+
+    def templates(self, template: str) -> list[list[str]]:
+        """Return the prompt templates of each image, with [folder] filled in.
+
+        They are those of its folder's own file, else those that `template`, the value of `--template`, stands for.
+        Images of one folder share a list.
+        """
+        lines = {file: read_templates(file or template) for file in ["", *dict.fromkeys(self.template_files)]}
+        if not self.words:
+            return [lines[""]] * len(self)
+        kinds = list(zip(self.template_files, self.words))
+        filled = {
+            (file, words): [line.replace("[folder]", words) for line in lines[file]] for file, words in set(kinds)
+        }
+        return [filled[kind] for kind in kinds]
 
     def read(self, row: int) -> bytes:
         """Return the content of an image file, or enough of it to see that it is too large.
@@ -84,20 +109,66 @@ def open_image_source(config: TrainingConfig) -> ImageSource:
     """
     if config.dataset_name:
         return _open_dataset(config, config.dataset_name)
-    assert config.train_data_dir is not None  # checked with the other options
-    rules = config.caption_column, config.filename_word_regex, config.filename_join_string
-    return open_image_folder(Path(config.train_data_dir), "--train_data_dir", *rules)
+    sources = []
+    for path, given in split_folders(config.train_data_dir):
+        folder = read_image_folder(Path(path), "--train_data_dir", *caption_rules(config))
+        sources.append(_folder_source(folder, Path(path), "--train_data_dir"))
+        sources[-1].repeats, notes = count_repeats(Path(path), given, folder.images)
+        sources[-1].notes += notes
+    return _join(sources)
+
+
+def caption_rules(config: TrainingConfig) -> tuple[str, str | None, str, bool]:
+    """Return the arguments of `read_image_folder` that say where captions come from."""
+    return config.caption_column, config.filename_word_regex, config.filename_join_string, config.caption_lines
 
 
 def open_image_folder(
-    path: Path, option: str, caption_column: str = "text", word_regex: str | None = None, join_string: str = " "
+    path: Path,
+    option: str,
+    caption_column: str = "text",
+    word_regex: str | None = None,
+    join_string: str = " ",
+    has_lines: bool = False,
 ) -> ImageSource:
     """Open the images and captions of a folder; arguments and errors are those of `read_image_folder`."""
-    folder = read_image_folder(path, option, caption_column, word_regex, join_string)
-    images = datasets.Dataset.from_dict({"image": [str(image) for image in folder.images]})
-    images = images.cast_column("image", datasets.Image(decode=False))
-    name = f"{option} {path}"
-    return ImageSource(name, images, folder.captions, True, folder.problems, folder.notes, folder.captioned)
+    folder = read_image_folder(path, option, caption_column, word_regex, join_string, has_lines)
+    return _folder_source(folder, path, option)
+
+
+def _folder_source(folder: ImageFolder, path: Path, option: str) -> ImageSource:
+    words = {parent: folder_words(parent) for parent in {image.parent for image in folder.images}}
+    return ImageSource(
+        f"{option} {path}",
+        _image_table(map(str, folder.images)),
+        folder.captions,
+        True,
+        folder.problems,
+        folder.notes,
+        folder.captioned,
+        [words[image.parent] for image in folder.images],
+        folder.template_files,
+    )
+
+
+def _image_table(paths: Iterable[str]) -> datasets.Dataset:
+    images = datasets.Dataset.from_dict({"image": list(paths)})
+    return images.cast_column("image", datasets.Image(decode=False))
+
+
+def _join(sources: list[ImageSource]) -> ImageSource:
+    """Return one source of the images of several folders, in their order."""
+    if len(sources) == 1:
+        return sources[0]
+    first, *others = sources
+    option = " ".join([first.option, *(source.option.partition(" ")[2] for source in others)])
+    images = datasets.concatenate_datasets([source.images for source in sources])
+    joined = ImageSource(option, images, [], is_folder=True)
+    for source in sources:
+        for name in ("captions", "problems", "notes", "captioned", "words", "template_files", "repeats"):
+            getattr(joined, name).extend(getattr(source, name))
+    joined.notes = list(dict.fromkeys(joined.notes))
+    return joined
 
 
 def _open_dataset(config: TrainingConfig, name: str) -> ImageSource:
@@ -114,6 +185,7 @@ def _open_dataset(config: TrainingConfig, name: str) -> ImageSource:
             raise UserError(f"--{key} {column}: {problem}")
     _check_images(table, config.image_column)
     captions = _column_captions(table, config.caption_column)
+    captions = [caption_lines(texts) for texts in captions] if config.caption_lines else captions
     images = table.select_columns([config.image_column])
     if config.image_column != "image":
         images = images.rename_column(config.image_column, "image")

@@ -11,7 +11,7 @@ import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from hypernet.config import LatentSampling, TrainingConfig
-from hypernet.data.arrow_cache import CACHE_VERSION, FLOATS, Row, RowCache, cache_folder
+from hypernet.data.arrow_cache import CACHE_VERSION, FLOATS, Row, RowCache, cache_folder, check_space
 from hypernet.data.image_index import ImageRecord
 from hypernet.data.image_io import (
     Box,
@@ -74,7 +74,7 @@ def crops_of(record: ImageRecord, config: TrainingConfig) -> list[list[Crop]]:
     if config.crop == "random":
         rng = random.Random(derive_seed("crop", record.sha256))
         centerings = [(rng.random(), rng.random()) for _ in range(config.crop_variants or 4)]
-    flips = (False, True) if config.random_flip else (False,)
+    flips = (False, True) if config.flip_probability else (False,)
     return [[Crop(record, _box(record, config, centering), flip) for flip in flips] for centering in centerings]
 
 
@@ -160,7 +160,7 @@ def encode_latents(
         dtype: autocast precision of the VAE. If half precision overflows, print so and go on in float32.
 
     Raises:
-        UserError: if an image can no longer be read, or if the VAE gives NaN even in float32.
+        UserError: if the cache has no room for them, an image can no longer be read, or the VAE gives NaN even in float32.
     """
     vae_key = f"{vae_hash(models.vae)}-{str(dtype).removeprefix('torch.')}"
     folder = cache_folder(config.cache_dir) / f"latents-{CACHE_VERSION}-{vae_key}"
@@ -168,6 +168,8 @@ def encode_latents(
     crops = [crops_of(record, config) for record in records]
     flat = [crop for of_image in crops for orientations in of_image for crop in orientations]
     keys = [crop.key(config.alpha_background) for crop in flat]
+    missing = {key: crop for key, crop, row in zip(keys, flat, cache.positions(keys)) if row < 0}
+    check_space(folder, sum(latent_bytes(models.base, crop.record) for crop in missing.values()))
 
     def load(item: tuple[str, Crop]) -> tuple[Row, np.ndarray]:
         return _load_crop(source, *item, config.alpha_background, models.base.image_multiple)
@@ -179,6 +181,12 @@ def encode_latents(
     cache.fill(dict(zip(keys, flat)), encode, "Encoding images", "crops")
     rows = cache.positions(keys).reshape(len(records), len(crops[0]), -1)
     return ImageLatents(cache, rows, crops, models, config.latent_sampling, config.seed)
+
+
+def latent_bytes(base: BaseModel, record: ImageRecord) -> int:
+    """Return the size of a crop's row in the cache, without alpha: means and log variances in float32."""
+    width, height = (side // base.image_multiple for side in record.size)
+    return 2 * base.vae_config.get("latent_channels", 4) * width * height * 4
 
 
 def _load_crop(source: ImageSource, key: str, crop: Crop, background: str, multiple: int) -> tuple[Row, np.ndarray]:

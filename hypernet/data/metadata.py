@@ -9,10 +9,11 @@ import unicodedata
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from hypernet.data.captions import caption_alternatives, read_any_encoding
+from hypernet.data.captions import caption_alternatives, caption_lines, read_any_encoding
 from hypernet.utils.errors import UserError, counted
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
+METADATA_SUFFIXES = (".jsonl", ".csv", ".json")  # the last in kohya's form: {"cat": {"caption": "a cat"}}
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}  # of the cells of a CSV file; the first one found counts
 
 Captions = tuple[str, ...] | UserError  # of an image, or what is wrong with them
@@ -20,13 +21,14 @@ Parts = tuple[str, ...]  # of a path
 
 
 def read_metadata(
-    files: list[Path], images: list[Path], column: str, uncaptioned: Collection[Path]
+    files: list[Path], images: list[Path], column: str, uncaptioned: Collection[Path], has_lines: bool = False
 ) -> tuple[dict[Path, Captions], list[str]]:
     """Merge the entries of metadata files; the file nearest to an image takes precedence.
 
     Args:
         column: the column of captions; "" for none.
         uncaptioned: the images that have no caption outside these files.
+        has_lines: whether each line of a caption is a separate caption.
 
     Returns:
         The captions by image, and notes on entries that name no image, or name it other than by its path.
@@ -38,11 +40,11 @@ def read_metadata(
     folders: dict[Path, Path] = {}  # of the metadata file that the entry of each image comes from
     useless, notes = [], []
     for file in sorted(files, key=lambda file: len(file.parts)):  # the nearest comes last
-        entries = _read_entries(file, column)
+        entries = read_entries(file, column, has_lines)
         exact, guessed = match_names((name for name, _ in entries), file.parent, images)
         matched, replacing = exact | guessed, []
         for name, captions in entries:
-            if (image := matched.get(name)) is not None:
+            if captions is not None and (image := matched.get(name)) is not None:
                 if folders.get(image) == file.parent and merged[image] != captions:
                     replacing.append(name)
                 merged[image], folders[image] = captions, file.parent
@@ -54,8 +56,10 @@ def read_metadata(
         if replacing:
             count = counted(len(replacing), "entry replaces", "entries replace")
             notes.append(f'{file}: {count} an earlier caption of the same image, such as that of "{replacing[0]}"')
-        if guessed:
-            notes.append(_describe_guessed(file, guessed))
+        # the name without its ending is the usual form in kohya's files
+        is_json = file.suffix.lower() == ".json"
+        if odd := {name: image for name, image in guessed.items() if not (is_json and name == image.stem)}:
+            notes.append(_describe_guessed(file, odd))
     for folder, which in useless:
         below = [image for image in images if image.is_relative_to(folder)]
         if any(image not in merged and image.is_relative_to(folder) for image in uncaptioned):
@@ -84,25 +88,38 @@ def _describe_guessed(file: Path, guessed: dict[str, Path]) -> str:
     return f"{file}: {count} an image other than by its path, {example}"
 
 
-def _read_entries(file: Path, column: str) -> list[tuple[str, Captions]]:
-    """Return each file_name and its captions, in the format of https://huggingface.co/docs/datasets/image_load.
+def read_entries(file: Path, column: str, has_lines: bool = False) -> list[tuple[str, Captions | None]]:
+    """Return each file_name and its captions.
 
-    Spreadsheet programs of many countries separate the cells of CSV files with semicolons.
+    The format is that of https://huggingface.co/docs/datasets/image_load, or kohya's in a JSON file. Spreadsheet
+    programs of many countries separate the cells of CSV files with semicolons.
+
+    Args:
+        column: of the captions; "" for none. An entry of kohya's that has no "text" has a "caption", "tags" or both.
+        has_lines: whether each line of a caption is a separate caption.
+
+    Raises:
+        UserError: if the file cannot be read.
     """
     text = read_any_encoding(file)
     header = text.partition("\n")[0]
     separator = next((each for each in SEPARATORS if each in header), ",")
     try:
-        if file.suffix == ".csv":
+        if file.suffix.lower() == ".json":
+            rows = _json_rows(text, has_lines)
+        elif file.suffix.lower() == ".csv":
             rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=separator))
         else:
             rows = [json.loads(line) for line in text.split("\n") if line.strip()]
     except (ValueError, RecursionError, csv.Error) as error:
         raise UserError(f"{file}: it cannot be read ({error})") from None
-    entries: list[tuple[str, Captions]] = []
+    is_json = file.suffix.lower() == ".json"
+    if is_json and column and rows and not any(column in row for row in rows):
+        raise UserError(f"--caption_column {column}: no entry of {file} has it; the first has {', '.join(rows[0])}")
+    entries: list[tuple[str, Captions | None]] = []
     for number, row in enumerate(rows, start=1):
         columns = row if isinstance(row, dict) else {}
-        if None in columns or (file.suffix == ".csv" and None in columns.values()):
+        if None in columns or (file.suffix.lower() == ".csv" and None in columns.values()):
             problem = f"it has more or fewer cells than the header; put captions with {SEPARATORS[separator]} in quotes"
             raise UserError(f"{file}: row {number}: {problem}")
         found = ", ".join(map(str, columns)) or "no columns"
@@ -110,13 +127,57 @@ def _read_entries(file: Path, column: str) -> list[tuple[str, Captions]]:
         if not isinstance(name, str):
             raise UserError(f"{file}: row {number} has no 'file_name'; it has {found}")
         try:
-            if column and column not in columns:
+            if column and column not in columns and not is_json:
                 hint = 'name the caption column with --caption_column, "" for none'
                 raise ValueError(f"there is no such column; it has {found}; {hint}")
-            entries.append((name, caption_alternatives(row[column] if column else "")))
+            cell = columns.get(column) if column else ""
+            captions = caption_alternatives(cell)
+            captions = caption_lines(captions) if has_lines else captions
+            entries.append((name, None if is_json and cell is None else captions))
         except ValueError as error:  # matters only if the image has no other caption
             entries.append((name, UserError(f"{file}: row {number}, column {column}: {error}")))
     return entries
+
+
+def is_json_metadata(file: Path) -> bool:
+    """Return whether a JSON file describes images as kohya's scripts do, or has rows like those of metadata.jsonl."""
+    try:
+        rows = _json_rows(read_any_encoding(file))
+    except (ValueError, RecursionError):
+        return False
+    return any({"caption", "tags", "text", "train_resolution"} & set(row) for row in rows)
+
+
+def _json_rows(text: str, has_lines: bool = False) -> list[dict]:
+    """Return the entries of a JSON file as the rows of metadata.jsonl.
+
+    Its form is that of kohya's finetune scripts: {name or path: {"caption": text, "tags": text, ...}}. As there, the
+    tags follow the caption, or each line of it if `has_lines`.
+
+    Raises:
+        ValueError: if it has another form.
+    """
+    content = json.loads(text)
+    if isinstance(content, dict) and all(isinstance(value, dict) for value in content.values()):
+        content = [{"file_name": name, **value} for name, value in content.items()]
+    if not isinstance(content, list) or not all(isinstance(row, dict) and "file_name" in row for row in content):
+        raise ValueError('it must have the form {"cat": {"caption": "a cat"}}, with the name or path of each image')
+    for row in content:
+        if "text" not in row:
+            row["text"] = _join_tags(row.get("caption"), row.get("tags"), has_lines)
+    return content
+
+
+def _join_tags(caption: object, tags: object, has_lines: bool) -> object:
+    """Return a caption with tags after it; None if there is neither."""
+    if isinstance(tags, list) and all(isinstance(tag, str) for tag in tags):
+        tags = ", ".join(tags)
+    if not caption or not tags:
+        return caption or tags or None
+    if isinstance(caption, list):
+        return [_join_tags(each, tags, has_lines) for each in caption]
+    lines = [line for line in str(caption).split("\n") if line.strip()] if has_lines else [caption]
+    return "\n".join(f"{line}, {tags}" for line in lines)
 
 
 def match_names(names: Iterable[str], folder: Path, images: list[Path]) -> tuple[dict[str, Path], dict[str, Path]]:

@@ -1,6 +1,5 @@
 """Embed prompts once and cache them on disk, or embed them at every step if there are too many."""
 
-import shutil
 from collections.abc import Callable, Iterator
 
 import torch
@@ -8,6 +7,7 @@ import torch
 from hypernet.data.arrow_cache import CACHE_VERSION, FLOATS, Row, RowCache, cache_folder
 from hypernet.stable_diffusion.model import StableDiffusion
 from hypernet.stable_diffusion.text_encoding import Embeds, embeds_key, encode_prompts, read_prompt, text_hash
+from hypernet.utils.atomic_files import free_space
 from hypernet.utils.errors import is_local_main_process
 
 PROMPTS_AT_ONCE = 32
@@ -59,7 +59,7 @@ def open_embeds(models: StableDiffusion, prompts: list[str] | None, cache_dir: s
     tokenizer = models.tokenizers[0]
     chunks = sum(len(read_prompt(models, tokenizer, prompt)[0]) for prompt in missing)
     needed = chunks * tokenizer.model_max_length * width * 4  # bytes
-    free = shutil.disk_usage(cache_folder(cache_dir)).free
+    free = free_space(cache_folder(cache_dir))
     if needed > 0.9 * free:
         if is_local_main_process():
             sizes = f"would take {needed / 1e9:.1f} GB in the cache, where {free / 1e9:.1f} GB are free"

@@ -13,9 +13,12 @@ from hypernet.utils.errors import one_line
 from hypernet.utils.hashing import derive_seed
 
 TEMPLATES = Path(__file__).parent / "templates"
-PLACEHOLDERS = ("[filewords]", "[name]")
+PLACEHOLDERS = ("[filewords]", "[name]", "[folder]")
 # Words that users and other trainers write in brackets instead
-PLACEHOLDER_WORDS = ("caption", "captions", "filename", "file_name", "filewords", "name", "prompt", "tags", "text")
+PLACEHOLDER_WORDS = (
+    *("caption", "captions", "filename", "file_name", "filewords", "name", "prompt", "tags", "text"),
+    *("folder", "folders", "folder_name", "subfolder", "directory"),
+)
 
 
 def shipped_templates() -> list[str]:
@@ -37,6 +40,8 @@ def read_templates(template: str) -> list[str]:
     path = Path(os.path.expanduser(template))
     if template in shipped_templates():
         path = TEMPLATES / f"{template}.txt"
+    elif not os.path.isfile(path) and template.removesuffix(".txt") in shipped_templates():  # as in the WebUI's list
+        path = TEMPLATES / template
     elif not os.path.isfile(path):  # Path.is_file raises for a long text
         check_placeholders(template)
         if _is_file_name(template):
@@ -48,7 +53,7 @@ def read_templates(template: str) -> list[str]:
     if not any(lines):
         raise ValueError(f"{template}: it is empty; write a line such as: a painting of [filewords] by [name]")
     for line in lines:
-        check_placeholders(line)
+        check_placeholders(line, f"{template}: ")
     return [line for line in lines if line]
 
 
@@ -66,12 +71,14 @@ def _is_file_name(template: str) -> bool:
     return one_word and bool(re.search(r"[_.]", text) or _nearest(text, shipped_templates()))
 
 
-def check_placeholders(template: str) -> None:
-    """Raise ValueError if the template contains a near miss of [filewords] or [name]."""
+def check_placeholders(template: str, where: str = "") -> None:
+    """Raise ValueError if the template contains a near miss of a placeholder; `where` begins its message."""
     for word in re.findall(r"\[[^][\s]*\]", template):
         nearest = _nearest(word.lower(), PLACEHOLDERS, 0.85)  # strict, since "[game]" may be text
+        if nearest == "[folder]" and word.lower() not in (nearest, "[folders]"):  # so may "[older]" and "[bolder]"
+            continue
         if nearest and word != nearest:
-            raise ValueError(f"{template}: {word} is unknown; did you mean {nearest}?")
+            raise ValueError(f"{where}{template}: {word} is unknown; did you mean {nearest}?")
 
 
 def unknown_placeholders(text: str, brackets_weigh: bool = False) -> list[str]:
@@ -93,13 +100,16 @@ def unknown_placeholders(text: str, brackets_weigh: bool = False) -> list[str]:
     ]
 
 
-def template_notes(template: str, captions: Iterable[tuple[str, ...]], brackets_weigh: bool = False) -> list[str]:
+def template_notes(
+    template: str, captions: Iterable[tuple[str, ...]], brackets_weigh: bool = False, option: str = "--template "
+) -> list[str]:
     """Return a note if the templates are probably not what the user meant, else an empty list.
 
     Args:
-        template: the value of `--template`.
+        template: the value of `--template`, or the path of a folder's own file.
         captions: the captions of each image.
         brackets_weigh: as in `unknown_placeholders`.
+        option: what precedes `template` in the note.
     """
     templates, problems = read_templates(template), []
     unknown = list(dict.fromkeys(word for line in templates for word in unknown_placeholders(line, brackets_weigh)))
@@ -109,8 +119,10 @@ def template_notes(template: str, captions: Iterable[tuple[str, ...]], brackets_
     if count > 1 and not any("[filewords]" in line for line in templates):
         problems.append(f"it has no [filewords], so the {count} different captions are not used")
     if unknown:
-        problems.append("[filewords] stands for the caption, [name] for the hypernetwork's name")
-    return [f"--template {one_line(template, 80)}: {'; '.join(problems)}"] if problems else []
+        problems.append(
+            "[filewords] is the caption, [name] the hypernetwork's name, [folder] that of the image's folder"
+        )
+    return [f"{option}{one_line(template, 80)}: {'; '.join(problems)}"] if problems else []
 
 
 def _nearest(word: str, words: Sequence[str], cutoff: float = 0.8) -> str | None:
@@ -135,36 +147,50 @@ def with_template_words(templates: Sequence[str], prompt: str, name: str) -> str
     if "[filewords]" in templates:
         return prompt
     template = next((each for each in templates if "[filewords]" in each), templates[0])
-    words = [part.strip(" ,.;:") for part in fill_template(template, "\n", name).split("\n")]
+    filled = fill_template(template.replace("[folder]", "\n"), "\n", name)
+    words = [part.strip(" ,.;:") for part in filled.split("\n")]
     if all(part in prompt for part in words):
         return prompt
     return fill_template(template if "[filewords]" in template else f"[filewords], {template}", prompt, name)
 
 
-def sample_tags(caption: str, rng: random.Random, shuffle: bool, keep: int, dropout: float) -> str:
-    """Drop and shuffle the comma-separated tags of a caption.
+def split_tags(caption: str, separator: str = ",") -> list[str]:
+    """Return the tags of a caption; spaces around them and around the separator do not matter."""
+    parts = caption.split() if separator.isspace() and "\n" not in separator else caption.split(separator.strip(" "))
+    return [part.strip() for part in parts if part.strip()]
+
+
+def sample_tags(
+    caption: str, rng: random.Random, shuffle: bool, keep: int, dropout: float, separator: str = ","
+) -> str:
+    """Drop and shuffle the tags of a caption.
 
     Args:
         shuffle: whether to shuffle the tags after the first `keep`.
         keep: number of leading tags that stay, in place.
         dropout: probability of dropping each of the other tags.
+        separator: text between the tags. It joins them again, with a space after it if it has none of its own.
     """
-    tags = [tag.strip() for tag in caption.split(",") if tag.strip()]
+    tags = split_tags(caption, separator)
     rest = [tag for tag in tags[keep:] if rng.random() >= dropout]
     if shuffle:
         rng.shuffle(rest)
-    return ", ".join(tags[:keep] + rest)
+    return (separator if re.search(r"\s", separator) else f"{separator} ").join(tags[:keep] + rest)
 
 
 @dataclasses.dataclass
 class PromptSampler:
     """Samples a prompt for an image in an epoch, determined by seed, epoch and image id.
 
-    With `variants`, each image has that many random prompts for the whole run, and each epoch picks one of them.
+    With `variants`, each image has that many random prompts for the whole run, and each epoch picks one of them. If
+    images are repeated, "epoch" means the pass over the image.
 
     Attributes:
         ids: a unique id per image.
         captions: one or several captions per image.
+        templates: all that occur.
+        image_templates: those of each image, if they differ.
+        tag_separator: text between the tags of a caption.
     """
 
     ids: list[str]
@@ -177,6 +203,8 @@ class PromptSampler:
     tag_dropout: float = 0.0
     caption_dropout: float = 0.0
     variants: int | None = None
+    tag_separator: str = ","
+    image_templates: list[list[str]] | None = None
 
     @property
     def samples_tags(self) -> bool:
@@ -194,15 +222,20 @@ class PromptSampler:
         return self._sample(index, random.Random(derive_seed(self.seed, "prompt variant", variant, self.ids[index])))
 
     def _sample(self, index: int, rng: random.Random) -> str:
-        template, caption = rng.choice(self.templates), rng.choice(self.captions[index])
+        template, caption = rng.choice(self.templates_of(index)), rng.choice(self.captions[index])
         if self.samples_tags:
-            caption = sample_tags(caption, rng, self.shuffle_tags, self.keep_tags, self.tag_dropout)
+            rules = self.shuffle_tags, self.keep_tags, self.tag_dropout, self.tag_separator
+            caption = sample_tags(caption, rng, *rules)
         return fill_template(template, caption, self.name)
+
+    def templates_of(self, index: int) -> list[str]:
+        """Return the templates of an image."""
+        return self.image_templates[index] if self.image_templates else self.templates
 
     def full_prompts(self, index: int) -> list[str]:
         """Return the prompts of an image with all its tags in their order: one per template and caption."""
-        captions = self.captions[index]
-        return [fill_template(template, caption, self.name) for template in self.templates for caption in captions]
+        captions, templates = self.captions[index], self.templates_of(index)
+        return [fill_template(template, caption, self.name) for template in templates for caption in captions]
 
     def all_prompts(self) -> list[str] | None:
         """Return every prompt that can be sampled, sorted; None if their number is unlimited."""

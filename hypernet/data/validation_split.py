@@ -11,7 +11,7 @@ import torch
 from hypernet.config import TrainingConfig
 from hypernet.data.dataset import TrainingDataset, encode_dataset
 from hypernet.data.image_index import ImageRecord, index_images
-from hypernet.data.image_source import ImageSource, open_image_folder
+from hypernet.data.image_source import ImageSource, caption_rules, open_image_folder
 from hypernet.stable_diffusion.model import StableDiffusion
 from hypernet.utils.errors import MAX_MESSAGE, UserError, counted, one_line
 from hypernet.utils.file_kinds import check_file
@@ -30,8 +30,7 @@ def open_validation_folder(config: TrainingConfig) -> ImageSource | None:
     """
     if not config.validation_data_dir:
         return None
-    rules = config.caption_column, config.filename_word_regex, config.filename_join_string
-    return open_image_folder(Path(config.validation_data_dir), "--validation_data_dir", *rules)
+    return open_image_folder(Path(config.validation_data_dir), "--validation_data_dir", *caption_rules(config))
 
 
 def split_validation(
@@ -133,6 +132,7 @@ def encode_validation(
         config,
         crop="center" if config.crop == "random" else config.crop,
         random_flip=False,
+        flip_p=None,
         latent_sampling="deterministic",
         shuffle_tags=False,
         tag_dropout=0.0,

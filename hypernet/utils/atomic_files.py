@@ -53,6 +53,11 @@ def _umask() -> int:
     return umask
 
 
+def free_space(path: Path) -> int:
+    """Return how many bytes are free on the disk of a path, which need not exist yet."""
+    return shutil.disk_usage(next(each for each in (path, *path.resolve().parents) if each.exists())).free
+
+
 def is_unfinished(path: Path) -> bool:
     """Return whether this is a temporary path of `atomic_write`, left behind by a killed run."""
     return path.name.startswith(".") and path.name.endswith(".tmp")

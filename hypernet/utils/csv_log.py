@@ -212,7 +212,9 @@ def _parse(content: bytes, known: list[str]) -> _Table:
     header, delimiter = next(((cells, sign) for sign in DELIMITERS if (cells := _header(lines, sign))), ([], ""))
     if not header:
         return _Table(problem="its header cannot be read")
-    rows = [_parse_row(line, header, delimiter, known) for line in lines[1:]]
+    rows: list[Row | None] | None = _parse_plain(lines[1:], header, known) if delimiter == "," else None
+    if rows is None:
+        rows = [_parse_row(line, header, delimiter, known) for line in lines[1:]]
     last = _parse_row(rest, header, delimiter, known)
     plain = [row for row in [*rows, last] if row is not None]
     unreadable = rows.count(None)
@@ -226,6 +228,25 @@ def _header(lines: list[str], delimiter: str) -> list[str]:
         cells.pop()
     is_header = len(cells) > 1 and cells[0] == "step" and len(set(cells)) == len(cells)
     return cells if is_header and all(cell and cell.isprintable() and "\ufffd" not in cell for cell in cells) else []
+
+
+def _parse_plain(lines: list[str], columns: list[str], known: list[str]) -> list[Row | None] | None:
+    """Return the same rows as `_parse_row`, in a fraction of the time; None if a line may need more care."""
+    try:
+        rows = list(csv.reader(lines))
+        cells = list(zip(*rows, strict=True))
+        if len(rows) != len(lines) or len(cells) != len(columns) or not all(map(str.isdecimal, cells[0])):
+            return None
+        for name, column in zip(columns, cells):
+            joined = "".join(column)
+            if "\0" in joined or "\ufffd" in joined or ("," in joined and name not in TEXT_COLUMNS):
+                return None
+            if name not in TEXT_COLUMNS and (name in known or not known):
+                for cell in column:
+                    float(cell or 0)
+    except (ValueError, csv.Error):
+        return None
+    return [dict(zip(columns, row)) for row in rows]
 
 
 def _parse_row(line: str, columns: list[str], delimiter: str, known: list[str]) -> Row | None:

@@ -1,14 +1,21 @@
 """Lay images out in labeled rows and columns."""
 
 import dataclasses
+import json
+import statistics
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+
+from hypernet.utils.atomic_files import atomic_write
 
 LATIN = ("DejaVuSans.ttf", "LiberationSans-Regular.ttf", "arial.ttf", "Arial.ttf")
 EAST_ASIAN = ("NotoSansCJK-Regular.ttc", "msgothic.ttc", "msyh.ttc", "Hiragino Sans GB.ttc", "wqy-zenhei.ttc")
 MAX_LINES = 6  # per label
+CELLS = "cells"  # key in a grid's `info`, and of the text in the PNG of a preview grid
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Lines = Sequence[str]  # a wrapped label
@@ -62,10 +69,16 @@ def compose_grid(
     layout: Layout,
     caption: Lines = (),
 ) -> Image.Image:
-    """Return images of one size on white, each label centered on its row or column. Labels are already wrapped."""
-    (width, height), gap = rows[0][0].size, layout.gap
+    """Return images on white, each label centered on its row or column. Labels are already wrapped.
+
+    The images of a row have one size. Where that differs between rows, they are centered in their columns.
+
+    The grid's `info` has the positions of the images: `CELLS` -> rows of [left, top, width, height].
+    """
+    width, gap, tops = max(row[0].width for row in rows), layout.gap, [layout.top]
     columns = [layout.left + column * (width + gap) for column in range(len(rows[0]) + 1)]
-    tops = [layout.top + row * (height + gap) for row in range(len(rows) + 1)]
+    for row in rows:
+        tops.append(tops[-1] + row[0].height + gap)
     grid = Image.new("RGB", (columns[-1], tops[-1]), "white")
     draw = ImageDraw.Draw(grid)
 
@@ -74,13 +87,17 @@ def compose_grid(
             y = middle + (i - (len(lines) - 1) / 2) * layout.line
             draw.text((x, y), text, fill=fill, font=layout.font, anchor=anchor)
 
+    cells: list[list[list[int]]] = []
     write(caption, layout.left, layout.heading - len(caption) * layout.line / 2, "lm", "dimgray")
     for x, label in zip(columns, column_labels):
         write(label, x + width // 2, (layout.heading + layout.top) / 2, "mm")
     for y, label, images in zip(tops, row_labels, rows):
-        write(label, layout.row_labels[0], y + height // 2, layout.row_labels[1])
-        for x, image in zip(columns, images):
+        write(label, layout.row_labels[0], y + images[0].height // 2, layout.row_labels[1])
+        places = [x + (width - image.width) // 2 for x, image in zip(columns, images)]
+        cells.append([[x, y, *image.size] for x, image in zip(places, images)])
+        for x, image in zip(places, images):
             grid.paste(image, (x, y))
+    grid.info[CELLS] = cells
     return grid
 
 
@@ -125,11 +142,28 @@ def load_font(size: int, text: str = "") -> Font:
     return ImageFont.load_default(size)
 
 
+def save_png(image: Image.Image, path: Path) -> None:
+    """Write an image completely or not at all; a preview grid with the `CELLS` of its `info`."""
+    text = PngInfo()
+    if isinstance(cells := image.info.get(CELLS), str):
+        text.add_text(CELLS, cells)
+    with atomic_write(path) as temporary:
+        image.save(temporary, format="PNG", pnginfo=text)
+
+
 def preview_grid(rows: list[list[Image.Image]], row_labels: list[str], column_labels: list[str]) -> Image.Image:
-    """Return a labeled grid whose margins do not depend on the labels, so that all grids of a run line up."""
-    size = max(11, rows[0][0].height // 18)
+    """Return a labeled grid whose margins do not depend on the labels, so that all grids of a run line up.
+
+    Its `info` has, as `CELLS`, the JSON of {"cells": those of `compose_grid`, "rows": labels, "columns": labels}.
+    """
+    heights = [row[0].height for row in rows]
+    typical = statistics.median_low(heights)
+    size = max(11, typical // 18)
     font = load_font(size, "".join([*row_labels, *column_labels]))
-    line, gap = font.getbbox("A")[3] + 4, max(2, rows[0][0].height // 64)
+    line, gap = font.getbbox("A")[3] + 4, max(2, typical // 64)
     layout = Layout(font, line, left=10 * size, top=2 * size, gap=gap, row_labels=(size // 2, "lm"))
-    row_lines = [textwrap.wrap(label, 16)[:MAX_LINES] for label in row_labels]
-    return compose_grid(rows, row_lines, [[label] for label in column_labels], layout)
+    limits = [MAX_LINES if height >= typical else max(1, int(height // line)) for height in heights]
+    row_lines = [textwrap.wrap(label, 16)[:limit] for label, limit in zip(row_labels, limits)]
+    grid = compose_grid(rows, row_lines, [[label] for label in column_labels], layout)
+    grid.info[CELLS] = json.dumps({"cells": grid.info[CELLS], "rows": row_labels, "columns": column_labels})
+    return grid

@@ -4,6 +4,7 @@ Errors are an OSError, with the reason as its `strerror`, or a ValueError, with 
 torch.
 """
 
+import codecs
 import errno
 import json
 import os
@@ -16,19 +17,35 @@ from hypernet.utils.file_kinds import check_file
 
 MAX_TEXT = 2**24  # bytes; a vocabulary has 1 MB, a long config 10 kB
 MAX_HEADER = 2**24  # bytes of a .safetensors header; that of SDXL's single file has 0.4 MB
+BYTE_ORDER_MARKS = (  # UTF-32 first, since its little-endian mark begins with that of UTF-16
+    (codecs.BOM_UTF32_LE, "UTF-32"),
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
+
+
+def decode_text(data: bytes) -> str:
+    """Return text in UTF-8, or in UTF-16 or UTF-32 with a byte order mark, as Windows writes it; lines end with \\n.
+
+    Raises:
+        UnicodeDecodeError: if it is in another encoding.
+    """
+    encoding = next((name for mark, name in BYTE_ORDER_MARKS if data.startswith(mark)), "UTF-8-SIG")
+    return data.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_text(path: str | Path, limit: int = MAX_TEXT) -> str:
-    """Return the content of a UTF-8 text file, with or without a byte order mark.
+    """Return the content of a text file in an encoding that `decode_text` reads.
 
     Raises:
         OSError: if it cannot be read, is not a regular file, or has more than `limit` bytes.
-        UnicodeDecodeError: if it is not UTF-8.
+        UnicodeDecodeError: if it is in another encoding.
     """
     check_file(path)
     if os.path.getsize(path) > limit:
         raise OSError(errno.EFBIG, f"it is larger than {limit >> 10} KiB", str(path))
-    return Path(path).read_text(encoding="utf-8-sig")
+    return decode_text(Path(path).read_bytes())
 
 
 def read_json_object(path: str | Path) -> dict[str, Any]:

@@ -15,6 +15,12 @@ JOINER = re.compile(r"(?<=[^\x00-\x7f\u200b-\u200f])[\u200c\u200d](?=[^\x00-\x7f
 # https://learn.microsoft.com/windows/win32/fileio/naming-a-file
 RESERVED = {"con", "prn", "aux", "nul", "conin$", "conout$"}
 RESERVED |= {f"{port}{digit}" for port in ("com", "lpt") for digit in "0123456789¹²³"}
+QUOTES = {'"': '"', "'": "'", "\u201c": "\u201d", "\u201e": "\u201c", "\u2018": "\u2019", "\u00ab": "\u00bb"}
+VARIABLE = re.compile(r"\$\w+|\$\{\w+\}|%\w+%")
+# Of a file, or on the web; for a page of the Hub with the id of its repository
+ADDRESS = re.compile(r"(\w{2,}):/+(?:(?:huggingface\.co|hf\.co)/(?:datasets/)?([\w.-]+/[\w.-]+))?")
+DRIVE = re.compile(r"[A-Za-z]:(?=[/\\]|$)")  # of Windows
+GOOGLE_DRIVE = "/content/drive"  # where notebooks on Colab mount it
 
 
 def name_problem(name: str) -> str | None:
@@ -38,14 +44,41 @@ def name_problem(name: str) -> str | None:
 
 
 def path_problem(path: str) -> str | None:
-    """Return why no file system accepts this path; None if it can exist."""
+    """Return why a path cannot exist, or was written for something other than this machine; None if it is plausible."""
     if "\0" in path:
         return "it contains a NUL character"
     try:
         longest = max((len(os.fsencode(part)) for part in Path(path).parts), default=0)
     except UnicodeEncodeError:
         return "it contains half of a character (an unpaired surrogate)"
-    return f"a part of it has {longest} bytes; file names have at most {MAX_BYTES}" if longest > MAX_BYTES else None
+    if longest > MAX_BYTES:
+        return f"a part of it has {longest} bytes; file names have at most {MAX_BYTES}"
+    parts = path.split("/")
+    if "/".join(parts[:3]) == GOOGLE_DRIVE and not os.path.ismount(GOOGLE_DRIVE):
+        return "Google Drive is not mounted; first run: from google.colab import drive; drive.mount('/content/drive')"
+    return None if os.path.lexists(path) else _foreign_problem(path)
+
+
+def _foreign_problem(path: str, on_windows: bool = os.name == "nt") -> str | None:
+    """Return why a path that does not exist is probably a mistake, or None."""
+    if len(path) > 1 and QUOTES.get(path[0]) == path[-1]:
+        return f"the quotes are part of it; write {path[1:-1]} in straight double quotes, or without any"
+    if match := ADDRESS.match(path):
+        here = path[match.end() - 1 :] if match[1] == "file" else match[2]
+        return f"it is an address, not a path; write {here or 'a path of this machine'}"
+    if variable := next(filter(VARIABLE.fullmatch, re.split(r"[/\\]", path)), None):
+        return f"{variable} is not expanded here; write its value"
+    if on_windows:
+        is_ours = not path.startswith("/") or path.startswith("//") or os.path.exists("/".join(path.split("/")[:2]))
+        return None if is_ours else "it is not a Windows path; write one such as C:/Users/me/x"
+    if drive := DRIVE.match(path):
+        mounted = f"/mnt/{path[0].lower()}"  # by WSL
+        here = mounted + path[drive.end() :].replace("\\", "/") if os.path.isdir(mounted) else "a path of this machine"
+        return f"it is a Windows path, but this is not Windows; write {here}"
+    if "\\" in path:
+        here = path.replace("\\ ", " ").replace("\\", "/")
+        return f"only Windows separates folders with a backslash; write {here}"
+    return None
 
 
 def expand_home(words: Iterable[str]) -> list[str]:

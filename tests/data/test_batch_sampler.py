@@ -65,3 +65,63 @@ def test_a_loaded_state_continues_or_begins_a_new_epoch():
         other = EpochBatchSampler(records, batch_size, seed=0)
         other.load_state_dict(before.state_dict())
         assert other.start == (3, 0) and other.restarts and next(iter(other)).epoch == 3
+
+
+def repeated_records(sizes, repeats):
+    records = records_of_sizes(sizes)
+    for record, times in zip(records, repeats, strict=True):
+        record.repeats = times
+    return records
+
+
+def visits(epoch):
+    """Return (image, pass) of each visit of an epoch's batches, padding left out."""
+    batches = [zip(batch.indices, batch.passes, batch.shares) for batch in epoch]
+    return [(index, number) for batch in batches for index, number, share in batch if share]
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_repeated_images_are_visited_as_often_each_time_in_another_pass(num_processes):
+    repeats = [1, 3, 2, 3, 1]
+    records = repeated_records([(64, 64)] * 3 + [(64, 96)] * 2, repeats)
+    samplers = [EpochBatchSampler(records, 2, 0, num_processes, index) for index in range(num_processes)]
+    seen = [visits(epoch) for sampler in samplers for epoch in epochs(sampler, 4)]
+    everything = sorted(visit for epoch in seen for visit in epoch)
+    assert everything == sorted((i, number) for i, times in enumerate(repeats) for number in range(4 * times))
+    assert samplers[0].visits == 10 and len(samplers[0]) == {1: 3 + 2, 2: 2 + 1}[num_processes]
+    assert len(samplers[0]) == len(epochs(samplers[0], 1)[0])
+    for batch in itertools.islice(samplers[0], 20):
+        assert len({records[index].size for index in batch.indices}) == 1
+
+
+def test_another_number_of_repeats_begins_a_new_epoch():
+    sizes = [(64, 64)] * 4
+    before = EpochBatchSampler(records_of_sizes(sizes), 2, seed=0, start=(2, 1))
+    assert EpochBatchSampler(repeated_records(sizes, [1] * 4), 2, seed=0).fingerprint == before.fingerprint
+    other = EpochBatchSampler(repeated_records(sizes, [1, 2, 1, 1]), 2, seed=0)
+    other.load_state_dict(before.state_dict())
+    assert other.restarts and other.start == (3, 0)
+
+
+def test_rounds_only_change_how_epochs_are_counted():
+    records = records_of_sizes([(64, 64)] * 5 + [(64, 96)] * 2)
+    plain, counted = (EpochBatchSampler(records, 2, seed=1, rounds=rounds) for rounds in (1, 3))
+    assert len(plain) == 4 and len(counted) == 12 and counted.visits == 21
+    for one, other in zip(itertools.islice(plain, 30), counted):
+        assert (one.indices, one.shares, one.passes) == (other.indices, other.shares, other.passes)
+        assert other.epoch * 12 + other.epoch_step == one.epoch * 4 + one.epoch_step
+        assert plain.round_of((one.epoch, one.epoch_step)) == counted.round_of((other.epoch, other.epoch_step))
+    # a resumed run continues at the same place, whatever an epoch is now
+    plain.start = (4, 3)
+    counted.load_state_dict(plain.state_dict())
+    assert counted.start == (1, 7) and not counted.restarts
+    assert next(iter(counted)).indices == next(iter(plain)).indices
+    plain.load_state_dict(counted.state_dict())
+    assert plain.start == (4, 3)
+    state = plain.state_dict()
+    del state["rounds"]  # of an earlier version
+    counted.load_state_dict(state)
+    assert counted.start == (1, 7)
+    fewer = EpochBatchSampler(records[1:], 2, seed=1, rounds=3)
+    fewer.load_state_dict(plain.state_dict())
+    assert fewer.restarts and fewer.start == (2, 0)

@@ -6,9 +6,7 @@ import pytest
 
 from hypernet.data.captions import (
     caption_from_name,
-    caption_notes,
     check_word_regex,
-    has_words,
     read_any_encoding,
     read_texts,
 )
@@ -32,46 +30,6 @@ def test_words_of_a_file_name():
 def test_refuses_a_bad_word_regex(pattern, named):
     with pytest.raises(ValueError, match=named):
         check_word_regex(pattern)
-
-
-def test_recognizes_file_names_without_words():
-    cameras = [
-        "IMG_2034",
-        "DSC00012",
-        "_101112",
-        "PXL_20230506_101112345",
-        "IMG-20230506-WA0001",
-        "DSCF1234",
-        "P1010001",
-    ]
-    programs = ["Screenshot 2024-01-03 at 10.11.12", "WhatsApp Image 2023-05-06", "final_FINAL_v2 (1)", "download (3)"]
-    hashes = ["3f9a8cde1e", "a3", "v2", "d41d8cd98f00b204e9800998ecf8427e"]
-    generators = ["ComfyUI_00012_", "ComfyUI_temp_qwert_00001_", "00012-1234567890", "xyz_grid-0001-77", "txt2img_3"]
-    generators += ["ChatGPT Image Apr 1, 2025, 10_20_30 AM", "Gemini_Generated_Image_k3xab2kx"]
-    assert not any(map(has_words, cameras + programs + generators + hashes))
-    words = [
-        "a cat",
-        "red_cat_0042",
-        "cat01",
-        "burrito_bw",
-        "IMG_2034 a red cat",
-        "ox",
-        "чайка",
-        "猫",
-        "the photo of a cat",
-    ]
-    assert all(map(has_words, words))
-
-
-def test_notes_on_captions_from_file_names():
-    assert caption_notes(["a cat", "a dog"], [False, False]) == caption_notes(["IMG_1", "x"], [True, True]) == []
-    (mixed,) = caption_notes(["by hand", "a dog", "a cow"], [True, False, False])
-    assert "2 of 3" in mixed and '"a dog"' in mixed
-    mixed, wordless = caption_notes(["by hand", "a dog", "IMG_1", "IMG_2"], [True, False, False, False])
-    assert "3 of 4" in mixed and "2," in wordless and '"IMG_1"' in wordless
-    (mixed,) = caption_notes(["by hand", "", "a dog"], [True, False, False])
-    assert "1 of 3" in mixed and '"a dog"' in mixed
-    assert caption_notes(["by hand", ""], [True, False]) == []  # an empty caption has its own note
 
 
 def test_reads_text_with_a_byte_order_mark(tmp_path):

@@ -1,8 +1,11 @@
 """Items of the dataset against the models called by hand; what a second run encodes."""
 
 import hashlib
+import itertools
 import random
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from PIL import Image
 
 from examples.quickstart.tools.draw import draw, random_scene
 from hypernet.data.batch_sampler import Batch, EpochBatchSampler
-from hypernet.data.dataset import describe_data
+from hypernet.data.dataset import build_prompt_sampler, describe_data, some_prompts
 from hypernet.data.image_index import index_images
 from hypernet.data.image_source import open_image_source
 from hypernet.training.loss import diffusion_loss
@@ -108,6 +111,47 @@ def test_encodes_only_what_has_changed(epsilon_models, images_dir, tmp_path, enc
     assert start() == (0, 0)
 
 
+def test_repeats_are_encoded_once_and_differ_in_everything_random(epsilon_models, images_dir, tmp_path, encode_counts):
+    shutil.copytree(images_dir, tmp_path / "images" / "3_stars")
+    write_image(tmp_path / "images" / "other.png")
+    encode_counts.update(images=0, prompts=0)
+    config = configure(tmp_path / "images", tmp_path / "cache", random_flip=True)
+    dataset, records = encode(epsilon_models, config)
+    assert encode_counts["images"] == 2 * 9 and len(dataset) == 9
+    batches = EpochBatchSampler(records, 4, seed=3)
+    assert len(batches) == 7  # 8 images three times and one once: 25
+    seen: dict[int, list] = {}
+    for batch in itertools.islice(batches, 14):
+        items = dataset.__getitems__(batch)
+        for index, noise in zip(batch.indices, items["noise"]):
+            seen.setdefault(index, []).append(noise)
+    for index, noises in seen.items():
+        assert len(noises) == 2 * records[index].repeats
+        # they are those of the first epochs without repeats
+        expected = [one(dataset, epoch, index)["noise"][0] for epoch in range(len(noises))]
+        assert all(sum(torch.equal(noise, other) for other in noises) == 1 for noise in expected)
+
+
+@pytest.mark.parametrize("probability", [0.2, 0.5, 0.9, 1.0])
+def test_the_share_of_mirrored_images_is_the_one_asked_for(epsilon_models, images_dir, tmp_path, probability):
+    dataset, _ = encode(epsilon_models, configure(images_dir, tmp_path, flip_p=probability))
+    plain, mirrored = (dataset.latents.sample(0, 0, flip, None) for flip in (0, 1))
+    flipped = [torch.equal(dataset.sample(epoch, 0).latents, mirrored) for epoch in range(600)]
+    assert not torch.equal(plain, mirrored) and abs(sum(flipped) / 600 - probability) < 0.06
+
+
+def test_random_flip_is_a_probability_of_one_half(epsilon_models, images_dir, tmp_path):
+    dataset, records = encode(epsilon_models, configure(images_dir, tmp_path, random_flip=True))
+    same, _ = encode(epsilon_models, configure(images_dir, tmp_path, flip_p=0.5))
+    for epoch in range(20):
+        generator = torch.Generator().manual_seed(derive_seed(3, "item", epoch, records[0].sha256))
+        flip = int(torch.randint(2, (), generator=generator))  # as runs of earlier versions
+        sample = dataset.sample(epoch, 0)
+        assert torch.equal(sample.latents, dataset.latents.sample(0, 0, flip, None))
+        assert torch.equal(sample.noise, torch.randn(sample.noise.shape, generator=generator))
+        assert all(torch.equal(a, b) for a, b in zip(sample[:3], same.sample(epoch, 0)[:3]))
+
+
 def test_shuffled_tags_are_encoded_at_each_step(epsilon_models, mixed_dir, tmp_path):
     dataset, _ = encode(epsilon_models, configure(mixed_dir, tmp_path, shuffle_tags=True, keep_tags=1))
     prompts = {tuple(dataset.__getitems__(Batch(epoch, 0, [0, 2], [0.5, 0.5]))["prompts"]) for epoch in range(30)}
@@ -166,12 +210,26 @@ def described(config):
     """Return the lines that a run prints about its data."""
     source = open_image_source(config)
     records, problems = index_images(source, config, 8)
-    batches = EpochBatchSampler(records, 1, seed=0)
+    batches = EpochBatchSampler(records, 1, seed=0, rounds=config.repeats)
     return describe_data(source, records, problems, batches, config).splitlines()
 
 
 def notes(lines):
     return [line for line in lines if line.startswith("note: ")]
+
+
+def test_example_prompts_are_those_of_training(tmp_path):
+    for number in range(9):
+        write_image(tmp_path / "images" / f"a {number}, b, c, d.png", (number, 0, 0))
+    options = {"template": "[filewords], by [name]", "name": "me", "shuffle_tags": True, "tag_dropout": 0.5}
+    config = configure(tmp_path / "images", tmp_path / "cache", **options, caption_dropout=0.5)
+    source = open_image_source(config)
+    records, _ = index_images(source, config, 8)
+    prompts, state = build_prompt_sampler(source, records, config), torch.get_rng_state()
+    some = some_prompts(prompts)
+    assert len(some) == 3 and torch.equal(state, torch.get_rng_state())
+    for prompt, index in zip(some, (0, 4, 8)):
+        assert prompt == next(filter(None, (prompts.sample(epoch, index) for epoch in range(99))))
 
 
 def test_prints_example_prompts_and_caption_notes(tmp_path):
@@ -190,6 +248,27 @@ def test_prints_example_prompts_and_caption_notes(tmp_path):
     lines = described(configure(folder, tmp_path / "cache", **options))
     (line,) = [line for line in lines if line.startswith("prompts such as: ")]
     assert '"two lines, and more' in line and '"a horse, by me"' in line and len(line) < 400
-    (mixed,) = notes(lines)
-    assert "3 of 5" in mixed
+    mixed, several_lines = notes(lines)
+    assert "3 of 5" in mixed and "--caption_lines" in several_lines
     assert not any("3 of 5" in line for line in described(configure(folder, tmp_path / "cache", template="a thing")))
+
+
+def test_counts_follow_repeats_and_templates_are_those_of_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # for short paths in notes
+    folder = Path("images")
+    for number, name in enumerate(("4_cat/sits", "4_cat/runs", "dog/barks")):
+        write_image(folder / f"{name}.png", (number, 0, 0))
+    (folder / "dog" / "template.txt").write_text("no cat, [filewords]\n")
+    lines = described(configure(folder, tmp_path / "cache", template="[folder]: [filewords] by [name]", repeats=2))
+    (used,) = [line for line in lines if line.startswith("images used: ")]
+    assert re.findall(r"\d+", used) == ["3", "0", "18", "18"]  # images, skipped, images per epoch, batches per epoch
+    assert re.findall(r"\d+", lines[-1]) == ["64", "64", "3", "18"]
+    (prompts,) = [line for line in lines if line.startswith("prompts such as: ")]
+    assert '"cat: runs by me"' in prompts and '"no cat, barks"' in prompts
+    assert any(str(folder / "dog" / "template.txt") in line and not line.startswith("note: ") for line in lines)
+    (note,) = notes(lines)
+    assert "4_cat" in note
+    (folder / "4_cat" / "template.txt").write_text("a [caption]\n")
+    first, second, third = notes(described(configure(folder, tmp_path / "cache", template="[filewords], by [name]")))
+    assert "4_cat" in first and second.startswith(f"note: {folder / '4_cat' / 'template.txt'}: [caption] ")
+    assert third.startswith("note: --template ") and str(folder) in third  # no image uses it

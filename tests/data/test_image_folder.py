@@ -152,6 +152,28 @@ def test_reads_captions_of_kohyas_scripts(tmp_path):
     assert orphan.startswith("1 .caption ") and "d.caption" in orphan
 
 
+def test_a_template_file_is_of_its_folder_unless_an_image_has_its_name(tmp_path):
+    for name in ("a.png", "own/b.png", "own/Template.jpg", "other/c.png"):
+        write_image(tmp_path / name)
+    for name in ("template.txt", "own/template.txt", "other/Template.TXT"):
+        (tmp_path / name).write_text("by [name]")
+    (tmp_path / "own" / "Template.txt").write_text("a caption")
+    folder = read_image_folder(tmp_path)
+    files = {image.name: file for image, file in zip(folder.images, folder.template_files)}
+    above, other = str(tmp_path / "template.txt"), str(tmp_path / "other" / "Template.TXT")
+    assert files == {"a.png": above, "b.png": above, "Template.jpg": above, "c.png": other}
+    assert captions(folder)["Template.jpg"] == "a caption"
+    (note,) = folder.notes
+    assert note.startswith("1 .txt ") and str(tmp_path / "own" / "template.txt") in note
+
+
+@pytest.mark.parametrize("text", ["", "by [Name]", "fine\na [folders]"])
+def test_refuses_template_files_with_mistakes(tmp_path, text):
+    write_image(tmp_path / "sub" / "a.png")
+    (tmp_path / "sub" / "template.txt").write_text(text)
+    assert refusal(tmp_path).startswith(f"{tmp_path / 'sub' / 'template.txt'}: ")
+
+
 UNREAD = ["a.json", "a.tags", "a.md", "metadata.json", "Metadata.jsonl", "metadata1000.jsonl", "captions.jsonl"]
 UNREAD += ["metadata.json1", "metadata.parquet", "captions.csv", "a.caption.txt", "a.png.txt"]
 

@@ -4,10 +4,11 @@ import hashlib
 import io
 import random
 import struct
+import sys
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms, ImageOps, PngImagePlugin
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin, features
 
 from examples.quickstart.tools.draw import draw, random_scene
 from hypernet.data import image_io
@@ -21,14 +22,9 @@ from hypernet.data.image_io import (
     to_pixels,
 )
 from tests.helpers.encoding import png_without_pixels
+from tests.helpers.image_files import HEADS, stored
 
 IMAGE = draw(random_scene(random.Random(1)), size=64)
-
-
-def stored(image, format="PNG", **options):
-    file = io.BytesIO()
-    image.save(file, format, **options)
-    return file.getvalue()
 
 
 def shown(data, background="white"):
@@ -47,6 +43,71 @@ def test_formats(format, tolerance):
     data = stored(IMAGE, format, **options.get(format, {}))
     same(data, IMAGE, tolerance)
     assert np.abs(shown(data) - np.asarray(IMAGE, np.int16)).mean() < 2
+
+
+needs_avif = pytest.mark.skipif(not features.check("avif"), reason="Pillow was built without AVIF")
+
+
+@needs_avif
+def test_avif_is_read_as_viewers_show_it():
+    data = stored(IMAGE, "AVIF", quality=100, subsampling="4:4:4")
+    same(data, IMAGE, tolerance=8)
+    exif = Image.Exif()
+    for orientation, size in ((6, (40, 64)), (3, (64, 40))):
+        exif[0x0112] = orientation
+        turned = stored(IMAGE.resize((64, 40)), "AVIF", quality=100, subsampling="4:4:4", exif=exif)
+        expected = IMAGE.resize((64, 40)).transpose(image_io.UPRIGHT[orientation])
+        assert read_image(turned).size == size
+        same(turned, expected, tolerance=8)
+    clear = IMAGE.copy()
+    clear.putalpha(Image.linear_gradient("L").resize((64, 64)))
+    assert read_image(stored(clear, "AVIF")).mode == "RGBA"
+    for cut in (40, 150, len(data) - 3):
+        with pytest.raises(ValueError, match=r"damaged.*\(AVIF\)"):
+            read_image(data[:cut])
+
+
+def test_names_the_plugin_that_an_image_needs(monkeypatch):
+    image_io.missing_plugin.cache_clear()
+    for module in ("pillow_heif", "pillow_jxl"):
+        monkeypatch.setitem(sys.modules, module, None)
+    for kind, package in (("HEIC", "pillow-heif"), ("JPEG XL", "pillow-jxl-plugin")):
+        with pytest.raises(ValueError, match=f"^{kind} .*pip install {package}"):
+            read_image(HEADS[kind] + bytes(100))
+    image_io.missing_plugin.cache_clear()
+
+
+@pytest.mark.parametrize("module, format", [("pillow_heif", "HEIF"), ("pillow_jxl", "JXL")])
+def test_plugins_read_images_as_viewers_show_them(module, format):
+    pytest.importorskip(module)
+    kind = {"HEIF": "HEIC", "JXL": "JPEG XL"}[format]
+    assert image_io.missing_plugin(kind) is None
+    data = stored(IMAGE, format, quality=95)
+    assert np.abs(shown(data) - np.asarray(IMAGE, np.int16)).mean() < 3
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the plugin's decoder has turned the image, if its format's own orientation says so
+    turned = stored(IMAGE.resize((64, 40)), format, exif=exif.tobytes())
+    assert read_image(turned).size == Image.open(io.BytesIO(turned)).size
+    for cut in (40, 200, len(data) - 3):
+        with pytest.raises(ValueError, match=rf"damaged.*\({kind}\)"):
+            read_image(data[:cut])
+
+
+@pytest.mark.parametrize(
+    "data, named",
+    [
+        (b"\n<!DOCTYPE html><html>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
+        (b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom", "a video"),
+        (b'<?xml version="1.0"?>\n<svg width="1">', "SVG"),
+        (b"PK\x03\x04", "an archive"),
+        (b"GIF89a", r"damaged.*\(GIF\)"),
+        (b"hello", "not an image$"),
+    ],
+)
+def test_says_what_a_file_is_instead_of_an_image(data, named):
+    with pytest.raises(ValueError, match=named):
+        read_image(data)
 
 
 def test_reads_the_first_frame_of_an_animation():

@@ -11,6 +11,7 @@ from hypernet.data.prompts import (
     read_templates,
     sample_tags,
     shipped_templates,
+    split_tags,
     template_notes,
     unknown_placeholders,
     with_template_words,
@@ -30,6 +31,13 @@ def test_templates(tmp_path):
     (tmp_path / "lines").write_text("x [name]")
     assert read_templates(str(tmp_path / "lines")) == ["x [name]"]
     assert fill_template("art by [name], [filewords]", "a [name] cat", "me") == "art by me, a me cat"
+
+
+def test_shipped_templates_have_names_as_in_the_webui(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert read_templates("style_filewords.txt") == read_templates("style_filewords")
+    (tmp_path / "style_filewords.txt").write_text("my own [filewords]")
+    assert read_templates("style_filewords.txt") == ["my own [filewords]"]
 
 
 def test_refuses_unreadable_template_files(tmp_path):
@@ -123,6 +131,31 @@ def test_sample_tags():
     assert 2700 < kept < 2900
 
 
+@pytest.mark.parametrize(
+    "caption, separator, tags, joined",
+    [
+        ("a cat, red ,blue,, ink", ",", ["a cat", "red", "blue", "ink"], ", "),
+        ("1girl  long_hair\tsolo,smile\n", " ", ["1girl", "long_hair", "solo,smile"], " "),
+        ("red; big, round ;", ";", ["red", "big, round"], "; "),
+        ("red;big", "; ", ["red", "big"], "; "),
+        ("a cat | red|", " | ", ["a cat", "red"], " | "),
+        ("a cat\nred, big\n", "\n", ["a cat", "red, big"], "\n"),
+        ("a cat ||| red, big", "|||", ["a cat", "red, big"], "||| "),
+    ],
+)
+def test_tags_between_other_separators(caption, separator, tags, joined):
+    assert split_tags(caption, separator) == tags
+    rng = random.Random(0)
+    assert sample_tags(caption, rng, False, 0, 0, separator) == joined.join(tags)
+    orders = {sample_tags(caption, rng, True, 1, 0, separator) for _ in range(50)}
+    assert all(text.startswith(tags[0] + joined) and sorted(text.split(joined)) == sorted(tags) for text in orders)
+
+
+def test_prompts_have_the_tag_separator():
+    prompts = PromptSampler(["x"], [("a b c",)], ["[filewords]"], "me", seed=4, tag_dropout=0.5, tag_separator=" ")
+    assert {prompts.sample(epoch, 0) for epoch in range(200)} == {"", "a", "b", "c", "a b", "a c", "b c", "a b c"}
+
+
 def test_prompts_change_with_epoch_and_seed_and_are_reproducible():
     captions, templates = [("a, b, c",), ("d",)], ["[filewords]", "x [filewords]"]
     prompts = PromptSampler(["x", "y"], captions, templates, "me", seed=4, shuffle_tags=True)
@@ -148,6 +181,21 @@ def test_all_prompts_are_exactly_those_sampled():
     sampled = [prompts.sample(epoch, index) for epoch in range(400) for index in (0, 1)]
     assert prompts.all_prompts() == ["", "a", "b", "c", "x a me", "x b me", "x c me"] == sorted(set(sampled))
     assert 150 < sampled.count("") < 250
+
+
+def test_images_may_have_templates_of_their_own():
+    own = [["[filewords]", "x [filewords]"], ["by [name]"]]
+    prompts = PromptSampler(["x", "y"], [("a", "b"), ("c",)], sum(own, []), "me", seed=4, image_templates=own)
+    sampled = [{prompts.sample(epoch, index) for epoch in range(100)} for index in (0, 1)]
+    assert sampled == [{"a", "b", "x a", "x b"}, {"by me"}] == [set(prompts.full_prompts(index)) for index in (0, 1)]
+    assert prompts.all_prompts() == ["a", "b", "by me", "x a", "x b"]
+
+
+@pytest.mark.parametrize("template", ["by [Folder]", "by [folders]"])
+def test_a_misspelled_folder_is_refused(template):
+    with pytest.raises(ValueError, match=r"\[folder\]"):
+        read_templates(template)
+    assert read_templates("an [older] man, [bolder] in [folder]") and not unknown_placeholders("in [folder]")
 
 
 def test_the_name_is_filled_in_prompts_of_previews():

@@ -79,6 +79,17 @@ def test_images_made_from_one_source_image_stay_together(models_dir, images_dir,
     assert len(validation) == 13 and source_images(validation) & source_images(training)
 
 
+def test_repeats_are_never_on_both_sides(models_dir, images_dir, tmp_path):
+    for name in ("10_a", "b"):
+        shutil.copytree(images_dir, tmp_path / "images" / name)  # the same images in both
+    (tmp_path / "images" / "b" / "0.png").unlink()
+    config, source, records = index_folder(models_dir, tmp_path / "images", tmp_path, "--validation_split=0.3")
+    _, validation, training = split_validation(source, None, records, config, 8)
+    assert len({record.sha256 for record in validation}) == 2
+    assert not {record.sha256 for record in validation} & {record.sha256 for record in training}
+    assert sum(record.repeats for record in [*validation, *training]) == 8 * 10 + 7
+
+
 def test_families_of_images(tmp_path):
     def families(files: dict[str, str], records: dict[str, dict]):
         """Return the families among `files` (name -> content), given the prepare.jsonl files of `records`."""

@@ -1,11 +1,13 @@
 """The CSV files of a run: appended to, rolled back, and complete whatever the disk and other programs do to them."""
 
 import csv
+import io
 import os
 import resource
 
 import pytest
 
+from hypernet.utils import csv_log
 from hypernet.utils.csv_log import CsvLog
 
 COLUMNS = ["step", "loss", "rate"]
@@ -189,6 +191,34 @@ def test_a_damaged_file_is_set_aside_and_its_readable_rows_continue(tmp_path, da
     assert [row["step"] for row in after.rows()] == [*kept, "40"]
     log.path.write_bytes(damaged)
     assert "a-damaged-2.csv" in CsvLog(log.path, COLUMNS).append([50, 1, 1])  # never the same name twice
+
+
+@pytest.mark.parametrize("known", [[], ["step", "loss", "event"]])
+def test_plain_tables_are_read_at_once_and_alike(known):
+    columns, number = ["step", "loss", "event", "mine"], "0.25"
+    plain = [
+        [str(step), cell, text, ""] for step, cell in enumerate((number, "", "nan", "-1e-3")) for text in ("", "a, b")
+    ]
+    odd = [
+        ["7", number, "a", "x"],
+        ["7", "0,5", "a", "1"],
+        ["x", number, "a", "1"],
+        ["7", number, "a"],
+        ["7", "x", "", "1"],
+    ]
+    odd += [
+        ["7", number, "\0", "1"],
+        ["7", number, "\ufffd", "1"],
+        ["7", number, "a", "1,5"],
+        ["7", number, "a", "1", "2"],
+    ]
+    for rows in (plain, *([*plain, row] for row in odd)):
+        file = io.StringIO()
+        csv.writer(file, lineterminator="\n").writerows(rows)
+        lines = file.getvalue().splitlines()
+        found = csv_log._parse_plain(lines, columns, known)
+        assert found is not None or rows is not plain
+        assert found is None or found == [csv_log._parse_row(line, columns, ",", known) for line in lines]
 
 
 def test_columns_may_come_and_go(tmp_path):

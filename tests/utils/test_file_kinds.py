@@ -5,7 +5,18 @@ import socket
 
 import pytest
 
-from hypernet.utils.file_kinds import check_file, file_problem
+from hypernet.utils.file_kinds import check_file, file_problem, image_kind, other_kind
+from tests.helpers.image_files import HEADS
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_recognizes_images_by_their_first_bytes(kind):
+    assert image_kind(HEADS[kind]) == kind and image_kind(b"x" + HEADS[kind]) is None
+
+
+@pytest.mark.parametrize("head", [b"", b"a cat", b"BM is text", b"RIFF\0\0\0\0WAVE", b"\0\0\0\x14ftypisom\0\0\0\0mp42"])
+def test_other_files_are_no_images(head):
+    assert image_kind(head) is None and (other_kind(head) == "a video") == (b"ftyp" in head)
 
 
 def test_tells_files_from_everything_else(tmp_path, monkeypatch):

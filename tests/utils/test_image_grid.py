@@ -1,5 +1,7 @@
 """Grids of labeled images."""
 
+import json
+
 from PIL import Image
 
 from hypernet.utils.image_grid import labeled_grid, load_font, preview_grid, wrap
@@ -15,6 +17,22 @@ def test_preview_grid_keeps_every_image():
     for row in range(2):
         for column in range(3):
             assert counts[(50 * row, 80 * column, 9)] >= 64 * 64
+
+
+def test_preview_grid_centers_images_of_several_sizes_in_their_columns():
+    sizes = [(64, 96), (96, 64), (16, 16)]
+    rows = [
+        [Image.new("RGB", size, (50 * row, 80 * column, 9)) for column in range(2)] for row, size in enumerate(sizes)
+    ]
+    grid = preview_grid(rows, LABELS, ["without", "step 500"])
+    cells = json.loads(grid.info["cells"])["cells"]
+    for images, places in zip(rows, cells, strict=True):
+        for image, (left, top, width, height) in zip(images, places, strict=True):
+            assert max_difference(grid.crop((left, top, left + width, top + height)), image) == 0
+    for column in range(2):
+        assert len({left + width / 2 for left, _, width, _ in (places[column] for places in cells)}) == 1
+    counts = {color: count for count, color in grid.getcolors(grid.width * grid.height)}
+    assert all(counts[(50 * row, 0, 9)] == width * height for row, (width, height) in enumerate(sizes))
 
 
 def test_labeled_grid_keeps_every_image():

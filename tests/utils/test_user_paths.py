@@ -62,3 +62,43 @@ def test_expands_home_where_shells_do_not(monkeypatch):
     assert expand_home(words) == [*expected, "--lora", f"{home}/a.safetensors:0.5"]
     unchanged = ["a ~/cat", "~cat", "~a cat", "--prompt=~ish", "x~/y", "--a=b~/c", "~no_such_user/x"]
     assert expand_home(unchanged) == unchanged
+
+
+@pytest.mark.parametrize(
+    "path, meant",
+    [
+        ("C:\\Users\\me", "Windows"),
+        ("D:/images", "Windows"),
+        ("d:", "Windows"),
+        ("my\\images", "my/images"),
+        ("My\\ Drawings/a", "My Drawings/a"),
+        ('"my images"', " my images "),
+        ("\u201cmy images\u201d", " my images "),
+        ("'a'", " a "),
+        ("$HOME/images", "$HOME"),
+        ("${DATA}", "${DATA}"),
+        ("%USERPROFILE%/images", "%USERPROFILE%"),
+        ("file:///home/me/a", " /home/me/a"),
+        ("https://huggingface.co/someone/style/tree/main", " someone/style"),
+        ("https://huggingface.co/datasets/someone/style", " someone/style"),
+        ("http://localhost/a", "a path"),
+        ("/content/drive/MyDrive/out", "Google Drive"),
+    ],
+)
+def test_paths_that_are_not_meant_literally(path, meant):
+    assert meant in path_problem(path)
+
+
+@pytest.mark.parametrize(
+    "path", ["someone/style", "a b/c", "a:b", "it's", "100%/a", "$5 sketches", "~x", "a.b/(c) [d]", ""]
+)
+def test_plausible_paths(path):
+    assert path_problem(path) is None
+
+
+def test_an_existing_path_is_meant(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("'a'", "$HOME", "a\\b", "C:"):
+        Path(name).mkdir()
+        assert path_problem(name) is None
+    assert path_problem("a\\c") and path_problem("C:/d")
