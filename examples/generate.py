@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     seed = random.randrange(1 << 32) if args.seed == -1 else args.seed or 0  # -1 is a random seed, as in the WebUI
     stack = pair_strengths(args.hypernetwork or [], args.strength)
     settings = make_settings(args, args.prompt, stack, seed=seed)
-    loaded = {path: hypernet.load(path) for path, _ in settings.hypernetworks}
+    loaded = {path: hypernet.load_stack(path) for path, _ in settings.hypernetworks}
     source, guidance_scale = choose_model([settings], **model_options(args))
     if args.guidance_scale is None:
         settings = dataclasses.replace(settings, guidance_scale=guidance_scale)

@@ -8,19 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from hypernet import config
+from hypernet.cli.option_notes import placeholder_note, strength_note
 from hypernet.cli.training_options import argument_type
 from hypernet.config import TrainingConfig
 from hypernet.formats.load_save import find_weights
+from hypernet.formats.stack_file import is_stack_file, member_files
 from hypernet.formats.trained_folder import find_run_options
 from hypernet.generation.generator import GenerationSettings
-from hypernet.generation.prompt_tags import find_hypernetwork, split_prompt
+from hypernet.generation.prompt_tags import find_hypernetwork
+from hypernet.generation.tag_syntax import split_prompt
 from hypernet.stable_diffusion.model_source import MODEL_DEFAULTS, MODEL_OPTIONS, ModelSource
 from hypernet.utils.errors import UserError, counted
 
 MODEL, *OTHER_NAMES = MODEL_OPTIONS  # the scripts call the first option --model
 PROMPT_OPTIONS = ("clip_skip", "max_token_chunks", "prompt_emphasis")  # how prompts are read, whatever the model
 SETTINGS = ("negative_prompt", "seed", "steps", "guidance_scale", "size", "sampler")
-USUAL_STRENGTH = 5.0  # at most; higher values give noise, and are probably meant as percentages
 GUIDANCE_SCALE = 7.5  # for hypernetworks whose run is unknown
 Stack = Sequence[tuple[str, float]]  # (path or Hub id, strength) of hypernetworks, in the order they are applied
 
@@ -40,7 +42,7 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--prompt", help="may contain the WebUI's tags, such as <hypernet:my_style:0.8>")
     add("--negative_prompt", default="", help="what to avoid")
-    add("--hypernetwork", nargs="+", help="trained folders, checkpoints, .pt files or Hub ids; applied in this order")
+    add("--hypernetwork", nargs="+", help="trained folders, checkpoints, .pt or .hns files, Hub ids; applied in order")
     add("--strength", type=float, nargs="+", help="one for all, or one for each; 0 is the base model; default: 1")
     add("--hypernetwork_dir", default="output", help="folder to search for the names in tags; default: %(default)s")
     add_model_options(parser)
@@ -123,11 +125,12 @@ def choose_model(settings: Sequence[GenerationSettings], **given: Any) -> tuple[
     paths = dict.fromkeys(path for each in settings for path, _ in each.hypernetworks)
     for path in paths:
         find_weights(path)
-    strong = {strength for each in settings for _, strength in each.hypernetworks if abs(strength) > USUAL_STRENGTH}
-    if strong:
-        shown = ", ".join(f"{strength:g}" for strength in sorted(strong)[:4])
-        print(f"note: strength {shown}: 1 is full strength; for 80%, write 0.8", file=sys.stderr)
-    runs = [options for options in map(find_run_options, paths) if options]
+    files = [file for path in paths for file in (member_files(path) if is_stack_file(path) else [path])]
+    strengths = [strength for each in settings for _, strength in each.hypernetworks]
+    texts = [text for each in settings for text in (each.prompt, each.negative_prompt)]
+    for note in filter(None, (strength_note(strengths), placeholder_note(texts))):
+        print(f"note: {note}", file=sys.stderr)
+    runs = [options for options in map(find_run_options, files) if options]
     guidance_scale = runs[0].get("validation_guidance_scale", GUIDANCE_SCALE) if runs else GUIDANCE_SCALE
     hint = "name a folder, a file or a Hub id (only trained folders record their base model)"
     return find_model(runs, hint, **given), guidance_scale

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
 from hypernet.utils.atomic_files import atomic_write
@@ -20,6 +20,7 @@ from hypernet.utils.file_kinds import check_file
 
 KEY = "parameters"
 NEGATIVE = "Negative prompt:"
+SPACING = "Timestep spacing"  # our own field: "leading", for which the schedule type "Uniform" stands in the WebUI
 _FIELD = re.compile(
     r"""
     (?P<name> \w [\w\ /-]{1,100} ) : \s*  # bounded, since a line of megabytes would take forever
@@ -93,6 +94,20 @@ def read_png_infotext(path: str | Path) -> str | None:
             return image.info.get(KEY)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # what Pillow raises for damaged files
         return None
+
+
+def read_image_infotext(path: str | Path) -> str | None:
+    """Return the infotext of a PNG, JPEG or WebP; None if there is none. The last two hold it in EXIF's user comment."""
+    if (text := read_png_infotext(path)) is not None:
+        return text
+    try:
+        with Image.open(path) as image:
+            comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
+    if isinstance(comment, bytes) and comment.startswith(b"UNICODE\0"):
+        return comment[8:].decode("utf-16-be", errors="replace")
+    return None
 
 
 def free_path(path: Path, infotext: str) -> Path:

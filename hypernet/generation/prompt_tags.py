@@ -1,10 +1,9 @@
-"""Tags in prompts, as in the WebUI (`<hypernet:name:0.8>`), and the hypernetworks their names refer to."""
+"""Write tags in prompts, as in the WebUI (`<hypernet:name:0.8>`), and find the hypernetworks their names refer to."""
 
 import difflib
 import filecmp
 import functools
 import json
-import math
 import os
 import re
 from pathlib import Path
@@ -14,41 +13,7 @@ from hypernet.formats.trained_folder import is_best_state, read_trained_config
 from hypernet.utils.errors import UserError
 from hypernet.utils.file_kinds import check_file
 
-TAG = re.compile(r"<(\w+):([^>]+)>")  # the WebUI's extra networks; any other < is text
-EXAMPLE = "write <hypernet:name:strength>, such as <hypernet:my_style:0.8>"
 _NOT_IN_TAGS = re.compile(r"[<>:/\x00-\x1f\x7f\ud800-\udfff]|^\s*$")  # replaced with "_" in names
-
-
-def split_prompt(prompt: str) -> tuple[str, list[tuple[str, float]]]:
-    """Return the prompt without its tags, and (name, strength) of each tag in order.
-
-    As in the WebUI, the space around a tag stays and the default strength is 1.
-
-    Raises:
-        UserError: for a tag of another kind, without a name, or with a strength that is not a finite number.
-    """
-    end = prompt.rfind(">") + 1  # otherwise, every "<word:" would start a search for ">" to the end of the prompt
-    tags, text = [_parse_tag(match) for match in TAG.finditer(prompt, 0, end)], TAG.sub("", prompt[:end]) + prompt[end:]
-    malformed = re.search(r"<\s*hypernet\s*:.*", text)
-    if malformed:
-        raise UserError(f"{malformed[0][:60]}: {EXAMPLE}")
-    return text, tags
-
-
-def _parse_tag(match: re.Match[str]) -> tuple[str, float]:
-    kind, (name, *values) = match[1], match[2].split(":")
-    if kind == "lora":
-        raise UserError(f"{match[0]}: tags cannot load LoRAs here; use --lora PATH:SCALE")
-    if kind != "hypernet":
-        raise UserError(f"{match[0]}: tags of the kind {kind} are not supported, only <hypernet:name:strength>")
-    try:
-        strength = float(values[0]) if values else 1.0
-    except ValueError:
-        strength = math.nan
-    if not name.strip() or len(values) > 1 or not math.isfinite(strength):
-        hint = "; for a colon in a name, write _" if len(values) > 1 else ""
-        raise UserError(f"{match[0]}: {EXAMPLE}{hint}")
-    return name, strength
 
 
 def write_tag(path: str | Path, strength: float) -> str:
@@ -66,7 +31,7 @@ def tag_name(path: str | Path) -> str:
     path = Path(path)
     config = read_trained_config(path)
     if config is None:
-        name = path.stem if path.suffix.lower() in (".pt", ".safetensors") else path.name
+        name = path.stem if path.suffix.lower() in (".pt", ".hns", ".safetensors") else path.name
         return _in_tag(f"{name}-best" if is_best_state(path.parent) else name)
     name = config.get("name", path.name)
     if is_best_state(path):
@@ -133,7 +98,7 @@ def _scan(folder: Path) -> Known:
             known.append((place, names))
         for file in sorted(map(Path, files)):
             weights = file.suffix.lower() == ".safetensors" and file.name != WEIGHTS_NAME
-            if file.suffix.lower() == ".pt" or weights and (trained or _is_standalone(place / file)):
+            if file.suffix.lower() in (".pt", ".hns") or weights and (trained or _is_standalone(place / file)):
                 best = [(*above[:-1], tag_name(place / file))] if is_best_state(place) else []
                 known.append((place / file, best or [(*above, _in_tag(file.stem))]))
     return known

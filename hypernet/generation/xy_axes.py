@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from hypernet.utils.errors import UserError
+from hypernet.utils.numbers import plain_signs
 
 KINDS = ("checkpoint", "strength", "seed", "guidance", "prompt", "steps")
 MAX_VALUES = 1000  # per range; more are likely a typo
 _NUMBERS: dict[str, type] = {"strength": float, "guidance": float, "seed": int, "steps": int}
 _NUMBER = r"([+-]?\d+(?:\.\d*)?)"
 _RANGE = re.compile(rf"{_NUMBER}\s*-\s*{_NUMBER}\s*(?:\(\s*{_NUMBER}\s*\)|\[\s*(\d+)\s*\])?")
+_DECIMAL_COMMA = re.compile(r"\s*[-+]?0,(0\d+|[3-9]|[1-9]\d+)\s*")  # as values, 0 and 3 or more: hardly meant
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,10 +60,13 @@ def parse_numbers(option: str, words: list[str], whole: bool) -> list[float]:
     `whole`, the last form rounds toward zero.
 
     Raises:
-        UserError: for anything else; it names the word.
+        UserError: for anything else, and for 0,5 or 0,05, which can only mean 0.5 or 0.05; it names the word.
     """
     numbers: list[Decimal] = []
-    for word in (part.strip() for part in ",".join(words).split(",")):
+    for word in filter(_DECIMAL_COMMA.fullmatch, words if not whole else []):
+        meant = f'{word.strip().replace(",", ".")}, or "{word.strip().replace(",", ", ")}" for two values'
+        raise UserError(f"{option} {word.strip()}: a comma separates values; write {meant}")
+    for word in (plain_signs(part).strip() for part in ",".join(words).split(",")):
         match = _RANGE.fullmatch(word)
         try:
             numbers += _expand(*match.groups()) if match else [Decimal(word)]
@@ -70,6 +75,8 @@ def parse_numbers(option: str, words: list[str], whole: bool) -> list[float]:
             numbers.append(Decimal("nan"))
         if not numbers[-1].is_finite() or whole and not match and numbers[-1] % 1:
             problem = f"it is neither a {'whole ' * whole}number nor a range"
+            if not whole and any(re.search(r"\d,\d", each) for each in words):
+                problem += " (a comma separates values; write decimals as 0.5)"
             raise UserError(f'{option} {word}: {problem}; ranges are "1-5", "1-10 (+3)" or "0-1 [5]", in quotes')
     return list(dict.fromkeys(int(number) if whole else float(number) for number in numbers))
 

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from hypernet.utils.errors import UserError, reason
 from hypernet.utils.file_kinds import file_problem, kind_of
 from hypernet.utils.hub import hub_file, is_hub_id
+from hypernet.utils.numbers import meant_number
 from hypernet.utils.reading import open_safetensors
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ def split_lora(text: str) -> tuple[str, float]:
         path, scale_text = text, "1"
     scale = _finite_number(scale_text)
     if not path or _finite_number(path) is not None or scale is None:
-        raise UserError(f"--lora {text}: write PATH, or PATH:SCALE with a number, such as ink.safetensors:0.8")
+        meant = f"{path}:{meant_number(scale_text)}" if meant_number(scale_text) else "ink.safetensors:0.8"
+        raise UserError(f"--lora {text}: write PATH, or PATH:SCALE with a number, such as {meant}")
     if scale == 0:
         raise UserError(f"--lora {text}: a scale of 0 has no effect; leave it out")
     return path, scale

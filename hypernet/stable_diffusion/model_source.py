@@ -14,6 +14,7 @@ from hypernet.utils.errors import UserError, reason
 from hypernet.utils.file_kinds import file_problem
 from hypernet.utils.hub import hub_file, is_hub_id
 from hypernet.utils.reading import MAX_TEXT, read_json_object
+from hypernet.utils.user_paths import path_problem
 
 PREDICTION_TYPES = typing.get_args(PredictionType)
 UNREACHED = "the Hub has no such model, or cannot be reached"
@@ -100,7 +101,7 @@ class ModelSource:
         if path.is_file() and path.suffix.lower() not in SUFFIXES:
             raise self.error("it is not a model file; those end in .safetensors or .ckpt")
         if not path.exists() and not hub_id:
-            raise self.error("there is no such file or folder")
+            raise self.error(path_problem(self.path) or "there is no such file or folder")
         if path.exists() and not path.is_dir() and (problem := file_problem(path)):
             raise self.error(problem)
         if path.is_dir() and not (path / "model_index.json").is_file():

@@ -13,45 +13,15 @@ from diffusers import DDPMScheduler, SchedulerMixin
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils import logging as diffusers_logging
 
+from hypernet.stable_diffusion.sampler_names import (
+    SAMPLERS,
+    SCHEDULE_TYPES,
+    WITHOUT_TYPES,
+    plain_sampler_name,
+    sampler_options,
+)
 from hypernet.utils.errors import UserError
 
-_MULTISTEP = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}
-_SDE = {**_MULTISTEP, "algorithm_type": "sde-dpmsolver++"}
-
-# Name in the WebUI -> class and options. Source: diffusers' documentation, api/schedulers/overview, without its "N/A".
-# Three rows are not in that table: "DPM++ SDE" is the class that api/schedulers/dpm_sde calls a port of k-diffusion's (the
-# table names a class that adds no noise), and "Heun" and "3M" are options of the 2M SDE's class.
-SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "DPM++ 2M": ("DPMSolverMultistepScheduler", _MULTISTEP),
-    "DPM++ SDE": ("DPMSolverSDEScheduler", {}),
-    "DPM++ 2M SDE": ("DPMSolverMultistepScheduler", _SDE),
-    "DPM++ 2M SDE Heun": ("DPMSolverMultistepScheduler", {**_SDE, "solver_type": "heun"}),
-    "DPM++ 3M SDE": ("DPMSolverMultistepScheduler", {**_SDE, "solver_order": 3}),
-    "Euler a": ("EulerAncestralDiscreteScheduler", {}),
-    "Euler": ("EulerDiscreteScheduler", {}),
-    "LMS": ("LMSDiscreteScheduler", {}),
-    "Heun": ("HeunDiscreteScheduler", {}),
-    "DPM2": ("KDPM2DiscreteScheduler", {}),
-    "DPM2 a": ("KDPM2AncestralDiscreteScheduler", {}),
-    "DDIM": ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False}),  # as in Stable Diffusion's own code
-    "PLMS": ("PNDMScheduler", {"skip_prk_steps": True}),
-    "UniPC": ("UniPCMultistepScheduler", {}),
-    "LCM": ("LCMScheduler", {}),
-}
-# The WebUI's schedule types, which were part of the name before its version 1.9. Source: the second table of the same
-# page; "Uniform" is the WebUI's word for even steps from the first to the last. The first three take their highest and
-# lowest sigma from the spacing. In the WebUI these are the ends of the training schedule, which only linspace reaches.
-SCHEDULE_TYPES: dict[str, dict[str, Any]] = {
-    "Karras": {"use_karras_sigmas": True, "timestep_spacing": "linspace"},
-    "Exponential": {"use_exponential_sigmas": True, "timestep_spacing": "linspace"},
-    "Beta": {"use_beta_sigmas": True, "timestep_spacing": "linspace"},
-    "SGM Uniform": {"timestep_spacing": "trailing"},
-    "Simple": {"timestep_spacing": "trailing"},
-    "Uniform": {"timestep_spacing": "linspace"},
-}
-_SIGMAS = dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"), False)
-_WITHOUT_TYPES = ("DDIM", "PLMS", "UniPC", "LCM")
-_WITHOUT_SIGMAS = ("Euler a", *_WITHOUT_TYPES)  # their classes have no such options
 _CLASSES = sorted({*KarrasDiffusionSchedulers.__members__, "LCMScheduler", "TCDScheduler"} - {"EDMEulerScheduler"})
 ZERO_SNR = "rescale_betas_zero_snr"
 # Sampling with zero terminal SNR must start at the last timestep (Lin et al. 2023, "Common Diffusion Noise Schedules and
@@ -59,21 +29,12 @@ ZERO_SNR = "rescale_betas_zero_snr"
 _ZERO_TERMINAL_SNR = {ZERO_SNR: True, "timestep_spacing": "trailing"}
 
 
-def _options(sampler: str, schedule_type: str | None) -> dict[str, Any] | None:
-    """Return the scheduler's arguments; None if the sampler does not support the schedule type."""
-    sigmas = {} if sampler in _WITHOUT_SIGMAS else _SIGMAS
-    chosen = SCHEDULE_TYPES[schedule_type] if schedule_type else {}
-    if schedule_type and (sampler in _WITHOUT_TYPES or any(key in _SIGMAS and key not in sigmas for key in chosen)):
-        return None
-    return {**SAMPLERS[sampler][1], **sigmas, **chosen}
-
-
 def _all_names() -> dict[str, tuple[str, dict[str, Any]]]:
     """Map every name a user may write to class name and options; the WebUI's names come first."""
     names: dict[str, tuple[str, dict[str, Any]]] = {}
     for sampler, (class_name, _) in SAMPLERS.items():
         for schedule_type in (None, *SCHEDULE_TYPES):
-            options = _options(sampler, schedule_type)
+            options = sampler_options(sampler, schedule_type)
             if options is not None:
                 names[f"{sampler} {schedule_type}" if schedule_type else sampler] = class_name, options
     for class_name in _CLASSES:
@@ -85,53 +46,53 @@ def _all_names() -> dict[str, tuple[str, dict[str, Any]]]:
 SAMPLER_NAMES = _all_names()
 
 
-def find_sampler(name: str) -> tuple[type[SchedulerMixin], dict[str, Any]]:
+def find_sampler(name: str, option: str = "--sampler") -> tuple[type[SchedulerMixin], dict[str, Any]]:
     """Return class and options of a sampler.
 
     Args:
-        name: the WebUI's, or that of diffusers' class with or without "Scheduler"; case does not matter.
+        name: the WebUI's, kohya's, or that of diffusers' class with or without "Scheduler"; case does not matter.
+        option: what names the sampler, for messages.
 
     Raises:
         UserError: if diffusers has no such sampler, or it needs a package that is not installed.
     """
     known = {key.lower(): value for key, value in SAMPLER_NAMES.items()}
-    wanted = " ".join(name.lower().split())
+    wanted = plain_sampler_name(name)
     if wanted not in known:
-        raise _unknown_sampler(name, wanted)
+        raise _unknown_sampler(name, wanted, option)
     class_name, options = known[wanted]
     scheduler_class = getattr(diffusers, class_name)
     needed = [*getattr(scheduler_class, "_backends", [])]  # on diffusers' placeholder for a missing package
     needed += ["scipy"] if options.get("use_beta_sigmas") else []
     missing = [package for package in needed if importlib.util.find_spec(package) is None]
     if missing:
-        raise UserError(f"--sampler {name}: it needs {missing[0]}, which is not installed; pip install {missing[0]}")
+        raise UserError(f"{option} {name}: it needs {missing[0]}, which is not installed; pip install {missing[0]}")
     return scheduler_class, options
 
 
-def _unknown_sampler(name: str, wanted: str) -> UserError:
+def _unknown_sampler(name: str, wanted: str, option: str) -> UserError:
     """Return an error that suggests the nearest names, or the schedule types that the sampler supports."""
     for sampler in SAMPLERS:
         if wanted in (f"{sampler} {schedule_type}".lower() for schedule_type in SCHEDULE_TYPES):
             types = [schedule_type for schedule_type in SCHEDULE_TYPES if f"{sampler} {schedule_type}" in SAMPLER_NAMES]
-            return UserError(
-                f"--sampler {name}: in diffusers, {sampler} takes {', '.join(types) or 'no schedule type'}"
-            )
+            return UserError(f"{option} {name}: in diffusers, {sampler} takes {', '.join(types) or 'no schedule type'}")
     shown = {key.lower(): key for key in SAMPLER_NAMES}
     near = [shown[key] for key in difflib.get_close_matches(wanted, shown, cutoff=0.5)]
     hint = f"did you mean {' or '.join(near)}?" if near else f"some are {', '.join(list(SAMPLERS)[:6])}"
-    return UserError(f"--sampler {name!r}: there is no such sampler; {hint}")
+    return UserError(f"{option} {name!r}: there is no such sampler; {hint}")
 
 
-def build_scheduler(name: str, config: Mapping[str, Any]) -> SchedulerMixin:
+def build_scheduler(name: str, config: Mapping[str, Any], option: str = "--sampler") -> SchedulerMixin:
     """Build the scheduler of this name for a model.
 
     Args:
         config: the config of another scheduler of the model.
+        option: what names the sampler, for messages.
 
     Raises:
         UserError: if there is none, or it does not support the model.
     """
-    scheduler_class, options = find_sampler(name)
+    scheduler_class, options = find_sampler(name, option)
     prediction_type, zero_snr = config.get("prediction_type"), bool(config.get(ZERO_SNR))
     if zero_snr:
         options = {**_ZERO_TERMINAL_SNR, **options}
@@ -140,7 +101,7 @@ def build_scheduler(name: str, config: Mapping[str, Any]) -> SchedulerMixin:
         supported = _supports(scheduler, prediction_type, zero_snr)
     if not supported:
         reason = "has zero terminal SNR" if zero_snr else f"predicts {prediction_type}"
-        raise UserError(f"--sampler {name}: it does not support this model, which {reason}; DDIM does")
+        raise UserError(f"{option} {name}: it does not support this model, which {reason}; DDIM does")
     return scheduler
 
 
@@ -194,7 +155,7 @@ def webui_name(scheduler: SchedulerMixin) -> tuple[str, str | None]:
     compared = ("algorithm_type", "solver_order", "solver_type", "skip_prk_steps")
     for sampler, (other, options) in SAMPLERS.items():
         if class_name == other and all(config.get(key) == options[key] for key in compared if key in options):
-            return sampler, None if sampler in _WITHOUT_TYPES else _schedule_type(config)
+            return sampler, None if sampler in WITHOUT_TYPES else _schedule_type(config)
     return class_name, None
 
 

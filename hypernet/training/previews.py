@@ -1,19 +1,20 @@
 """Generate previews with fixed seeds during training, in labeled grids."""
 
-from collections.abc import Callable
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Sequence
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from diffusers import AutoencoderKL
-from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from hypernet.config import TrainingConfig
-from hypernet.stable_diffusion.conditioning import pipeline_arguments, text_mask
+from hypernet.generation.preview_prompts import OPTIONS, PreviewPrompt, preview_labels, preview_prompts
+from hypernet.generation.sampling import ImageSampler
+from hypernet.generation.settings import GenerationSettings
 from hypernet.stable_diffusion.model import StableDiffusion, latents_pipeline
-from hypernet.stable_diffusion.text_encoding import Embeds, encode_prompts, truncation_note
+from hypernet.stable_diffusion.text_encoding import truncation_note
 from hypernet.training.failures import Failures
 from hypernet.training.shutdown import Interrupted
 from hypernet.utils.errors import reason
@@ -23,13 +24,17 @@ TILE = 512  # pixels per side; SD 1.x was trained at this size
 
 
 class Previewer:
-    """Generates previews of the validation prompts with the current weights, always from the same noise.
+    """Generates previews of prompts with the current weights, always from the same noise.
 
     The constructor encodes the prompts. The VAE is on the device only while it decodes, and torch's global random state
     is untouched. Several processes split the prompts among themselves. A failure skips the previews but does not end
     the run.
 
+    Args:
+        prompts: what to preview. Default: the prompts of the options.
+
     Attributes:
+        labels: a label for each prompt.
         base_previews: the previews without the hypernetwork, a row per prompt; None until they are generated.
     """
 
@@ -39,19 +44,22 @@ class Previewer:
         config: TrainingConfig,
         accelerator: Accelerator,
         failures: Failures | None = None,
+        prompts: Sequence[PreviewPrompt] | None = None,
     ):
         self.config, self.accelerator, self.vae = config, accelerator, models.vae
         self.failures = failures or Failures(accelerator)
-        self.prompts = list(config.validation_prompt or [])
-        self.vae.enable_slicing()  # one image at a time, for small cards
+        self.prompts = preview_prompts(config) if prompts is None else list(prompts)
+        self.labels = preview_labels(self.prompts)
+        self.base_previews: list[list[Image.Image]] | None = None
+        pipeline = latents_pipeline(models)  # only the UNet: the other parts may be on another device
+        pipeline.set_progress_bar_config(disable=True)
+        self.sampler = ImageSampler(models, pipeline)
         if config.enable_tiling:
             enable_tiling(self.vae)
-        self.embeds = encode_prompts(models, [*self.prompts, ""])
-        if note := truncation_note(models, self.prompts):
+        texts = [text for each in self.prompts for text in (each.prompt, each.negative_prompt)]
+        self.embeds = self.sampler.encode(texts)
+        if note := truncation_note(models, texts):
             accelerator.print(note)
-        self.base_previews: list[list[Image.Image]] | None = None
-        self.pipeline = latents_pipeline(models)  # only the UNet: the other parts may be on another device
-        self.pipeline.set_progress_bar_config(disable=True)
 
     def generate(self, check: Callable[[], None] = lambda: None) -> list[list[Image.Image]] | None:
         """Return a row of previews per prompt on the main process; None on the others, or if generating has failed.
@@ -98,53 +106,41 @@ class Previewer:
         count, base = self.config.num_validation_images, self.base_previews
         rows = [[*before, *current] for before, current in zip(base or [[]] * len(previews), previews)]
         with self.failures.tolerate("previews could not be put into a grid"):
-            return previews, preview_grid(rows, self.prompts, ["without"] * count * bool(base) + [label] * count)
+            return previews, preview_grid(rows, self.labels, ["without"] * count * bool(base) + [label] * count)
         return None, None
+
+    def base_grid(self) -> Image.Image | None:
+        """Return a grid of the previews without the hypernetwork; None if there are none here."""
+        if self.base_previews is None:
+            return None
+        with self.failures.tolerate("previews could not be put into a grid"):
+            return preview_grid(self.base_previews, self.labels, ["without"] * self.config.num_validation_images)
+        return None
 
     def is_due(self, step: int) -> bool:
         """Whether previews are due after a step."""
         return step > 0 and step % self.config.validation_steps == 0
 
-    @torch.no_grad()
     def _generate_share(self, check: Callable[[], None]) -> dict[int, list[Image.Image]]:
         """Return the previews of this process's prompts, by their number."""
         share = range(self.accelerator.process_index, len(self.prompts), self.accelerator.num_processes)
-        latents = {number: self._sample(self.embeds[number], check) for number in share}
+        latents = {number: self._sample(self.prompts[number], check) for number in share}
         decoded = {}
         try:
             self.vae.to(self.accelerator.device)
             for number in share:
                 check()
-                decoded[number] = self._decode(latents[number])
+                decoded[number] = self.sampler.decode(latents[number])
         finally:
             self.vae.to("cpu")
         return decoded
 
-    def _sample(self, embeds: Embeds, check: Callable[[], None]) -> torch.Tensor:
+    def _sample(self, prompt: PreviewPrompt, check: Callable[[], None]) -> torch.Tensor:
         """Return the latents of a prompt's previews, (images, channels, height, width)."""
-
-        def check_after_step(*_: Any) -> dict[str, Any]:
-            check()
-            return {}
-
-        config, unet = self.config, self.pipeline.unet
-        count, (width, height) = config.num_validation_images, config.size
-        arguments, mask = pipeline_arguments([embeds] * count, [self.embeds[-1]] * count, unet.dtype)
-        with text_mask(unet, mask):
-            return self.pipeline(
-                **arguments,
-                num_inference_steps=config.validation_inference_steps,
-                guidance_scale=config.validation_guidance_scale,
-                height=height,
-                width=width,
-                generator=[torch.Generator().manual_seed(config.seed + i) for i in range(count)],
-                output_type="latent",
-                callback_on_step_end=check_after_step,
-            ).images
-
-    def _decode(self, latents: torch.Tensor) -> list[Image.Image]:
-        pixels = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
-        return VaeImageProcessor().postprocess(pixels.float().cpu(), output_type="pil")
+        first = GenerationSettings(**{name: getattr(prompt, name) for name in ("prompt", *OPTIONS)})
+        seeds = range(prompt.seed, prompt.seed + self.config.num_validation_images)
+        batch = [dataclasses.replace(first, seed=seed) for seed in seeds]
+        return self.sampler.sample(batch, self.embeds, check)
 
 
 def enable_tiling(vae: AutoencoderKL) -> None:

@@ -38,7 +38,7 @@ def test_images_do_not_depend_on_their_batch(model, models_dir, hypernetworks_di
     assert sorted(alone) == sorted(together) == list(range(len(settings)))
     assert max(max_difference(alone[i], together[i]) for i in alone) <= 1
     assert not generator.loaded and not hasattr(pipe.unet, "_hypernetworks")
-    pipe.scheduler = generator.schedulers[None]
+    pipe.scheduler = generator.sampler.schedulers[None]
     for i in (0, 1, 2, 12):
         each = settings[i]
         assert each.sampler is None

@@ -6,7 +6,8 @@ import time
 import pytest
 
 import hypernet
-from hypernet.generation.prompt_tags import find_hypernetwork, split_prompt, tag_name, write_tag
+from hypernet.generation.prompt_tags import find_hypernetwork, tag_name, write_tag
+from hypernet.generation.tag_syntax import split_prompt
 from hypernet.utils.errors import UserError
 
 
@@ -31,6 +32,11 @@ def test_refuses_malformed_tags(prompt):
     with pytest.raises(UserError) as caught:
         split_prompt(f"a cat {prompt}")
     assert prompt in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_decimal_comma_in_a_tag_is_corrected():
+    with pytest.raises(UserError, match="<hypernet:a:0.8>$"):
+        split_prompt("a cat <hypernet:a:0,8>")
 
 
 @pytest.fixture(scope="module")

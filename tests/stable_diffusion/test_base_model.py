@@ -11,7 +11,7 @@ from hypernet.config import TrainingConfig
 from hypernet.modeling.attachment import attention_layers
 from hypernet.stable_diffusion.base_model import identify_base_model
 from hypernet.stable_diffusion.model_source import ModelSource
-from hypernet.training.setup import choose_widths
+from hypernet.training.model_checks import choose_widths
 from hypernet.utils.errors import UserError
 
 SD15 = {"_class_name": "UNet2DConditionModel", "cross_attention_dim": 768, "attention_head_dim": 8}

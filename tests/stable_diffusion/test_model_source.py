@@ -18,3 +18,9 @@ from hypernet.utils.errors import UserError
 def test_refuses_values_that_cannot_work(options, named):
     with pytest.raises(UserError, match=f"^{named}"):
         ModelSource("model", **options)
+
+
+def test_a_path_of_another_system_and_an_address_are_named_as_such():
+    for path, named in (("C:\\models\\a.safetensors", "Windows"), ("https://huggingface.co/a/b/tree/main", " a/b$")):
+        with pytest.raises(UserError, match=f"^--pretrained_model_name_or_path .*{named}"):
+            ModelSource(path).check()

@@ -56,6 +56,10 @@ WEBUI_NAMES = [name for name in WEBUI_NAMES if installed(name)]
         ("LCM", "LCMScheduler", {}),
         ("EulerAncestralDiscreteScheduler", "EulerAncestralDiscreteScheduler", {}),
         ("deismultistep", "DEISMultistepScheduler", {}),
+        ("k_euler_a", "EulerAncestralDiscreteScheduler", {}),  # kohya's names
+        ("dpm_2_a", "KDPM2AncestralDiscreteScheduler", {}),
+        ("dpmsolver++", "DPMSolverMultistepScheduler", {}),
+        ("dpmpp_2m_sde", "DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),  # ComfyUI's
     ],
 )
 def test_builds_the_class_that_diffusers_documents(name, class_name, options):
