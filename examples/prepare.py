@@ -3,6 +3,7 @@
 
     python examples/prepare.py raw_images my_images --size 512
     python examples/prepare.py raw_images my_images --size 768x512 --split --focus --flip
+    python examples/prepare.py cutouts my_images --size 512 --fit --background auto
     python examples/prepare.py raw_images my_images --auto_size --caption blip
     python examples/prepare.py raw_images my_images --caption tagger --exclude_tags "text, watermark" --escape_brackets
 
@@ -32,12 +33,15 @@ from examples.preparation.cutting import (
     read_appearance,
     recorded_appearance,
 )
-from examples.preparation.options import describe, flag, parse_arguments, recorded_options
+from examples.preparation.option_effects import changed_options, describe, flag
+from examples.preparation.options import default_options, parse_arguments, recorded_options
 from examples.preparation.record import BaseNames, Record, output_stems
+from examples.preparation.remedies import cut_remark
 from examples.preparation.report import find_small, print_notes, print_report
 from examples.preparation.sheet import write_sheet
 from hypernet.cli.script import check_output_folder, run_script
 from hypernet.data.captions import caption_from_name, read_any_encoding
+from hypernet.data.folder_files import image_stem
 from hypernet.data.image_io import map_in_threads
 from hypernet.data.image_source import ImageSource, open_image_folder
 from hypernet.data.near_duplicates import find_near_duplicates
@@ -73,9 +77,9 @@ def open_record(args: argparse.Namespace) -> Record:
         raise UserError(
             f"DST {args.DST}: it contains {foreign.name}, so it is not a folder of images; name a new folder"
         )
-    changed = record.changed_options(recorded_options(args))
+    changed = changed_options(record.options, recorded_options(args), default_options()) if record.options else {}
     if changed and not args.overwrite:
-        names = ", ".join(f"{flag(name)} (was {describe(value)})" for name, value in changed.items())
+        names = ", ".join(f"{flag(name)} (was {describe(name, value)})" for name, value in changed.items())
         problem = f"it was made with other options: {names}"
         raise UserError(f"DST {args.DST}: {problem}; name another folder, or add --overwrite")
     return record
@@ -113,7 +117,7 @@ def plan_jobs(args: argparse.Namespace, source: ImageSource, record: Record) -> 
         except ValueError as error:
             skipped[path] = str(error)
             continue
-        name_text = caption_from_name(Path(path).stem, args.filename_word_regex, args.filename_join_string)
+        name_text = caption_from_name(image_stem(Path(path)), args.filename_word_regex, args.filename_join_string)
         stamp = "/".join(stamps[row].rsplit("/", 2)[1:])  # without the path
         jobs.append(Job(row, path, base, stamp, written_caption(source, row), name_text))
     return jobs, skipped
@@ -197,6 +201,19 @@ def make_caption(args: argparse.Namespace, result: Result, captioners: list[Capt
     return combine(job.text, generated, args.existing_caption)
 
 
+def find_remarks(
+    args: argparse.Namespace, record: Record, jobs: list[Job], duplicates: list[tuple[Job, Job]]
+) -> dict[str, str]:
+    """Return the remarks that the sheet shows in red, as source image -> text."""
+    remarks: dict[str, list[str]] = {job.source: [f"near-duplicate of {kept.source}"] for job, kept in duplicates}
+    for job in jobs:
+        if "files" in record.entries[job.source] and (remark := cut_remark(record.entries[job.source], args)):
+            remarks.setdefault(job.source, []).append(remark)
+    for factor, job in find_small(args, record, jobs):
+        remarks.setdefault(job.source, []).append(describe_enlargement(factor))
+    return {name: "; ".join(texts) for name, texts in remarks.items()}
+
+
 def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(__doc__, arguments)
     source = open_images(args)
@@ -224,9 +241,7 @@ def main(arguments: list[str] | None = None) -> None:
     print_report(args, record, jobs, done_before, duplicates, skipped)
     if not any("files" in entry for entry in record.entries.values()):
         raise UserError(f"SRC {args.SRC}: none of its images can be used; the lines above say why")
-    remarks = {job.source: describe_enlargement(factor) for factor, job in find_small(args, record, jobs)}
-    remarks |= {job.source: f"near-duplicate of {kept.source}" for job, kept in duplicates}
-    write_sheet(args, source, record, jobs, remarks)
+    write_sheet(args, source, record, jobs, find_remarks(args, record, jobs, duplicates))
 
 
 if __name__ == "__main__":

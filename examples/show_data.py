@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hypernet.cli.script import ScriptParser, check_output_folder, quiet_libraries, run_script
+from hypernet.cli.script import ScriptParser, check_output_file, quiet_libraries, run_script
 
 if __name__ == "__main__":
     quiet_libraries()  # before diffusers is imported
@@ -29,13 +29,15 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image, ImageDraw
 from tqdm.auto import tqdm
 
+from examples.preparation.remedies import MIN_KEPT_SHARE, percent, training_remedy
 from hypernet.cli.training_options import parse_config
 from hypernet.config import TrainingConfig
 from hypernet.data.arrow_cache import check_cache_folder
 from hypernet.data.batch_sampler import EpochBatchSampler
 from hypernet.data.buckets import kept_share
-from hypernet.data.captions import has_words
+from hypernet.data.caption_remarks import doubtful_captions
 from hypernet.data.dataset import TrainingDataset, describe_data, encode_dataset
+from hypernet.data.folder_repeats import folder_paths
 from hypernet.data.image_index import ImageRecord, index_images
 from hypernet.data.image_io import on_background, read_image
 from hypernet.data.image_source import ImageSource, open_image_source
@@ -45,7 +47,7 @@ from hypernet.stable_diffusion.base_model import identify_base_model
 from hypernet.stable_diffusion.model import StableDiffusion, load_stable_diffusion, vae_dtype, weight_dtype
 from hypernet.stable_diffusion.model_source import ModelSource
 from hypernet.stable_diffusion.text_encoding import truncated_prompts
-from hypernet.training.setup import check_resolution, choose_widths
+from hypernet.training.model_checks import check_resolution, choose_widths
 from hypernet.utils.errors import UserError, counted
 from hypernet.utils.image_grid import load_font
 
@@ -55,7 +57,6 @@ LINE_LETTERS, MAX_LINES = 36, 6  # of the text below an image
 
 # What looks suspicious
 MAX_ENLARGED = 1.5  # times; more is visible
-MIN_KEPT_SHARE = 0.6  # of an image after cropping
 MIN_CHANNEL_STD = 0.25  # of scaled latents within their channels; less is a flat image
 SAME_THRESHOLD = 0.02  # difference between near duplicates
 
@@ -69,6 +70,7 @@ class Data:
     dataset: TrainingDataset
     models: StableDiffusion
     has_notes: bool  # whether likely mistakes were printed
+    rounds: int = 1  # per epoch
 
     def name(self, index: int) -> str:
         """Return the path of an image, or its row in the dataset."""
@@ -107,9 +109,9 @@ def check_sheet(sheet: Path, config: TrainingConfig) -> None:
     """Raise UserError if the sheet cannot be written, or would become a training image."""
     if sheet.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise UserError(f"--sheet {sheet}: it must end in .png or .jpg")
-    if config.train_data_dir and sheet.resolve().is_relative_to(Path(config.train_data_dir).resolve()):
+    if any(sheet.resolve().is_relative_to(folder.resolve()) for folder in folder_paths(config.train_data_dir)):
         raise UserError(f"--sheet {sheet}: it lies in --train_data_dir; name a file outside")
-    check_output_folder(sheet.parent, f"--sheet {sheet}")
+    check_output_file(sheet, f"--sheet {sheet}")
 
 
 def open_data(config: TrainingConfig) -> Data:
@@ -122,7 +124,7 @@ def open_data(config: TrainingConfig) -> Data:
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
     dtype, device = weight_dtype(accelerator.mixed_precision), accelerator.device
     records, problems = index_images(source, config, base.image_multiple)
-    batches = EpochBatchSampler(records, config.train_batch_size, config.seed)
+    batches = EpochBatchSampler(records, config.train_batch_size, config.seed, rounds=config.repeats)
     description = describe_data(source, records, problems, batches, config)
     print(description)
     print(f"Loading {base.describe()}")
@@ -131,7 +133,7 @@ def open_data(config: TrainingConfig) -> Data:
     notes = vae_notes(base, dataset.latents)
     print(*notes, sep="\n", end="\n" if notes else "")
     has_notes = bool(notes) or "note: " in {line[:6] for line in description.splitlines()}
-    return Data(source, records, dataset, models, has_notes)
+    return Data(source, records, dataset, models, has_notes, config.repeats)
 
 
 # --- What looks suspicious
@@ -152,12 +154,15 @@ def find_suspicious(data: Data, config: TrainingConfig) -> dict[int, list[str]]:
         if scale > MAX_ENLARGED:
             remark(index, f"only {record.width}x{record.height}, enlarged {scale:.1f} times")
         if kept < MIN_KEPT_SHARE and config.crop != "none":
-            remedy = "" if config.aspect_buckets else "; --aspect_buckets keeps more"
-            remark(index, f"{record.width}x{record.height}: only {kept:.0%} of it is kept{remedy}")
+            remedy = training_remedy(record.width, record.height, config)
+            remark(index, f"{record.width}x{record.height}: only {percent(kept)} of it is kept; {remedy}")
         if "" in data.dataset.prompts.full_prompts(index):
             remark(index, "an empty prompt")
-    for index, text in doubtful_captions(data):
-        remark(index, text)
+    if any("[filewords]" in template for template in data.dataset.prompts.templates):
+        written = [not data.source.is_folder or data.source.captioned[record.row] for record in data.records]
+        captions = [texts[0] for texts in data.dataset.prompts.captions]
+        for index, text in doubtful_captions(captions, written):
+            remark(index, text)
     for index, lost, tokens in truncated_images(data):
         remark(index, f"a prompt of {tokens} tokens; --max_token_chunks cuts off {lost}")
     for index in range(len(data.records)):
@@ -167,18 +172,6 @@ def find_suspicious(data: Data, config: TrainingConfig) -> dict[int, list[str]]:
         elif latents.std((1, 2)).mean() < MIN_CHANNEL_STD:
             remark(index, "a flat image: it shows next to nothing")
     return dict(sorted(remarks.items()))
-
-
-def doubtful_captions(data: Data) -> Iterator[tuple[int, str]]:
-    """Yield (index, remark) for images captioned by a file name that has no words, or although others have captions."""
-    if not any("[filewords]" in template for template in data.dataset.prompts.templates):
-        return
-    written = [not data.source.is_folder or data.source.captioned[record.row] for record in data.records]
-    for index, captions in enumerate(data.dataset.prompts.captions):
-        if not written[index] and not has_words(captions[0]):
-            yield index, "its caption is its file name, which has no words"
-        elif not written[index] and any(written):
-            yield index, "it has no caption, so its file name is used"
 
 
 def near_duplicates(data: Data) -> Iterator[tuple[int, int]]:
@@ -243,8 +236,8 @@ def draw_sheet(data: Data, indices: Iterable[int], epoch: int, remarks: dict[int
 
 
 def build_cell(data: Data, index: int, epoch: int, remarks: dict[int, list[str]]) -> Cell:
-    """Decode the image as sampled in this epoch, and wrap the text below it."""
-    sample = data.dataset.sample(epoch, index)
+    """Decode the image as sampled when it is first seen in this epoch, and wrap the text below it."""
+    sample = data.dataset.sample(epoch * data.rounds * data.records[index].repeats, index)
     image = decode(data, sample.latents)
     name, size = data.label(index), f"  {image.width}x{image.height}"
     font = load_font(FONT_SIZE, name)

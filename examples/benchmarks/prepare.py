@@ -94,7 +94,7 @@ def subjects_kept(count: int = OFF_CENTER_IMAGES, seed: int = 0) -> tuple[int, i
     rng, focus, by_focus, by_center = random.Random(seed), Focus(), 0, 0
     for _ in range(count):
         image, box = draw_off_center(rng)
-        by_focus += is_inside(box, focus.box(image, (64, 64)))
+        by_focus += is_inside(box, focus.choose(image, (64, 64))[0])
         by_center += is_inside(box, crop_box(*image.size, (64, 64)))
     return by_focus, by_center
 

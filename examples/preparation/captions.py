@@ -86,15 +86,19 @@ def combine(existing: str | None, generated: list[str], mode: str) -> str | None
 class ModelCaptioner:
     """A captioning model of transformers: BLIP, GIT, a vision-language chat model, ..."""
 
-    def __init__(self, name: str, prompt: str | None, max_tokens: int):
+    def __init__(self, name: str, prompt: str | None, generation: dict[str, Any]):
         """Load a model from a folder, the Hub or its cache, and try it on a white image.
+
+        Args:
+            prompt: a question, or the start of the caption.
+            generation: settings for transformers' `generate`, such as `num_beams`.
 
         Raises:
             UserError: if it cannot be loaded or cannot caption an image.
         """
         from transformers import AutoModelForImageTextToText
 
-        self.prompt, self.max_tokens = prompt, max_tokens
+        self.prompt, self.generation = prompt, generation
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.dtype = torch.float16 if self.device == "cuda" else torch.float32
         try:
@@ -112,7 +116,7 @@ class ModelCaptioner:
     @torch.inference_mode()
     def __call__(self, image: Image.Image) -> str:
         inputs = self._inputs(image).to(self.device, self.dtype)
-        tokens = self.model.generate(**inputs, max_new_tokens=self.max_tokens, do_sample=False)
+        tokens = self.model.generate(**inputs, **self.generation, do_sample=False)
         if self.chats:  # the question precedes the answer
             tokens = tokens[:, inputs["input_ids"].shape[1] :]
         text = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)[0]
@@ -245,6 +249,15 @@ def tagger_pixels(image: Image.Image, side: int) -> np.ndarray:
     return np.ascontiguousarray(np.asarray(square, np.float32)[None, :, :, ::-1])
 
 
+def generation_settings(args: argparse.Namespace) -> dict[str, int]:
+    """Return the arguments for transformers' `generate`. Lengths are in tokens of the caption, without the prompt.
+
+    What no option sets is left to the model's own settings.
+    """
+    settings = {"max_new_tokens": args.max_length, "min_new_tokens": args.min_length, "num_beams": args.num_beams}
+    return {name: value for name, value in settings.items() if value is not None}
+
+
 def load_captioners(args: argparse.Namespace) -> list[Captioner | None]:
     """Load the captioners that --caption names, in that order; None stands for the file name.
 
@@ -259,7 +272,6 @@ def load_captioners(args: argparse.Namespace) -> list[Captioner | None]:
         elif name == "tagger":
             captioners.append(Tagger(args.tagger_model, style))
         else:
-            captioners.append(
-                ModelCaptioner(BLIP if name == "blip" else name, args.caption_prompt, args.caption_tokens)
-            )
+            model = BLIP if name == "blip" else name
+            captioners.append(ModelCaptioner(model, args.caption_prompt, generation_settings(args)))
     return captioners

@@ -29,8 +29,12 @@ class Focus:
     edges: float = 0.5
     entropy: float = 0.15
 
-    def box(self, image: Image.Image, size: tuple[int, int]) -> Box:
-        """Return (left, top, right, bottom) of the best crop of an RGB image with the aspect ratio of `size`."""
+    def choose(self, image: Image.Image, size: tuple[int, int]) -> tuple[Box, float]:
+        """Return (left, top, right, bottom) of the best crop of an RGB image, and the fraction of the map it keeps.
+
+        Args:
+            size: any (width, height) with the crop's aspect ratio.
+        """
         return best_box(self.map(image), image.width, image.height, size)
 
     def map(self, image: Image.Image) -> np.ndarray:
@@ -86,31 +90,37 @@ def _window_means(values: np.ndarray) -> np.ndarray:
     return (around / WINDOW**2).round(9)  # differences of cumulative sums are never exactly 0
 
 
-def best_box(values: np.ndarray, width: int, height: int, size: tuple[int, int]) -> Box:
-    """Return the largest box with the aspect ratio of `size` that holds the greatest sum of a map.
+def best_box(values: np.ndarray, width: int, height: int, size: tuple[int, int]) -> tuple[Box, float]:
+    """Return the largest box with the aspect ratio of `size` that holds the greatest sum of a map, and that sum.
 
-    Among boxes within 0.2% of that sum, the one nearest to the map's center of mass wins: a subject that fits is not
-    pushed to the edge.
+    The sum is a fraction of the whole map. Among boxes within 0.2% of the greatest sum, the one nearest to the map's
+    center of mass wins: a subject that fits is not pushed to the edge.
     """
     _, _, part_width, part_height = crop_box(width, height, size, (0, 0))
-    x = _best_position(values.sum(0), part_width / width)
-    y = _best_position(values.sum(1), part_height / height)
-    return crop_box(width, height, size, (x, y))
+    x, x_kept = _best_position(values.sum(0), part_width / width)
+    y, y_kept = _best_position(values.sum(1), part_height / height)
+    return crop_box(width, height, size, (x, y)), x_kept * y_kept  # one of them is 1
 
 
-def _best_position(profile: np.ndarray, share: float) -> float:
-    """Return where a window that covers `share` of the profile lies, from 0 (at the start) to 1 (at the end)."""
+def _best_position(profile: np.ndarray, share: float) -> tuple[float, float]:
+    """Return where a window that covers `share` of the profile lies, from 0 (at the start) to 1, and its sum.
+
+    The sum is a fraction of the whole profile, or `share` if that is all zero.
+    """
     total, length = profile.sum(), len(profile)
     window = share * length
     slack = length - window
-    if total <= 0 or slack < 1e-6:
-        return 0.5
+    if slack < 1e-6:
+        return 0.5, 1.0
+    if total <= 0:
+        return 0.5, share
     starts = np.linspace(0, slack, int(4 * slack) + 2)
     cumulative = np.concatenate([[0], profile.cumsum()])
     sums = np.interp(starts + window, range(length + 1), cumulative) - np.interp(starts, range(length + 1), cumulative)
     center = (profile * (np.arange(length) + 0.5)).sum() / total
-    good = starts[sums >= NEARLY_BEST * sums.max()]
-    return float(good[np.abs(good + window / 2 - center).argmin()] / slack)
+    good = np.flatnonzero(sums >= NEARLY_BEST * sums.max())
+    best = good[np.abs(starts[good] + window / 2 - center).argmin()]
+    return float(starts[best] / slack), float(sums[best] / total)
 
 
 # --- Faces

@@ -1,7 +1,8 @@
 """Where prepare.py crops an image, and to which size: pure functions of widths and heights in pixels.
 
 The rules are those of the AUTOMATIC1111 WebUI's Preprocess tab (textual_inversion/preprocess.py) where it has any; each
-function notes what differs. A box is (left, top, right, bottom) in pixels of the original image and may be fractional.
+function notes what differs. A box is (left, top, right, bottom) in pixels of the original image and may be fractional;
+background fills whatever exceeds the image.
 """
 
 import functools
@@ -11,6 +12,7 @@ from hypernet.data.buckets import kept_share
 from hypernet.data.image_io import Box, crop_box
 
 STEP = 64  # sides of automatic sizes are multiples of this
+SAME_ASPECT = 0.99  # if a crop keeps this share of an image, their shapes count as the same
 
 
 def is_oversized(width: int, height: int, size: tuple[int, int], threshold: float) -> bool:
@@ -66,6 +68,35 @@ def automatic_size(
     return max(fitting)[1] if fitting else None
 
 
+def fit_box(width: int, height: int, size: tuple[int, int]) -> Box:
+    """Return the smallest box with the aspect ratio of `size` that contains the whole image, centered.
+
+    If the two shapes differ by less than 1%, it is the image itself, to be stretched.
+    """
+    if kept_share(width, height, size) >= SAME_ASPECT:
+        return 0, 0, width, height
+    scale = max(width / size[0], height / size[1])
+    x, y = (size[0] * scale - width) / 2, (size[1] * scale - height) / 2
+    return -x, -y, width + x, height + y
+
+
+def area_shares(width: int, height: int, box: Box) -> tuple[float, float]:
+    """Return the fraction of an image that lies in a box, and the fraction of the box that the image fills."""
+    left, top, right, bottom = inside(box, width, height)
+    common = (right - left) * (bottom - top)
+    return common / (width * height), common / ((box[2] - box[0]) * (box[3] - box[1]))
+
+
+def inside(box: Box, width: int, height: int) -> Box:
+    """Return the part of a box that lies in an image."""
+    return max(0, box[0]), max(0, box[1]), min(width, box[2]), min(height, box[3])
+
+
 def enlargement(box: Box, size: tuple[int, int]) -> float:
     """Return the factor by which a box is enlarged to reach `size`; below 1 it is reduced."""
     return max(size[0] / (box[2] - box[0]), size[1] / (box[3] - box[1]))
+
+
+def is_small(factor: float, limit: float) -> bool:
+    """Return whether an image that is enlarged by `factor` counts as too small."""
+    return factor > limit * 1.005  # less is invisible

@@ -65,16 +65,6 @@ class Record:
         known = {*Image.registered_extensions(), ".txt", ".jsonl", ".csv", ""}
         return next((path for path in sorted(self.folder.iterdir()) if path.suffix.lower() not in known), None)
 
-    def changed_options(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Return the options that have changed since the folder was made, as name -> earlier value.
-
-        An option that had no effect then is left out, since the option that it depends on is reported.
-        """
-        if self.options is None:
-            return {}
-        earlier = {name: self.options[name] for name in options if name in self.options}
-        return {name: value for name, value in earlier.items() if value != options[name]}
-
     def is_done(self, source: str) -> bool:
         """Return whether every file made from this image exists."""
         files = self.entries.get(source, {}).get("files")

@@ -10,10 +10,11 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 from tqdm.auto import tqdm
 
-from examples.preparation.cutting import Job
+from examples.preparation.cutting import Job, make_opaque
+from examples.preparation.geometry import inside
 from examples.preparation.record import Record, printable
 from hypernet.data.captions import read_any_encoding
-from hypernet.data.image_io import Box, map_in_threads, on_background, read_image
+from hypernet.data.image_io import Box, map_in_threads, read_image
 from hypernet.data.image_source import ImageSource
 from hypernet.utils.atomic_files import atomic_write
 from hypernet.utils.image_grid import load_font
@@ -22,7 +23,7 @@ from hypernet.utils.image_grid import load_font
 CELL = 208  # longer side of an image
 PAD, GAP, ARROW = 12, 16, 28  # inside a card, between cards, between before and after
 FONT, LINE = 14, 20
-CARD = 2 * CELL + ARROW + 2 * PAD, CELL + 3 * LINE + 3 * PAD - 4  # (width, height)
+CARD = 2 * CELL + ARROW + 2 * PAD, CELL + 4 * LINE + 3 * PAD - 4  # (width, height)
 
 COLUMNS, FEW_COLUMNS, FEW = 5, 3, 12  # up to 12 cards stand in 3 columns
 MAX_PARTS = 9  # of one image
@@ -33,14 +34,14 @@ DIMMED = 0.45  # opacity of what is cropped away
 
 @dataclasses.dataclass
 class Card:
-    """One image on the sheet: before with frames, its parts after, and three lines of text below."""
+    """One image on the sheet: before with frames, its parts after, and four lines of text below."""
 
     before: Image.Image
     after: list[Image.Image]
     name: str
     caption: str
     details: str
-    has_remark: bool  # then the details are red
+    remark: str
 
 
 def sheet_path(folder: Path) -> Path:
@@ -85,19 +86,18 @@ def make_card(
     entry, remark = record.entries[job.source], remarks.get(job.source, "")
     names = [name for name in entry["files"] if name.endswith(".png")][:: 2 if args.flip else 1]
     try:
-        before = on_background(read_image(source.read(job.row)), args.background)
+        before = make_opaque(read_image(source.read(job.row)), args.background)
         parts = [on_checkerboard(Image.open(args.DST / name)) for name in names[:MAX_PARTS]]
     except (ValueError, OSError):
         return None
     size = "x".join(map(str, entry["size"]))
     details = f"{entry['width']}x{entry['height']} to {f'{len(names)} parts of ' if len(names) > 1 else ''}{size}"
     details += ", plus mirrored" if args.flip else ""
-    details += f": {remark}" if remark else ""
     text = args.DST / Path(names[0]).with_suffix(".txt")
     caption = read_any_encoding(text).strip() if text.exists() else job.name_text
     caption = f'"{" ".join(caption.split())}"'
     after = [fit(part, part_side(len(parts))) for part in parts]
-    return Card(draw_frames(before, entry["boxes"]), after, job.source, caption, details, bool(remark))
+    return Card(draw_frames(before, entry["boxes"]), after, job.source, caption, details, remark)
 
 
 def part_side(count: int) -> int:
@@ -130,10 +130,11 @@ def draw_frames(image: Image.Image, boxes: list[Box]) -> Image.Image:
     """Return the image at the size of a cell, each box in a frame of its color and the rest dimmed."""
     small = fit(image, CELL)
     x_scale, y_scale = small.width / image.width, small.height / image.height
-    frames = [
-        (round(left * x_scale), round(top * y_scale), round(right * x_scale - 1), round(bottom * y_scale - 1))
-        for left, top, right, bottom in boxes
-    ]
+    frames = []
+    for box in boxes:
+        left, top, right, bottom = inside(box, *image.size)
+        x, y = min(round(left * x_scale), small.width - 1), min(round(top * y_scale), small.height - 1)
+        frames.append((x, y, max(x, round(right * x_scale - 1)), max(y, round(bottom * y_scale - 1))))
     framed = Image.blend(Image.new("RGB", small.size, "white"), small, DIMMED)
     for left, top, right, bottom in frames:
         framed.paste(small.crop((left, top, right + 1, bottom + 1)), (left, top))
@@ -167,7 +168,7 @@ def draw_card(sheet: Image.Image, card: Card, left: int, top: int) -> None:
     x, y = left + CELL + ARROW // 2, top + CELL // 2
     draw.polygon([(x - 5, y - 7), (x + 6, y), (x - 5, y + 7)], fill=DETAILS)
     draw_parts(sheet, card.after, left + CELL + ARROW, top)
-    lines = (card.name, TEXT), (card.caption, TEXT), (card.details, REMARK if card.has_remark else DETAILS)
+    lines = (card.name, TEXT), (card.caption, TEXT), (card.details, DETAILS), (card.remark, REMARK)
     for i, (text, color) in enumerate(lines):
         middle = top + CELL + PAD - 2 + i * LINE + LINE // 2
         draw_text(sheet, (left, middle), text, CARD[0] - 2 * PAD, color)

@@ -56,8 +56,12 @@ def blip(tmp_path_factory):
     ids = {"vocab_size": 12, "bos_token_id": 5, "eos_token_id": 3, "sep_token_id": 3, "pad_token_id": 0}
     text = {**sides, **ids, "encoder_hidden_size": 16, "max_position_embeddings": 32, "projection_dim": 16}
     config = BlipConfig(text_config=text, vision_config={**sides, "image_size": 32, "patch_size": 16})
-    torch.manual_seed(0)
-    BlipForConditionalGeneration(config).save_pretrained(folder)
+    torch.manual_seed(4)
+    model = BlipForConditionalGeneration(config)
+    with torch.no_grad():
+        for parameter in model.text_decoder.parameters():
+            parameter.mul_(8)  # so that some words are much more likely than others
+    model.save_pretrained(folder)
     BlipProcessor(BlipImageProcessorPil(size={"height": 32, "width": 32}), tokenizer).save_pretrained(folder)
     return folder
 
@@ -120,16 +124,26 @@ def test_recognizes_emoticons():
 
 
 def test_captioning_model(blip, colors, tmp_path):
-    flags = ("--size=32", "--caption", blip, "--caption_tokens=5")
-    run_here(colors, tmp_path / "out", *flags)
-    found = read_clean_captions(tmp_path / "out")
     model = BlipForConditionalGeneration.from_pretrained(blip).eval()
     processor = BlipProcessor.from_pretrained(blip)
-    for name in ("blue", "red"):
-        inputs = processor(images=Image.open(tmp_path / "out" / f"{name}.png"), return_tensors="pt")
-        expected = processor.decode(model.generate(**inputs, max_new_tokens=5)[0], skip_special_tokens=True)
-        assert expected and found[f"{name}.png"] == expected
-    assert found["gray.png"] == "a dark one, o_o"
+    image = processor(images=Image.new("RGB", (32, 32), (0, 128, 255)), return_tensors="pt")
+    seen = set()
+    for i, (flags, settings) in enumerate(
+        [
+            (["--caption_tokens=5"], {"max_new_tokens": 5}),  # the name of earlier versions
+            (["--max_length=4"], {"max_new_tokens": 4}),
+            (["--max_length=20"], {"max_new_tokens": 20}),
+            (["--max_length=20", "--min_length=15"], {"max_new_tokens": 20, "min_new_tokens": 15}),
+            (["--max_length=20", "--num_beams=3"], {"max_new_tokens": 20, "num_beams": 3}),
+        ]
+    ):
+        run_here(colors, tmp_path / f"{i}", "--size=32", "--caption", blip, *flags)
+        found = read_clean_captions(tmp_path / f"{i}")
+        expected = processor.decode(model.generate(**image, **settings)[0], skip_special_tokens=True)
+        assert expected and found["blue.png"] == expected and found["gray.png"] == "a dark one, o_o"
+        seen.add(expected)
+    assert len(seen) == 5
+    flags = ("--size=32", "--caption", blip, "--max_length=5")
     run_here(colors, tmp_path / "prompted", *flags, "--caption_prompt=a red cat")
     assert read_clean_captions(tmp_path / "prompted")["red.png"].startswith("a red cat")
 

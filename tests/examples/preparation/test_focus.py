@@ -24,11 +24,11 @@ def test_keeps_off_center_subjects_in_the_frame():
 def test_centers_a_subject_that_fits():
     canvas = Image.new("RGB", (400, 100), "white")
     canvas.paste(draw(random_scene(random.Random(2)), size=60), (290, 20))
-    left, top, right, bottom = Focus().box(canvas, (512, 512))
-    assert (top, bottom) == (0, 100) and right - left == pytest.approx(100)
+    (left, top, right, bottom), kept = Focus().choose(canvas, (512, 512))
+    assert kept > 0.99 and (top, bottom) == (0, 100) and right - left == pytest.approx(100)
     assert (left + right) / 2 == pytest.approx(320, abs=6)
-    flat = Focus().box(Image.new("RGB", (400, 100), "red"), (512, 512))
-    assert flat == pytest.approx((150, 0, 250, 100))
+    flat, kept = Focus().choose(Image.new("RGB", (400, 100), "red"), (512, 512))
+    assert flat == pytest.approx((150, 0, 250, 100)) and kept == pytest.approx(0.25)
 
 
 def test_maps_equal_plain_computations():
@@ -46,7 +46,10 @@ def test_maps_equal_plain_computations():
     assert (focus.entropy(np.full((9, 9), 7.0)) == 0).all()
     values = np.zeros((10, 40))
     values[4, 30] = 1
-    assert focus.best_box(values, 400, 100, (1, 1)) == pytest.approx((255, 0, 355, 100), abs=3)
+    box, kept = focus.best_box(values, 400, 100, (1, 1))
+    assert box == pytest.approx((255, 0, 355, 100), abs=3) and kept == 1
+    values[4, 1] = 1 / 3  # too far away for one crop
+    assert focus.best_box(values, 400, 100, (1, 1))[1] == pytest.approx(3 / 4)
 
 
 def draw_face(side=200):
@@ -75,8 +78,8 @@ def test_a_face_outweighs_edges():
     stripes = Image.fromarray((np.indices((240, 240)).sum(0) // 12 % 2 * 160 + 40).astype(np.uint8)).convert("RGB")
     canvas.paste(stripes, (640, 30))
     assert focus.can_find_faces()
-    assert Focus().box(canvas, (1, 1))[2] < 400
-    assert Focus(face=0).box(canvas, (1, 1))[0] > 560
+    assert Focus().choose(canvas, (1, 1))[0][2] < 400
+    assert Focus(face=0).choose(canvas, (1, 1))[0][0] > 560
     found = focus.faces(canvas, (96, 32))
     assert found[:, :30].any() and not found[:, 40:].any()
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from examples.preparation.geometry import automatic_size, is_oversized, split_boxes
+from examples.preparation.geometry import area_shares, automatic_size, fit_box, is_oversized, split_boxes
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.2, 0.5])
@@ -41,6 +41,23 @@ def test_parts_of_any_aspect_ratio_cover_the_image():
             assert min(box[:2]) >= 0 and box[2] <= width and box[3] <= height
         for a, b in itertools.pairwise(boxes):
             assert b[0] <= a[2] * (1 + 1e-9) and b[1] <= a[3] * (1 + 1e-9)
+
+
+def test_fits_all_of_an_image():
+    rng = random.Random(0)
+    for _ in range(2000):
+        width, height, size = (
+            rng.randrange(1, 3000),
+            rng.randrange(1, 3000),
+            (rng.randrange(1, 999), rng.randrange(1, 999)),
+        )
+        box = fit_box(width, height, size)
+        kept, filled = area_shares(width, height, box)
+        assert kept == pytest.approx(1) and box[0] + box[2] == pytest.approx(width)
+        assert box[1] + box[3] == pytest.approx(height)
+        if box != (0, 0, width, height):
+            assert filled < 0.99 and (box[2] - box[0]) / (box[3] - box[1]) == pytest.approx(size[0] / size[1])
+    assert fit_box(400, 398, (512, 512)) == (0, 0, 400, 398) and fit_box(300, 100, (64, 64)) == (0, -100, 300, 200)
 
 
 def test_splits_images_of_which_a_crop_keeps_little():

@@ -32,6 +32,13 @@ from tests.helpers.scripts import REPO
         (["--caption_column=x"], "--caption_column x"),
         (["--siz=3"], "--size"),
         (["--sheet_images=-1"], "--sheet_images -1"),
+        (["--fit", "--focus"], "--fit --focus"),
+        (["--keep_size", "--split"], "--keep_size --split"),
+        (["--keep_size", "--fit"], "--keep_size --fit"),
+        (["--num_beams=0"], "--num_beams 0"),
+        (["--max_length=0"], "--max_length 0"),
+        (["--min_length=-1"], "--min_length -1"),
+        (["--min_length=30", "--max_length=20"], "--min_length 30"),
     ],
 )
 def test_refuses_values_that_cannot_work(one_image, tmp_path, flags, named):

@@ -23,7 +23,7 @@ def test_overwrites_nothing_unless_asked(tmp_path):
     run_here(source, out, "--size=32", "--split")
     assert (out / "b.txt").read_text() == "corrected by hand"
     kept = hashes(out)
-    with pytest.raises(UserError, match=r"--size .*\[32, 32\].*--overwrite"):
+    with pytest.raises(UserError, match="--size .*32x32.*--overwrite"):
         run_here(source, out, "--size=48", "--split")
     other = write(tmp_path / "other", {"a.png": (60, 60)})
     with pytest.raises(UserError, match=f"SRC .*{source}"):

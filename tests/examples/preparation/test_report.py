@@ -1,6 +1,9 @@
 """What a run prints about small, duplicate, changed and missing images."""
 
+import re
+
 import pytest
+from PIL import Image
 
 from hypernet.utils.errors import UserError
 from tests.helpers.preparation import (
@@ -61,6 +64,56 @@ def test_names_only_the_option_that_was_changed(tmp_path):
         run_here(source, tmp_path / "skipping", "--size=32", "--skip_duplicates", "--same_threshold=0.1")
 
 
+def test_options_without_effect_are_noted_and_may_change(tmp_path):
+    source = write(tmp_path / "in", {"a cat.png": (30, 30)})
+    flags = ("--size=32", "--tagger_threshold=.5", "--num_beams=3", "--edges_weight=1", "--background=auto")
+    notes = labeled(run_here(source, tmp_path / "out", *flags), "note")
+    for option, needed in (
+        ("--tagger_threshold", "--caption tagger"),
+        ("--num_beams", "--caption blip"),
+        ("--edges_weight", "--focus"),
+        ("--background auto", "--fit"),
+    ):
+        assert sum(option in note and needed in note for note in notes) == 1
+    assert len(notes) == 4
+    notes = labeled(run_here(source, tmp_path / "out", "--size=32", "--min_side=64", "--background=auto"), "note")
+    assert len(notes) == 2 and "--min_side" in notes[0] and "--auto_size" in notes[0]
+    assert not labeled(run_here(source, tmp_path / "fitted", "--size=32", "--background=auto", "--fit"), "note")
+    (note,) = labeled(run_here(source, tmp_path / "kept", "--size=32", "--keep_size"), "note")
+    assert "--size" in note and Image.open(tmp_path / "kept" / "a cat.png").size == (30, 30)
+
+
+@pytest.mark.parametrize(
+    "size, flags, options",
+    [
+        ((300, 100), [], {"--fit", "--split"}),
+        ((100, 300), ["--focus"], {"--fit", "--split"}),
+        ((100, 300), ["--split_threshold=.2"], {"--fit"}),
+        ((180, 100), [], {"--fit"}),
+        ((900, 500), [], {"--fit", "--auto_size", "--aspect_buckets"}),
+    ],
+)
+def test_names_what_keeps_more_of_images_that_lose_much(tmp_path, size, flags, options):
+    images = {"a.png": scene(1, size), "b.png": (64, 64), "c.png": (80, 64)}
+    source = write(tmp_path / "in", images)
+    (line,) = labeled(run_here(source, tmp_path / "out", "--size=64", *flags), "cut")
+    assert "a.png" in line and "1 of 3" in line and f"{min(size) / max(size):.0%}" in line
+    assert set(re.findall(r"--\w+", line)) - {"--focus"} == options
+    for option in options - {"--aspect_buckets"}:
+        rest = [flag for flag in flags if flag != "--focus"]
+        assert not labeled(run_here(source, tmp_path / option, "--size=64", option, *rest), "cut")
+
+
+def test_focus_counts_what_is_cut_from_the_subject(tmp_path):
+    canvas = Image.new("RGB", (300, 100), "white")
+    canvas.paste(scene(4, (70, 70)), (220, 15))
+    wide = Image.new("RGB", (300, 100), "white")
+    wide.paste(scene(4, (280, 70)), (10, 15))
+    source = write(tmp_path / "in", {"fits.png": canvas, "wide.png": wide})
+    (line,) = labeled(run_here(source, tmp_path / "out", "--size=64", "--focus"), "cut")
+    assert "wide.png" in line and "1 of 2" in line
+
+
 def test_notes_images_without_a_caption_unless_they_get_one(tmp_path):
     source = write(tmp_path / "in", {"a cat.png": (30, 30), "a dog.png": (30, 30)})
     (source / "a cat.caption").write_text("a red cat")
@@ -79,3 +132,16 @@ def test_names_images_that_have_changed_or_disappeared(tmp_path):
     changed, gone = (note for note in notes if note.startswith("images "))
     assert "1, such as a.png" in changed and "--overwrite" in changed
     assert "1, such as b.png" in gone and contents(tmp_path / "out") == made
+
+
+def test_templates_to_copy_are_named(tmp_path):
+    source = write(tmp_path / "in", {"a.png": (40, 40), "cats/b.png": (40, 40), "dogs/template.png": (40, 40)})
+    for folder in ("cats", "dogs"):  # in the second, it is a caption
+        (source / folder / "template.txt").write_text("a [folder], [filewords]")
+    flags = ("--size=32", "--caption=filename")
+    (note,) = labeled(run_here(source, tmp_path / "out", *flags), "note")
+    assert str(source / "cats" / "template.txt") in note and str(tmp_path / "out" / "cats" / "template.txt") in note
+    (tmp_path / "out" / "cats" / "template.txt").write_text("mine")
+    assert not labeled(run_here(source, tmp_path / "out", *flags), "note")
+    run_here(source, tmp_path / "out", *flags, "--overwrite")
+    assert (tmp_path / "out" / "cats" / "template.txt").read_text() == "mine"
