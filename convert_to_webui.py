@@ -34,13 +34,16 @@ import torch
 
 import hypernet
 from hypernet.cli.conversion_targets import check_target, choose_target, default_target, is_single_file
+from hypernet.cli.option_notes import strength_note
 from hypernet.formats.inspect import describe, inspect, overview
 from hypernet.formats.load_save import find_weights
 from hypernet.formats.repair import repair
+from hypernet.formats.webui import EXTENSION
 from hypernet.formats.webui_optimizer import find_optimizer, optim_path, save_optim
 from hypernet.modeling.from_weights import without_dropout
 from hypernet.modeling.hypernetwork import Hypernetwork
 from hypernet.utils.errors import UserError
+from hypernet.utils.numbers import meant_number
 
 MAX_DETAILED = 3  # for more files, --inspect prints a table
 MODES: dict[str | None, set[str]] = {  # what the script does -> the options that belong to it
@@ -100,6 +103,8 @@ def check_options(args: argparse.Namespace) -> None:
             raise UserError(f"--{option} {value}: it must be 1 or more")
     if args.strength is not None and not math.isfinite(args.strength):
         raise UserError(f"--strength {args.strength}: it must be a finite number")
+    if note := strength_note([args.strength or 0]):
+        print(f"note: {note}")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -151,6 +156,8 @@ def optimizer_to_write(args: argparse.Namespace, target: Path | None, hypernetwo
     state, _ = find_optimizer(args.source, hypernetwork)
     if target is not None and target.suffix.lower() != ".pt":
         raise UserError(f"--with_optimizer: the WebUI expects it beside a .pt, and {target} is not one")
+    if hypernetwork.config.skip_connection == "linear":
+        raise UserError("--with_optimizer: the WebUI's extension does not train linear skip connections")
     if args.for_inference or args.half:
         option = "for_inference" if args.for_inference else "half"
         raise UserError(f"--with_optimizer: training needs dropout and float32; leave --{option} out")
@@ -171,9 +178,11 @@ def write(hypernetwork: Hypernetwork, target: Path, half: bool) -> None:
     except OSError as error:
         raise UserError(f"{target}: it cannot be written ({error.strerror or error})") from None
     config, size = hypernetwork.config, find_weights(target).stat().st_size
-    print(f"{target}: {config.name}, step {config.step}, {size / 2**20:.1f} MiB")
+    print(f"{target}: {'' if is_single_file(target) else 'folder, '}step {config.step}, {size / 2**20:.1f} MiB")
     if not is_single_file(target):
         print(f"note: {target} is a folder for diffusers; for the WebUI and ComfyUI, write {target}.pt")
+    elif config.skip_connection is not None and target.suffix.lower() == ".pt":
+        print(f"note: {target} has skip connections: the WebUI needs {EXTENSION} to apply it")
 
 
 def inspect_files(files: list[str], as_json: bool) -> None:
@@ -237,7 +246,8 @@ def split_weight(text: str) -> tuple[str, float]:
         return (file, float(weight)) if file else (text, 1.0)
     except ValueError:
         if Path(file).exists():
-            raise UserError(f"--average {text}: {weight} is not a number; write {file}:0.6") from None
+            problem = f"{weight} is not a number; write {file}:{meant_number(weight) or 0.6}"
+            raise UserError(f"--average {text}: {problem}") from None
         return text, 1.0  # the colon is part of the path
 
 

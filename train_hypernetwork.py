@@ -31,6 +31,7 @@ from hypernet.data.dataset import build_loader
 from hypernet.data.prompts import with_template_words
 from hypernet.formats.compatibility import comfyui_reads
 from hypernet.formats.load_save import load
+from hypernet.formats.webui import EXTENSION
 from hypernet.modeling.attachment import attach, detach
 from hypernet.stable_diffusion.conditioning import cast_conditions
 from hypernet.training import setup
@@ -44,9 +45,13 @@ from hypernet.training.monitor import Monitor
 from hypernet.training.optimizers import clip_gradients, set_learning_rate
 from hypernet.training.perturbation import perturbation_of_first_image
 from hypernet.training.previews import Previewer
+from hypernet.training.run import Run
+from hypernet.training.run_facts import describe_run
+from hypernet.training.run_page import RunPage
 from hypernet.training.shutdown import Interrupted, ShutdownSignals
-from hypernet.utils.errors import UserError
+from hypernet.utils.errors import UserError, counted
 from hypernet.utils.hashing import derive_seed
+from hypernet.utils.image_grid import save_png
 
 
 @report_dead_processes()
@@ -55,7 +60,8 @@ def main(config: TrainingConfig) -> None:
     run = setup.start_run(config)
     accelerator, folder, dtype, device = run.accelerator, run.folder, run.dtype, run.accelerator.device
     images = setup.find_images(run)
-    print_main(accelerator, *(f"note: {note}" for note in option_notes(config)))
+    notes = option_notes(config)
+    print_main(accelerator, *(f"note: {note}" for note in notes))
     models = setup.load_base_model(run)
     dataset, validation = setup.encode_data(run, images, models)
     setup.create_folder(run, images)
@@ -66,16 +72,20 @@ def main(config: TrainingConfig) -> None:
     checkpointer = Checkpointer(
         accelerator, folder, hypernetwork, optimizer, ema, batches, guard, config.checkpoints_total_limit
     )
+    perturbation = perturbation_of_first_image(models, dataset, dtype, device)
+    if run.initial or not config.init_from:  # otherwise, a resumed run does not know its start
+        perturbation.start(hypernetwork)
     first_step = step = setup.resume(run, checkpointer, batches)
     last_step = parse_schedule(config.learning_rate, config.max_train_steps).last_step
     if first_step >= last_step:
         accelerator.print(f"This run has {first_step} of {last_step} steps; to continue, raise --max_train_steps")
     run.trackers.start(config, folder, run_label(config), batches.fingerprint)
-    perturbation = perturbation_of_first_image(models, dataset, dtype, device)
     signals = ShutdownSignals(accelerator)
     monitor = Monitor(run, checkpointer, validation, trainee.bare_model, perturbation, signals)
     if monitor.begin(first_step, first_step >= last_step, folder.identity.changed):
         last_step = first_step
+    page = RunPage(folder, run.failures, describe_run(run, images, notes), first_step, last_step)
+    print_main(accelerator, f"To watch it train, open {folder.page} in a browser")
 
     # Train
     learning_rate_at, threshold_at = learning_rate_function(config), clipping_schedule(config).at
@@ -88,7 +98,7 @@ def main(config: TrainingConfig) -> None:
         desc="Training",
         disable=not accelerator.is_main_process,
     )
-    with signals:
+    with signals, page:
         if previewer is not None and run.checkpoint and first_step < last_step and previewer.is_due(first_step):
             stops = not preview(monitor, previewer, step, again=True)  # the last run may have been stopped here
         for step_index in [] if stops else bar:
@@ -99,7 +109,9 @@ def main(config: TrainingConfig) -> None:
                 batch = next(stream)
                 place = batch["epoch"], batch["epoch_step"]
                 if hypernetwork.config.dropout_structure:
-                    torch.manual_seed(derive_seed(config.seed, "dropout", *place, accelerator.process_index))
+                    torch.manual_seed(
+                        derive_seed(config.seed, "dropout", *batches.round_of(place), accelerator.process_index)
+                    )
                 with accelerator.accumulate(model):
                     conditions = cast_conditions(dataset.conditions(batch), device, dtype)
                     loss = training_loss(model, batch, conditions, scheduler, dtype, snr_table)
@@ -115,7 +127,7 @@ def main(config: TrainingConfig) -> None:
             ema.step()
 
             # Measure, save and preview whatever is due after this step
-            step = step_index + 1
+            step = page.step = step_index + 1
             batches.start = (place[0], place[1] + 1)  # where a resumed run continues
             last = step == last_step
             problem = monitor.measure(step, place, learning_rate, step_started, last)
@@ -125,13 +137,15 @@ def main(config: TrainingConfig) -> None:
             bar.set_postfix(monitor.progress, refresh=False)
             ends = last or stops or gives_up
             if saves or gives_up:
-                save(checkpointer, step, ends)
-            monitor.plot(now=ends)
+                save(monitor, step, ends)
+            if monitor.plot(now=ends):
+                page.write()
             if previewer is not None and not ends and previewer.is_due(step):
                 stops = not preview(monitor, previewer, step)
+                page.write()
                 if stops and not saves:
                     monitor.settle(step, None, last, saves=True)
-                    save(checkpointer, step, ends=True)
+                    save(monitor, step, ends=True)
             if stops or gives_up:
                 break
 
@@ -144,24 +158,26 @@ def main(config: TrainingConfig) -> None:
     if stops and accelerator.is_main_process:
         line = f"stopped by {signals.reason} after step {step}; saved; the same command resumes from there"
         print_main(accelerator, line, *folder.finish_tables(), run.trackers.sync_line() or "")
+        page.write("stopped")
     elif accelerator.is_main_process:
-        prompt = with_template_words(
-            dataset.prompts.templates, (config.validation_prompt or ["a painting"])[0], str(config.name)
-        )
+        prompt = run.previews[0].prompt if run.previews else "a painting"
+        prompt = with_template_words(dataset.prompts.templates, prompt, str(config.name))
         report(run, monitor, prompt, time.monotonic() - started, step - first_step)
+        page.write("finished", "" if step >= last_step else "The divergence guard ended the run early.")
     run.trackers.finish()
     del model  # delete distributed modules before the process group, or both wait forever
     accelerator.free_memory()
     accelerator.end_training()
 
 
-def save(checkpointer: Checkpointer, step: int, ends: bool) -> None:
+def save(monitor: Monitor, step: int, ends: bool) -> None:
     """Save a checkpoint.
 
     Raises:
         UserError: if saving fails and the run `ends` here.
     """
-    problem = checkpointer.save(step)
+    with monitor.stopwatch.timing("checkpoints"):
+        problem = monitor.checkpointer.save(step)
     if problem and ends:
         raise UserError(problem)
 
@@ -180,7 +196,7 @@ def preview(
     checkpointer, folder, signals = monitor.checkpointer, monitor.folder, monitor.signals
     checkpointer.hypernetwork.eval()
     try:
-        with checkpointer.ema.applied():
+        with checkpointer.ema.applied(), monitor.stopwatch.timing("previews"):
             images, grid = previewer.compare(label or f"step {step}", signals.check)
     except Interrupted:
         return not signals.stop_wanted()
@@ -190,13 +206,13 @@ def preview(
         path = folder.previews / (file_name or f"step-{step:06d}.png")
         is_known = again and path.exists()
         with monitor.failures.tolerate(f"{path.parent} could not be written to"):
-            folder.save_image(grid, path)
+            save_png(grid, path)
         if not is_known:
-            monitor.trackers.log_previews(images, previewer.prompts, step)
+            monitor.trackers.log_previews(images, previewer.labels, step)
     return True
 
 
-def report(run: setup.Run, monitor: Monitor, prompt: str, seconds: float, steps: int) -> None:
+def report(run: Run, monitor: Monitor, prompt: str, seconds: float, steps: int) -> None:
     """Write the result and the model card, push to the Hub if asked to, and print where everything is.
 
     Args:
@@ -204,13 +220,17 @@ def report(run: setup.Run, monitor: Monitor, prompt: str, seconds: float, steps:
     """
     config, folder, accelerator = run.config, run.folder, run.accelerator
     hypernetwork = monitor.checkpointer.hypernetwork
+    elsewhere = "  (and ComfyUI)" if comfyui_reads(hypernetwork) else ""
+    elsewhere = f"  (with {EXTENSION})" if hypernetwork.config.skip_connection else elsewhere
     lines = [
-        f"\n{steps} steps in {seconds:.0f} s; {config.name} has been trained for {hypernetwork.config.step} steps.",
+        f"\n{counted(steps, 'step')} in {seconds:.0f} s; {config.name} has been trained for "
+        f"{counted(hypernetwork.config.step, 'step')}.",
         f"  hypernetwork    {folder.root}  (for diffusers: hypernet.load)",
-        f"  for the WebUI   {folder.webui_file}{'  (and ComfyUI)' if comfyui_reads(hypernetwork) else ''}",
+        f"  for the WebUI   {folder.webui_file}{elsewhere}",
         f"  before / after  {folder.before_after}" if folder.before_after.is_file() else "",
+        f"  the whole run   {folder.page}",
         f"  loss            {folder.loss_plot} and {folder.losses.path}",
-        monitor.summary(),
+        *monitor.summary(),
         f"  model card      {folder.card}",
         run.trackers.sync_line() or "",
     ]
@@ -228,9 +248,8 @@ def report(run: setup.Run, monitor: Monitor, prompt: str, seconds: float, steps:
         folder.write_result(monitor.result())
     look_first = "Look at the previews first. Then generate your own images:"
     lines.append(look_first if folder.before_after.is_file() else "Generate images with it:")
-    lines.append(
-        f"  python examples/generate.py {shlex.join(['--hypernetwork', str(folder.root), '--prompt', prompt])}"
-    )
+    flags = ["--hypernetwork", str(folder.root), "--prompt", prompt, *(run.previews[0].flags() if run.previews else [])]
+    lines.append(f"  python examples/generate.py {shlex.join(flags)}")
     accelerator.print("\n".join(line for line in lines if line))
 
 

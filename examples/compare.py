@@ -53,7 +53,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--jobs", type=parse_count, help="runs to train at a time; default: one per GPU, or 1 on a CPU")
     help = "also report the first step at which a run's validation loss was this low"
     parser.add_argument("--reach", type=float, help=help)
-    help = "prompts to generate with all runs; default: the --validation_prompt of the best run that has one"
+    help = "prompts to generate, with [name] for each run's name; default: the previews' of the best run that has any"
     parser.add_argument("--prompt", nargs="+", help=help)
     help = "generate with at most this many of the best runs; default: %(default)s"
     parser.add_argument("--max_previews", type=parse_count, default=12, help=help)

@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hypernet.cli.script import ScriptParser, check_output_folder, quiet_libraries, run_script
+from hypernet.cli.script import ScriptParser, check_output_file, quiet_libraries, run_script
 
 if __name__ == "__main__":
     quiet_libraries()  # before diffusers is imported
@@ -74,10 +74,11 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--wandb", action="store_true", help="also log a table to Weights & Biases")
     parser.add_argument("--tracker_project_name", default="hypernetworks", help="W&B project; default: %(default)s")
     args = parser.parse_args(arguments)
-    for option, words in (("--x", args.x), ("--y", args.y or [""])):
-        print_axis_notes(option, *words)
+    words = {"--x": args.x, "--y": args.y or [""]}
     args.x = parse_axis("--x", args.x)
     args.y = parse_axis("--y", args.y) if args.y else Axis("", (None,), ("",))
+    for option in words:
+        print_axis_notes(option, *words[option])
     check_arguments(args)
     return args
 
@@ -116,7 +117,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError(f"--output {args.output}: it must end in .png")
     if args.wandb:
         check_wandb(args.tracker_project_name, args.output.stem)
-    check_output_folder(args.output.parent, f"--output {args.output}")
+    check_output_file(args.output, f"--output {args.output}")
 
 
 # --- Cells

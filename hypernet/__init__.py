@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hypernet.formats.inspect import inspect
     from hypernet.formats.load_save import load, save
     from hypernet.formats.safe_pickle import NotAHypernetwork
+    from hypernet.formats.stack_file import load_stack
     from hypernet.formats.webui import load_webui, save_webui
     from hypernet.modeling.attachment import HypernetworkUNet, attach, detach, set_strength
     from hypernet.modeling.averaging import average
@@ -38,6 +39,7 @@ __all__ = [
     "fuse",
     "inspect",
     "load",
+    "load_stack",
     "load_webui",
     "save",
     "save_webui",
@@ -56,6 +58,7 @@ _MODULES = {
     "fuse": "modeling.fusing",
     "inspect": "formats.inspect",
     "load": "formats.load_save",
+    "load_stack": "formats.stack_file",
     "load_webui": "formats.webui",
     "save": "formats.load_save",
     "save_webui": "formats.webui",

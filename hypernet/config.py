@@ -16,6 +16,7 @@ LatentSampling = Literal["deterministic", "once", "random"]
 LRScheduler = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
 ClipGradMode = Literal["norm", "value", "none"]
 Quantization = Literal["nf4", "int8"]
+SkipConnection = Literal["nearest", "linear"]
 Tracker = Literal["wandb", "tensorboard", "all", "none"]
 
 # Heading in --help and docs/options.md -> the option its group starts with
@@ -49,8 +50,10 @@ CHANGEABLE |= {"learning_rate", "lr_scheduler", "lr_warmup_steps", "lr_num_cycle
 CHANGEABLE |= {"clip_grad_mode", "max_grad_norm", "max_grad_value"}
 CHANGEABLE |= {"validation_prompt", "validation_steps", "num_validation_images", "validation_guidance_scale"}
 CHANGEABLE |= {"validation_inference_steps", "validation_loss_steps", "enable_tiling", "compile"}
+CHANGEABLE |= {"validation_prompts_file", "validation_negative_prompt", "validation_sampler", "validation_seed"}
+CHANGEABLE |= {"validation_resolution"}
 CHANGEABLE |= {"report_to", "tracker_project_name", "run_name", "log_artifact", "push_to_hub", "hub_model_id"}
-CHANGEABLE |= {"gradient_checkpointing"}
+CHANGEABLE |= {"gradient_checkpointing", "repeats"}
 # If one of these changes, a resumed run is no longer bit-identical to an uninterrupted one
 INEXACT = {"train_batch_size", "gradient_accumulation_steps", "mixed_precision", "compile"}
 
@@ -67,7 +70,7 @@ class TrainingConfig:
 
     # What to train on
     pretrained_model_name_or_path: str | None = option(None, "Required. Stable Diffusion 1.x, 2.x or SDXL: a diffusers folder, a Hub id, or a single .safetensors or .ckpt file.")
-    train_data_dir: str | None = option(None, "Required, unless --dataset_name is given. Folder of images, subfolders included. The caption of an image is the text in NAME.txt beside it, else its entry in metadata.jsonl or metadata.csv, else its file name.")
+    train_data_dir: str | list[str] | None = option(None, "Required, unless --dataset_name is given. One or more folders of images, subfolders included, or a file that lists images: one path per line, or metadata. FOLDER:N trains on its images N times per epoch; so does a folder name such as 10_cat, as in kohya's scripts. The caption of an image is the text in NAME.txt beside it, else its entry in metadata.jsonl, metadata.csv or kohya's meta_cap.json, else its file name.")
     dataset_name: str | None = option(None, "Instead of a folder: a dataset on the Hub, or one saved locally by datasets.")
     output_dir: str = option("output/hypernetwork", "Folder for everything the run writes.")
     overwrite: bool = option(False, "Delete the earlier run in the output folder and start over, once: the same command then resumes the new run.")
@@ -84,6 +87,7 @@ class TrainingConfig:
     dataset_config_name: str | None = option(None, "Configuration of --dataset_name, if it has several.")
     image_column: str = option("image", "Image column of --dataset_name.")
     caption_column: str = option("text", 'Caption column of the dataset or metadata file; "" for none. Where it holds a list, one caption is sampled each time.')
+    caption_lines: bool = option(False, "Treat each line of a caption as a separate caption, and sample one each time. Default: all lines are one caption.")
     filename_word_regex: str | None = option(None, "Keep only the matches of this pattern when a file name serves as the caption.")
     filename_join_string: str = option(" ", "Text that joins those matches.")
     resolution: str = option("512", "Size of the training images in pixels: one side, or WIDTHxHEIGHT.")
@@ -92,11 +96,13 @@ class TrainingConfig:
     aspect_buckets: bool = option(False, "Train each image at the size closest to its aspect ratio: about as many pixels as --resolution, sides in multiples of 64.")
     bucket_upscale: bool = option(False, "Enlarge images smaller than their bucket. Otherwise they get a smaller size.")
     varsize: bool = option(False, "Train each image at its own size, cropped to a multiple of what the model needs. --resolution then applies to previews only.")
-    random_flip: bool = option(False, "Mirror images left to right, half of the time.")
+    random_flip: bool = option(False, "Mirror images left to right, half of the time. Same as --flip_p 0.5.")
+    flip_p: float | None = option(None, "Mirror images left to right with this probability. Default: 0; 0.5 with --random_flip.")
     alpha_weight: bool = option(False, "Weight the loss by the image's alpha channel: opaque pixels count, transparent ones do not.")
     alpha_background: str = option("white", "Color behind transparent pixels.")
-    template: str = option("[filewords]", "Prompt template: text, a file with one template per line (one is sampled each time), or the name of a shipped file: style, style_filewords, subject, subject_filewords, hypernetwork, none. [filewords] stands for the caption, [name] for the hypernetwork's name.")
-    shuffle_tags: bool = option(False, "Shuffle the caption's comma-separated tags each time.")
+    template: str = option("[filewords]", "Prompt template: text, a file with one template per line (one is sampled each time), or the name of a shipped file: style, style_filewords, subject, subject_filewords, hypernetwork, none. [filewords] stands for the caption, [name] for the hypernetwork's name, [folder] for the name of the image's folder. A template.txt in a folder of images takes precedence for the images in it and below.")
+    shuffle_tags: bool = option(False, "Shuffle the caption's tags each time.")
+    tag_separator: str = option(",", 'Text between the tags of a caption, such as ";", or " " for tags separated by spaces.')
     keep_tags: int = option(0, "Number of leading tags that are neither shuffled nor dropped.")
     tag_dropout: float = option(0.0, "Probability of dropping each tag, except those kept by --keep_tags.")
     caption_dropout: float = option(0.0, "Probability of an empty prompt, for classifier-free guidance.")
@@ -118,7 +124,8 @@ class TrainingConfig:
     layer_norm: bool = option(False, "Add a LayerNorm after every layer.")
     layer_norm_init: str = option("ones", "Initialization of LayerNorm weights: ones, or normal (the WebUI's, which hardly learns).")
     activate_output: bool = option(False, "Apply the activation after the last layer too.")
-    dropout_structure: str | None = option(None, 'Dropout probability per entry of the layer structure, such as "0,0.05,0.15"; the first is unused. Default: no dropout.')
+    dropout_structure: str | None = option(None, 'Dropout probability per entry of the layer structure, such as "0,0.05,0.15"; the first is unused. A single number applies to every layer but the last; true means 0.3, as the WebUI\'s "Use dropout" does. Default: no dropout.')
+    skip_connection: SkipConnection | None = option(None, "Add each layer's input to its output, as residual hypernetworks of the WebUI's Hypernetwork-MonkeyPatch-Extension do: resized to the layer's width (nearest), or multiplied by a learned matrix (linear). The WebUI needs that extension to use the result. Default: no skip connections.")
 
     # Training
     learning_rate: str = option("1e-5", 'A number, or the WebUI\'s schedule: "5e-6:12000, 5e-7:30000" is 5e-6 up to step 12000, then 5e-7 up to step 30000.')
@@ -128,6 +135,7 @@ class TrainingConfig:
     lr_power: float = option(1.0, "Power of --lr_scheduler polynomial.")
     max_train_steps: int = option(10000, "Number of optimizer updates. A learning rate schedule that ends earlier ends the training; without this option, the end of the schedule always does.")
     num_train_epochs: int | None = option(None, "Train for this many epochs instead of --max_train_steps.")
+    repeats: int = option(1, "How many passes over all images make an epoch, as the WebUI's number of repeats does. It changes how epochs are counted, not what is learned per step.")
     train_batch_size: int = option(1, "Batch size per process.")
     gradient_accumulation_steps: int = option(1, "Forward passes per optimizer update.")
     optimizer: str = option("AdamW", "Any optimizer of torch.optim or bitsandbytes by name (AdamW8bit, PagedAdamW8bit, Lion8bit, ...), or Prodigy (pip install prodigyopt; use a learning rate of 1).")
@@ -162,9 +170,14 @@ class TrainingConfig:
     checkpointing_steps: int = option(500, "Save a checkpoint every N steps.")
     checkpoints_total_limit: int | None = option(None, "Keep only this many of the newest checkpoints.")
     resume_from_checkpoint: str = option("latest", 'Checkpoint to resume from: "latest" in the output folder, a folder below its checkpoints/, or "none". A run returns to an earlier checkpoint once; the same command then resumes from the newest.')
-    validation_prompt: list[str] | None = option(None, "One or more prompts to preview, each in quotes. [name] stands for the hypernetwork's name, as in --template.")
+    validation_prompt: list[str] | None = option(None, "One or more prompts to preview, each in quotes. [name] stands for the hypernetwork's name, as in --template; [filewords] and [folder] for the caption and the folder of the first image.")
+    validation_prompts_file: str | None = option(None, "File of more prompts, which may have their own settings: a YAML list, kohya's lines (a cat --n blurry --w 512 --h 768 --d 1 --l 7 --s 28), a PNG with the WebUI's parameters, or a text file of these. See docs/generation.md.")
+    validation_negative_prompt: str = option("", "Negative prompt of the previews.")
     validation_steps: int = option(500, "Generate previews every N steps.")
-    num_validation_images: int = option(1, "Previews per prompt, with the seeds --seed, --seed + 1, ...")
+    num_validation_images: int = option(1, "Previews per prompt, with consecutive seeds.")
+    validation_seed: int | None = option(None, "Seed of each prompt's first preview; -1 picks a random one for the run. Default: --seed.")
+    validation_resolution: str | None = option(None, "Size of the previews in pixels: one side, or WIDTHxHEIGHT. Default: --resolution.")
+    validation_sampler: str | None = option(None, "Sampler of the previews, by its name in the WebUI or diffusers, such as \"Euler a\". Default: the model's.")
     validation_guidance_scale: float = option(7.5, "Guidance scale of the previews.")
     validation_inference_steps: int = option(25, "Sampling steps of the previews.")
 
@@ -183,10 +196,20 @@ class TrainingConfig:
         """Whether some images are set aside for validation."""
         return self.validation_split > 0 or bool(self.validation_data_dir)
 
+    @property
+    def has_previews(self) -> bool:
+        """Whether prompts are previewed."""
+        return bool(self.validation_prompt or self.validation_prompts_file)
+
     def changed(self, options: Iterable[str]) -> dict[str, Any]:
         """Return those of `options` whose values differ from their defaults."""
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         return {name: getattr(self, name) for name in options if getattr(self, name) != defaults[name]}
+
+    @property
+    def flip_probability(self) -> float:
+        """The probability that an image is mirrored."""
+        return (0.5 if self.random_flip else 0.0) if self.flip_p is None else self.flip_p
 
     def count_steps(self, batches_per_epoch: int) -> None:
         """Translate --num_train_epochs, if given, into --max_train_steps."""
@@ -209,6 +232,7 @@ class TrainingConfig:
             "layer_norm_init": self.layer_norm_init,
             "activate_output": self.activate_output,
             "dropout_structure": None if self.dropout_structure is None else parse_numbers(self.dropout_structure),
+            "skip_connection": self.skip_connection,
         }
 
     @property
@@ -233,6 +257,9 @@ def parse_numbers(text: str) -> list:
             raise ValueError(f"{text}: {item.strip()!r} is not a number; write numbers separated by commas")
         numbers.append(int(number) if number == int(number) else number)
     return numbers
+
+
+SIZE_MULTIPLE = 8  # pixels; sides of generated images are multiples of this
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -39,7 +39,7 @@ FLAGS += ["--shuffle_tags", "--tag_dropout=0.2", "--caption_dropout=0.1", "--ema
 FLAGS += ["--snr_gamma=5", "--validation_split=0.2", "--validation_loss_steps=5", "--seed=3"]
 # Random states that Accelerate saves but nothing uses, the manifest with their hashes, and files with paths or plots
 NOT_COMPARED = {"random_states_0.pkl", "random_states_1.pkl", "manifest.json", "run.json", "README.md", "loss.png"}
-NOT_COMPARED |= {"run.lock"}
+NOT_COMPARED |= {"run.lock", "run.html"}
 TIMES = ("images_per_second", "peak_memory_gib")  # columns of metrics.csv
 TWO_PROCESSES = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
 TWO_PROCESSES += ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]

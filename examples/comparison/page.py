@@ -18,7 +18,8 @@ from hypernet.utils.image_grid import labeled_grid, load_font
 
 TEMPLATE = Path(__file__).with_name("page.html")
 IMAGES_NOTE = (
-    "Every column has the same prompts and noise. The columns are in the order of the runs, not of their loss."
+    "Every column has the same noise and, but for the runs' names, the same prompts. "
+    "The columns are in the order of the runs, not of their loss."
 )
 MARGIN, FONT_SIZE, GAP, IMAGE_SIZE = 40, 22, 36, 224  # in pixels, of compare.png
 

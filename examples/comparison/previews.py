@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageOps
 
@@ -10,6 +11,7 @@ from examples.comparison.runs import Run
 from examples.xy_plot import cell_key, generate_missing
 from hypernet.cli.generation_options import find_model
 from hypernet.config import parse_size
+from hypernet.formats.trained_folder import previewed_prompts
 from hypernet.generation.generator import GenerationSettings
 from hypernet.generation.infotext import read_png_infotext
 from hypernet.stable_diffusion.model_source import ModelSource
@@ -38,20 +40,20 @@ def generate_previews(
         runs: the same runs in the order of the columns, which is not that of the loss: the lowest one is not always the
             one to like.
         folder: where the images go.
-        prompts: default: the --validation_prompt of the best run that has one.
+        prompts: with [name] for each run's name. Default: those previewed by the best run that has any, likewise.
 
     Returns:
         None if there is no prompt, or no run to generate with.
     """
     chosen = [result for result in results if result.can_generate][:limit]
-    prompts = prompts or next(
-        (r.options["validation_prompt"] for r in chosen if r.options.get("validation_prompt")), []
-    )
+    best = next((r.options for r in chosen if not prompts and previewed_prompts(r.options)), {})
+    prompts = prompts or previewed_prompts(best)
     if not chosen or not prompts:
         reason = "no run has a --validation_prompt; name one with --prompt" if chosen else "no run has a hypernetwork"
         print(f"no images: {reason}")
         return None
     chosen.sort(key=lambda result: runs.index(result.run))
+    shared = best or chosen[0].options
     count = max(int(result.options.get("num_validation_images") or 1) for result in chosen)
     lines = [(prompt, seed) for prompt in prompts for seed in range(count)]
     columns: list[str] = []
@@ -59,7 +61,8 @@ def generate_previews(
     wanted: dict[ModelSource, dict[Path, GenerationSettings]] = {}
     for result in chosen:
         source = _base_model(result)
-        cells = [_settings(result, prompt, seed) for prompt, seed in lines]
+        own = own_prompts(result.options, best, prompts)
+        cells = [_settings(result.options, shared, prompt, seed) for prompt in own for seed in range(count)]
         stack = ((str(result.run.folder), 1.0),)
         trained = [dataclasses.replace(cell, hypernetworks=stack) for cell in cells]
         base = [(BASE_LABEL, cells)] if source not in wanted else []
@@ -76,6 +79,21 @@ def generate_previews(
     return Previews(labels, columns, [list(row) for row in zip(*paths)])
 
 
+def own_prompts(options: dict[str, Any], best: dict[str, Any], prompts: list[str]) -> list[str]:
+    """Return a run's own previewed prompts if they differ from the best run's only in the name, else `prompts`.
+
+    In the latter, [name] becomes the run's name.
+
+    Args:
+        options: of the run.
+        best: the options of the run that `prompts` come from; empty if they come from no run.
+    """
+    own, name, other = previewed_prompts(options), options.get("name"), best.get("name")
+    if name and other and [each.replace(name, "") for each in own] == [each.replace(other, "") for each in prompts]:
+        return own
+    return [prompt.replace("[name]", name or "[name]") for prompt in prompts]
+
+
 def _run_label(result: Result, results: list[Result]) -> str:
     """Return the options that tell a run of a grid from the others; the name of a run trained elsewhere."""
     parts = [f"{key} {shorten_value(result.options.get(key))}" for key in differing_options(results)]
@@ -86,15 +104,21 @@ def _base_model(result: Result) -> ModelSource:
     return find_model([result.options], f"{result.run.folder}: its run.json names no model")
 
 
-def _settings(result: Result, prompt: str, seed: int) -> GenerationSettings:
-    """Return the settings of a run's previews, without its hypernetwork."""
-    options = result.options
+def _settings(options: dict[str, Any], shared: dict[str, Any], prompt: str, seed: int) -> GenerationSettings:
+    """Return the settings of a run's images, without its hypernetwork.
+
+    Args:
+        options: of the run; its resolution is the images' unless the shared previews have one.
+        shared: the options of the run whose previews' settings all runs share, so that only the hypernetworks differ.
+    """
     return GenerationSettings(
         prompt=prompt,
+        negative_prompt=str(shared.get("validation_negative_prompt") or ""),
         seed=seed,
-        steps=int(options.get("validation_inference_steps", 25)),
-        guidance_scale=float(options.get("validation_guidance_scale", 7.5)),
-        size=parse_size(str(options.get("resolution", 512))),
+        steps=int(shared.get("validation_inference_steps", 25)),
+        guidance_scale=float(shared.get("validation_guidance_scale", 7.5)),
+        size=parse_size(str(shared.get("validation_resolution") or options.get("resolution", 512))),
+        sampler=shared.get("validation_sampler") or None,
     )
 
 

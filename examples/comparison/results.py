@@ -12,7 +12,7 @@ from examples.comparison.grid import format_value
 from examples.comparison.runs import Run
 from hypernet.config import TrainingConfig
 from hypernet.training.run_folder import RunFolder
-from hypernet.training.run_options import BEGUN_BY
+from hypernet.training.run_options import BEGUN_BY, PREVIEW_SEED, PREVIEWS
 from hypernet.utils.errors import UserError, reason
 from hypernet.utils.reading import read_json_object
 
@@ -20,7 +20,9 @@ from hypernet.utils.reading import read_json_object
 IGNORED = {"output_dir", "overwrite", "run_name", "name", "cache_dir", "resume_from_checkpoint", "report_to"}
 IGNORED |= {"tracker_project_name", "logging_steps", "checkpointing_steps", "checkpoints_total_limit"}
 IGNORED |= {"validation_prompt", "validation_steps", "num_validation_images", "validation_inference_steps"}
-IGNORED |= {"validation_guidance_scale", "validation_loss_steps", "enable_tiling", BEGUN_BY}
+IGNORED |= {"validation_prompts_file", "validation_negative_prompt", "validation_sampler", "validation_resolution"}
+IGNORED |= {"validation_seed", "validation_guidance_scale", "validation_loss_steps", "enable_tiling"}
+IGNORED |= {BEGUN_BY, PREVIEWS, PREVIEW_SEED}
 
 
 @dataclasses.dataclass

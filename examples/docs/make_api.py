@@ -17,7 +17,7 @@ import hypernet
 
 PAGE = Path(__file__).with_name("api.md")
 GROUPS = {
-    "Open and write": ["load", "save", "load_webui", "save_webui", "inspect"],
+    "Open and write": ["load", "save", "load_webui", "save_webui", "load_stack", "inspect"],
     "Use in a UNet": ["attach", "set_strength", "detach", "fuse"],
     "Build and combine": ["Hypernetwork", "HypernetworkModule", "average"],
     "Train": ["HypernetworkUNet"],

@@ -1,5 +1,6 @@
 """Choose where convert_to_webui.py writes, and refuse to replace anything by mistake."""
 
+import difflib
 from pathlib import Path
 
 from hypernet.formats.load_save import load
@@ -7,6 +8,8 @@ from hypernet.formats.trained_folder import is_run_folder, read_trained_config
 from hypernet.utils.errors import UserError, quoted_if_needed
 from hypernet.utils.file_kinds import file_problem
 from hypernet.utils.user_paths import name_problem, path_problem
+
+FILE_ENDINGS = (".pt", ".safetensors")
 
 
 def choose_target(source: str, target: Path | None, rename: str | None, overwrite: bool) -> Path | None:
@@ -64,6 +67,9 @@ def check_target(target: Path, overwrite: bool, *sources: str | Path) -> None:
     if target.suffix.lower() in (".ckpt", ".bin", ".pth"):
         choices = "NAME.pt (for the WebUI), NAME.safetensors, or the name of a folder (for diffusers)"
         raise UserError(f"{target}: hypernetworks are not written in this format; choose {choices}")
+    meant = difflib.get_close_matches(target.suffix.lower(), FILE_ENDINGS, 1, 0.75)
+    if meant and not is_file and not target.is_dir():
+        raise UserError(f"{target}: did you mean {target.with_suffix(meant[0])}? (other endings name a folder)")
     if is_file and target.is_dir() or not is_file and target.is_file():
         raise UserError(f"{target}: it is a {'folder' if is_file else 'file'}; choose another name")
     if target.exists() and not target.is_dir() and (problem := file_problem(target)):
@@ -77,4 +83,4 @@ def check_target(target: Path, overwrite: bool, *sources: str | Path) -> None:
 
 def is_single_file(target: Path) -> bool:
     """Whether `hypernet.save` writes a file there rather than a folder."""
-    return target.suffix.lower() in (".pt", ".safetensors")
+    return target.suffix.lower() in FILE_ENDINGS

@@ -14,7 +14,7 @@ from hypernet.cli.generation_options import find_model
 from hypernet.cli.option_notes import unquoted_note
 from hypernet.formats.load_save import load
 from hypernet.formats.lora import peft_path, save_lora
-from hypernet.formats.trained_folder import find_run_options
+from hypernet.formats.trained_folder import find_run_options, previewed_prompts
 from hypernet.generation.generator import load_for_generation
 from hypernet.modeling.hypernetwork import Hypernetwork, is_linear
 from hypernet.modeling.lora_approximation import Lora, gather_contexts, normal_contexts, to_lora
@@ -55,7 +55,7 @@ def export_lora(
     if note := unquoted_note("prompts", prompts or []):
         print(f"note: {note}")
     run = find_run_options(source)
-    prompts = prompts or run.get("validation_prompt")
+    prompts = prompts or previewed_prompts(run)
     hypernetwork = load(source)
     linear = is_linear(hypernetwork)
     if not prompts and not linear:

@@ -1,12 +1,9 @@
 """Convert the numbers of a command line, and say for a misspelled one how it is written. Imports no torch."""
 
 import argparse
-import math
-import re
 
 from hypernet.utils.errors import one_line
-
-MOST_DIGITS = 15  # of a suggested whole number; floats are exact up to there
+from hypernet.utils.numbers import meant_number, meant_whole_number
 
 
 def use_plain_numbers(parser: argparse.ArgumentParser) -> None:
@@ -24,12 +21,8 @@ def parse_number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        pass
-    meant = "a number, such as 0.5"
-    if match := re.fullmatch(r"\s*([-+]?\d*[.,]?\d+(?:e[-+]?\d+)?)\s*(%?)\s*", text, re.IGNORECASE):
-        number = float(match[1].replace(",", "."))
-        meant = f"{number / 100:g}" if match[2] else match[1].replace(",", ".")
-    raise argparse.ArgumentTypeError(f"{one_line(text)!r} is not a number; write {meant}")
+        meant = meant_number(text) or "a number, such as 0.5"
+        raise argparse.ArgumentTypeError(f"{one_line(text)!r} is not a number; write {meant}") from None
 
 
 def parse_whole_number(text: str) -> int:
@@ -41,17 +34,6 @@ def parse_whole_number(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        pass
-    meant = "a whole number, such as 1000"
-    if re.fullmatch(r"\s*[-+]?[1-9]\d{0,2}([., ']\d{3})+\s*", text):  # thousands
-        meant = re.sub(r"[., '+]", "", text)
-    elif (number := _number_or_nan(text)).is_integer() and abs(number) < 10**MOST_DIGITS:
-        meant = f"{number:.0f}"
-    raise argparse.ArgumentTypeError(f"{one_line(text)!r} is not a whole number; write {meant}")
-
-
-def _number_or_nan(text: str) -> float:
-    try:
-        return float(text.replace(",", "."))
-    except ValueError:
-        return math.nan
+        meant = meant_whole_number(text)
+        hint = "a whole number, such as 1000" if meant is None else meant
+        raise argparse.ArgumentTypeError(f"{one_line(text)!r} is not a whole number; write {hint}") from None

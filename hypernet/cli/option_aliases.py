@@ -1,69 +1,115 @@
-"""Other trainers' names for our options, to suggest the right one for an unknown option."""
+"""Find our option for another trainer's. Imports no torch.
 
-# ours -> names in kohya's scripts, diffusers' examples, the WebUI's Train tab, OneTrainer, and short forms
-OTHER_NAMES = {
-    "pretrained_model_name_or_path": "model base_model base_model_name ckpt checkpoint sd_model pretrained_model",
-    "pretrained_vae_model_name_or_path": "vae vae_path",
-    "train_data_dir": "data data_dir data_root dataset dataset_dir dataset_directory images image_dir instance_data_dir",
-    "output_dir": "output out workspace_dir output_model_destination log_directory",
-    "dataset_config_name": "dataset_config",
-    "prediction_type": "v_parameterization v_prediction",
-    "rescale_betas_zero_snr": "zero_terminal_snr rescale_noise_scheduler_to_zero_terminal_snr",
-    "resolution": "size width height max_resolution training_width training_height",
-    "crop": "center_crop random_crop",
-    "aspect_buckets": "enable_bucket enable_buckets buckets bucket aspect_ratio_bucketing",
-    "random_flip": "flip flip_aug flip_augmentation",
-    "alpha_weight": "alpha_mask masked_training masked_loss use_weight",
-    "template": "template_file prompt_template instance_prompt template_filename",
-    "shuffle_tags": "shuffle_caption shuffle_captions",
-    "keep_tags": "keep_tokens",
-    "tag_dropout": "caption_tag_dropout_rate tag_drop_out",
-    "caption_dropout": "caption_dropout_rate proportion_empty_prompts",
-    "max_token_chunks": "max_token_length",
-    "prompt_emphasis": "weighted_captions",
-    "latent_sampling": "latent_sampling_method",
-    "cache_dir": "cache_latents_to_disk",
-    "name": "output_name hypernetwork_name trigger_word",
-    "init_from": "network_weights base_weights resume_from continue_from",
-    "widths": "enable_sizes sizes modules",
-    "layer_structure": "network_dim dim rank network_rank structure",
-    "activation": "activation_func activation_function",
-    "weight_init": "weight_initialization init weight_init_method",
-    "layer_norm": "add_layer_norm use_layer_norm",
-    "dropout_structure": "dropout use_dropout network_dropout dropout_probability",
-    "learning_rate": "lr rate learn_rate unet_lr hypernetwork_learn_rate hypernet_learn_rate",
-    "lr_scheduler": "scheduler learning_rate_scheduler lr_scheduler_type",
-    "lr_warmup_steps": "warmup warmup_steps learning_rate_warmup_steps lr_warmup",
-    "lr_num_cycles": "lr_scheduler_num_cycles learning_rate_cycles",
-    "lr_power": "lr_scheduler_power",
-    "max_train_steps": "steps max_steps train_steps num_train_steps num_steps iterations total_steps",
-    "num_train_epochs": "epochs epoch max_train_epochs max_epochs num_epochs",
-    "train_batch_size": "batch batch_size train_batch bs",
-    "gradient_accumulation_steps": "gradient_step gradient_accumulation grad_accum accumulation_steps",
-    "optimizer": "optimizer_type optim",
-    "clip_grad_mode": "clip_grad gradient_clipping",
-    "max_grad_norm": "clip_grad_norm",
-    "max_grad_value": "clip_grad_value",
-    "snr_gamma": "min_snr_gamma min_snr min_snr_weighting_strength",
-    "ema_decay": "ema use_ema",
-    "mixed_precision": "fp16 bf16 precision full_fp16 full_bf16 train_dtype dtype",
+The tables of docs/from_webui.md map the options of the WebUI, kohya's scripts, OneTrainer and diffusers' scripts to
+ours. They are read only for an unknown option.
+"""
+
+import dataclasses
+import functools
+import re
+from pathlib import Path
+
+from hypernet.utils.reading import read_text
+
+PAGE = Path(__file__).parents[2] / "examples" / "docs" / "from_webui.md"
+# Our option -> short forms, and names in other scripts, that the page leaves out
+SHORT_FORMS = {
+    "pretrained_model_name_or_path": "base_model ckpt checkpoint sd_model pretrained_model",
+    "pretrained_vae_model_name_or_path": "vae_path",
+    "train_data_dir": "data dataset images",
+    "output_dir": "output out",
+    "prediction_type": "v_prediction",
+    "resolution": "size max_resolution",
+    "aspect_buckets": "enable_buckets buckets bucket",
+    "random_flip": "flip flip_augmentation",
+    "shuffle_tags": "shuffle_captions shuffle",
+    "name": "trigger trigger_word",
+    "init_from": "continue_from resume_from",
+    "widths": "sizes",
+    "layer_structure": "dim structure",
+    "activation": "activation_function",
+    "weight_init": "init initialization weight_init_method",
+    "layer_norm": "use_layer_norm",
+    "dropout_structure": "dropout_rate",
+    "learning_rate": "lr rate hypernetwork_learn_rate hypernet_learn_rate",
+    "lr_scheduler": "scheduler",
+    "lr_warmup_steps": "warmup warmup_steps lr_warmup",
+    "max_train_steps": "train_steps num_train_steps num_steps iterations total_steps",
+    "num_train_epochs": "epoch max_epochs n_epochs num_epochs",
+    "train_batch_size": "batch train_batch bs",
+    "gradient_accumulation_steps": "gradient_accumulation grad_accum accumulation_steps",
+    "optimizer": "optim",
+    "max_grad_norm": "clip_grad",
+    "snr_gamma": "min_snr",
+    "mixed_precision": "fp16 bf16 precision dtype",
     "gradient_checkpointing": "grad_checkpointing",
-    "validation_split": "val_split validation_seed validate_every",
+    "validation_split": "val_split",
     "validation_data_dir": "val_data_dir validation_dir validation_images",
-    "checkpointing_steps": "save_every save_steps save_every_n_steps save_every_n_epochs save_after save_hypernetwork_every "
-    "checkpoint_every backup_after",
-    "checkpoints_total_limit": "save_last_n_steps save_last_n_epochs save_total_limit",
-    "resume_from_checkpoint": "resume resume_from_step",
-    "validation_prompt": "prompt prompts sample_prompt sample_prompts preview_prompt validation_prompts",
-    "validation_steps": "sample_every_n_steps sample_every_n_epochs sample_every sample_after create_image_every preview_every "
-    "validation_epochs",
-    "num_validation_images": "num_samples",
-    "validation_guidance_scale": "guidance_scale cfg_scale",
-    "validation_inference_steps": "sample_steps num_inference_steps",
-    "logging_steps": "log_every log_every_n_steps",
-    "report_to": "log_with wandb use_wandb tensorboard",
-    "tracker_project_name": "project wandb_project log_tracker_name",
-    "run_name": "wandb_run_name run",
-    "hub_model_id": "huggingface_repo_id hub_repo repo_id",
+    "validation_loss_steps": "validate_every eval_steps eval_interval",
+    "checkpointing_steps": "save_steps save_interval checkpoint_every",
+    "checkpoints_total_limit": "save_total_limit",
+    "resume_from_checkpoint": "resume_from_step",
+    "validation_prompt": "prompt prompts sample_prompt",
+    "validation_negative_prompt": "negative_prompt",
+    "validation_sampler": "sampler",
+    "validation_steps": "sample_every sample_interval preview_every",
+    "num_validation_images": "num_samples num_images",
+    "validation_guidance_scale": "guidance_scale guidance cfg",
+    "validation_inference_steps": "sample_steps",
+    "logging_steps": "log_every log_every_n_steps log_interval",
+    "report_to": "wandb use_wandb",
+    "tracker_project_name": "project wandb_project",
+    "run_name": "run",
+    "hub_model_id": "hub_repo repo_id",
 }
-OURS = {other: ours for ours, others in OTHER_NAMES.items() for other in others.split()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Alias:
+    """A row of a table: options of another trainer, and ours for them."""
+
+    theirs: tuple[str, ...]  # names in its code, and labels in its interface
+    ours: tuple[str, ...]  # options, such as "--size 512" or "prepare.py --flip"; empty if there is none
+    difference: str  # what is different, or why there is none; "the same" if nothing is
+
+
+def read_tables(page: str) -> dict[str, list[Alias]]:
+    """Return the tables of docs/from_webui.md by heading."""
+    tables: dict[str, list[Alias]] = {}
+    for line in page.splitlines():
+        if line.startswith("## "):
+            rows = tables.setdefault(line[3:], [])
+        elif line.startswith("| ") and not line.startswith(("| there |", "| --- |")):
+            theirs, ours, difference = line.strip("| ").split(" | ")
+            names = tuple(name.strip("`") for name in theirs.split("; "))
+            rows.append(Alias(names, tuple(re.findall(r"`([^`]+)`", ours)), difference.replace("`", "")))
+    return {heading: rows for heading, rows in tables.items() if rows}
+
+
+def find_aliases(name: str) -> list[Alias]:
+    """Return the rows for another trainer's option, by its name or its label."""
+    known = [alias for alias in _read_page(PAGE) if _plain(name) in map(_plain, alias.theirs)]
+    short = [Alias((name,), (f"--{ours}",), "the same") for ours, names in SHORT_FORMS.items() if name in names.split()]
+    return known or short
+
+
+def other_names(name: str) -> list[str]:
+    """Return other names for an option of train_hypernetwork.py, some of them from this project's other scripts."""
+    rows = [alias.ours for alias in _read_page(PAGE) if f"--{name}" in alias.ours]
+    return [option.rpartition("--")[2].split()[0] for ours in rows for option in ours] + SHORT_FORMS.get(
+        name, ""
+    ).split()
+
+
+@functools.cache
+def _read_page(path: Path) -> list[Alias]:
+    """Return all rows of the page's tables; none if the package is used without the repository."""
+    try:
+        return [alias for rows in read_tables(read_text(path)).values() for alias in rows]
+    except OSError:
+        return []
+
+
+def _plain(name: str) -> str:
+    """Return a name or label in lower case, with an underscore for whatever is not a letter or digit."""
+    return re.sub(r"\W+", "_", name.lower()).strip("_")

@@ -1,7 +1,5 @@
 """Check the training options, alone and together. Imports no torch, so that mistakes are reported at once."""
 
-import ast
-import difflib
 import importlib.util
 import re
 import typing
@@ -9,23 +7,36 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from hypernet.config import PATH_OPTIONS, LRScheduler, TrainingConfig, parse_numbers
+from hypernet.cli.optimizer_names import optimizer_name
+from hypernet.cli.path_checks import check_paths, name_of_folder
+from hypernet.cli.preview_checks import check_previews
+from hypernet.config import LRScheduler, TrainingConfig, parse_numbers
 from hypernet.data.buckets import aspect_buckets
 from hypernet.data.captions import check_word_regex
+from hypernet.data.folder_repeats import check_folders, folder_paths, plain_folders
 from hypernet.data.prompts import read_templates
-from hypernet.modeling.structure import ACTIVATIONS, LAYER_NORM_INITS, WEIGHT_INITS, check_structure, find_word
+from hypernet.modeling.structure import (
+    ACTIVATIONS,
+    LAYER_NORM_INITS,
+    SAME_ACTIVATIONS,
+    WEIGHT_INITS,
+    check_structure,
+    find_word,
+)
 from hypernet.stable_diffusion.model_source import ModelSource
 from hypernet.training.lr_schedule import ScheduleError, parse_schedule
 from hypernet.training.wandb_rules import check_wandb_settings
-from hypernet.utils.errors import UserError, one_line, quoted_if_needed
-from hypernet.utils.user_paths import name_problem, path_problem
+from hypernet.utils.errors import UserError, quoted_if_needed
+from hypernet.utils.user_paths import name_problem
 
-OPTIMIZER_PACKAGES = {"torch": "optim", "bitsandbytes": "optim", "prodigyopt": ""}
 SCHEDULE_EXAMPLES = {  # option -> what to write instead of a malformed value
     "learning_rate": '"1e-5" or "5e-6:12000, 5e-7:30000"',
     "max_grad_norm": '"0.5" or "1.0:1000, 0.5:30000"',
     "max_grad_value": '"0.05" or "0.1:1000, 0.05:30000"',
 }
+USUAL_DROPOUT = "0.3"  # what the WebUI's checkbox "Use dropout" stood for
+DROPOUT_WORDS = dict.fromkeys(("none", "false", "no", "off"), "0")  # in lower case without separators -> the dropout
+DROPOUT_WORDS |= dict.fromkeys(("usedropout", "true", "yes", "on"), USUAL_DROPOUT)
 POLYNOMIAL_END = 1e-7  # where diffusers' polynomial scheduler ends
 
 
@@ -38,15 +49,17 @@ def check_options(config: TrainingConfig) -> TrainingConfig:
     Raises:
         UserError: for an invalid value, or one that would have no effect in combination with the others.
     """
-    _check_paths(config)
-    config.name = config.name or _name_of_folder(config)
-    config.train_data_dir, config.dataset_name = config.train_data_dir or None, config.dataset_name or None
-    config.optimizer = _optimizer_name(config)
-    config.activation = find_word(config.activation, ACTIVATIONS)
+    check_paths(config)
+    config.name = config.name or name_of_folder(config)
+    config.train_data_dir, config.dataset_name = plain_folders(config.train_data_dir), config.dataset_name or None
+    _settle_flips(config)
+    config.optimizer = optimizer_name(config)
+    config.activation = find_word(config.activation, ACTIVATIONS, SAME_ACTIVATIONS)
     config.weight_init = find_word(config.weight_init, WEIGHT_INITS)
     config.layer_norm_init = find_word(config.layer_norm_init, LAYER_NORM_INITS)
     for option in ("layer_structure", "dropout_structure", "widths"):
         setattr(config, option, _without_brackets(getattr(config, option)))
+    config.dropout_structure = _dropout_structure(config)
     _require(
         config, "pretrained_model_name_or_path", "the base model, such as stable-diffusion-v1-5/stable-diffusion-v1-5"
     )
@@ -60,37 +73,42 @@ def check_options(config: TrainingConfig) -> TrainingConfig:
     return config
 
 
-def _check_paths(config: TrainingConfig) -> None:
-    """Check that the paths can exist; looking up an impossible one fails with an unclear error."""
-    for option in (*PATH_OPTIONS, "output_dir", "cache_dir", "resume_from_checkpoint", "lora"):
-        value = getattr(config, option)
-        for path in value if isinstance(value, list) else [value or ""]:
-            if problem := path_problem(path):
-                raise UserError(f"--{option} {one_line(path)}: {problem}")
-    if not config.output_dir:
-        raise UserError("--output_dir is empty: name a folder for everything the run writes")
-
-
-def _name_of_folder(config: TrainingConfig) -> str:
-    """Return the output folder's name, which is the hypernetwork's unless --name is given."""
-    name = Path(config.output_dir).resolve().name
-    if problem := name_problem(name):
-        given = f"--output_dir {quoted_if_needed(config.output_dir)}"
-        hint = "write the path with / instead of \\" if "\\" in name else "name another folder"
-        raise UserError(f"{given}: the hypernetwork is named after the folder, but {problem}; {hint}, or add --name")
-    return name
-
-
 def _without_brackets(numbers: str | None) -> str | None:
-    """Return "1,2,1" for "[1,2,1]", as the WebUI prints it."""
-    match = re.fullmatch(r"\s*[\[(](.*)[\])]\s*", numbers or "")
-    return match[1] if match else numbers
+    """Return "1,2,1" for "[1,2,1]", as the WebUI prints it, or "('1','2','1',)"."""
+    match = re.fullmatch(r"\s*[\[(](.*?),?\s*[\])]\s*", numbers or "")
+    return re.sub("[\"']", "", match[1]) if match else numbers
+
+
+def _settle_flips(config: TrainingConfig) -> None:
+    """Replace --flip_p 0.5 with --random_flip, and --flip_p 0 with neither, which are the same run."""
+    if config.flip_p is None:
+        return
+    _probability(config, "flip_p")
+    if config.random_flip and config.flip_p != 0.5:
+        hint = "choose one (--random_flip false cancels the one in --config)"
+        raise UserError(f"--flip_p {config.flip_p}: --random_flip stands for 0.5; {hint}")
+    if config.flip_p in (0, 0.5):
+        config.random_flip, config.flip_p = config.flip_p == 0.5, None
+
+
+def _dropout_structure(config: TrainingConfig) -> str | None:
+    """Return the dropout structure that one number, `true` or `none` means; any other text unchanged.
+
+    One number is the dropout of every layer but the last. The WebUI's checkbox "Use dropout" stands for 0.3.
+    """
+    text = find_word(config.dropout_structure or "none", ("0", USUAL_DROPOUT), DROPOUT_WORDS)
+    try:
+        dropout, layers = float(text), len(parse_numbers(config.layer_structure))
+    except ValueError:
+        return config.dropout_structure
+    return ",".join(["0", *[text.strip()] * (layers - 2), "0"]) if dropout else None
 
 
 def _check_data(config: TrainingConfig) -> None:
     if not config.dataset_name:
         _require(config, "train_data_dir", "a folder of images (or --dataset_name, a dataset)")
-    _at_least(config, 1, "crop_variants", "caption_variants")
+    check_folders(config.train_data_dir)
+    _at_least(config, 1, "crop_variants", "caption_variants", "repeats")
     _at_least(config, 0, "keep_tags")
     _probability(config, "tag_dropout", "caption_dropout")
     _check("resolution", lambda: config.size)
@@ -111,7 +129,9 @@ def _check_data(config: TrainingConfig) -> None:
     _refuse_if(config, config.crop != "random", "crop_variants", "it requires --crop random")
     _refuse_if(config, not config.aspect_buckets, "bucket_upscale", "it requires --aspect_buckets")
     _refuse_if(config, config.aspect_buckets, "varsize", "choose it or --aspect_buckets")
-    for option in ("keep_tags", "caption_variants"):
+    if not config.tag_separator:
+        raise UserError('--tag_separator is empty; write " " for tags separated by spaces')
+    for option in ("keep_tags", "caption_variants", "tag_separator"):
         _refuse_if(config, not samples_tags, option, "it requires --shuffle_tags or --tag_dropout")
 
 
@@ -120,12 +140,16 @@ def _check_hypernetwork(config: TrainingConfig) -> None:
         raise UserError(f"--name {quoted_if_needed(str(config.name))}: {problem}")
     _check("template", lambda: read_templates(config.template))
     no_caption = not any("[filewords]" in template for template in read_templates(config.template))
+    if config.dataset_name and any("[folder]" in template for template in read_templates(config.template)):
+        raise UserError(f"--template {config.template}: [folder] requires --train_data_dir")
     for option in ("shuffle_tags", "tag_dropout"):
         _refuse_if(config, no_caption, option, f"--template {config.template} has no [filewords]")
     for option in ("layer_structure", "dropout_structure", "widths"):
         text = getattr(config, option)
         if text is not None:
             _check(option, partial(parse_numbers, text))
+    activated = "with --skip_connection every layer has the activation"
+    _refuse_if(config, config.skip_connection, "activate_output", activated)
     _check(None, lambda: check_structure(**config.structure()))
 
 
@@ -180,7 +204,8 @@ def _check_validation(config: TrainingConfig) -> None:
         )
     _refuse_if(config, config.validation_data_dir, "validation_split", "choose it or --validation_data_dir")
     if config.validation_data_dir and config.train_data_dir:
-        if Path(config.validation_data_dir).resolve().is_relative_to(Path(config.train_data_dir).resolve()):
+        folder = Path(config.validation_data_dir).resolve()
+        if any(folder.is_relative_to(images.resolve()) for images in folder_paths(config.train_data_dir)):
             problem = "it lies in --train_data_dir, all of which is trained on; move it out, or use --validation_split"
             raise UserError(f"--validation_data_dir {config.validation_data_dir}: {problem}")
     reason = "it requires --validation_split or --validation_data_dir"
@@ -188,58 +213,18 @@ def _check_validation(config: TrainingConfig) -> None:
 
 
 def _check_output(config: TrainingConfig) -> None:
-    for prompt in config.validation_prompt or []:
-        for tag in re.findall(r"<(?:lora|hypernet):[^>]*>", prompt):
-            problem = f"{tag} would be read as words; use --lora for LoRAs, and the hypernetwork is always on"
-            raise UserError(f"--validation_prompt {prompt}: {problem}")
+    check_previews(config)
     _at_least(config, 1, "checkpointing_steps", "checkpoints_total_limit", "validation_steps", "num_validation_images")
-    _at_least(config, 1, "validation_inference_steps", "validation_loss_steps", "logging_steps")
-    for option in ("train_data_dir", "validation_data_dir"):
-        output, images = Path(config.output_dir).resolve(), getattr(config, option)
-        if images and output.is_relative_to(Path(images).resolve()):
+    _at_least(config, 1, "validation_loss_steps", "logging_steps")
+    folders = {"validation_data_dir": [Path(path) for path in [config.validation_data_dir] if path]}
+    for option, paths in ({"train_data_dir": folder_paths(config.train_data_dir)} | folders).items():
+        if any(Path(config.output_dir).resolve().is_relative_to(images.resolve()) for images in paths):
             raise UserError(f"--output_dir {config.output_dir}: it lies in --{option}; name a folder outside")
     uses_wandb = config.report_to in ("wandb", "all")
     _refuse_if(config, not uses_wandb, "log_artifact", "it requires --report_to wandb")
     if uses_wandb:
         artifact = config.name if config.log_artifact else None
         check_wandb_settings(config.tracker_project_name, config.run_name, artifact)
-
-
-# --- Optimizers by name
-
-
-def _optimizer_name(config: TrainingConfig) -> str:
-    """Return the exact class name of --optimizer; --use_8bit_adam stands for AdamW8bit.
-
-    Raises:
-        UserError: if no installed package has it.
-    """
-    name = config.optimizer
-    if config.use_8bit_adam:
-        if name.lower() not in ("adamw", "adamw8bit"):
-            raise UserError(f"--use_8bit_adam: it stands for --optimizer AdamW8bit, but --optimizer is {name}")
-        name = "AdamW8bit"
-    names: dict[str, str] = {}
-    for package, module in OPTIMIZER_PACKAGES.items():
-        names = {found.lower(): found for found in _class_names(package, module)} | names  # torch comes first
-    if name.lower() in names:
-        return names[name.lower()]
-    if name.lower() == "prodigy":
-        raise UserError("--optimizer Prodigy: it is not installed; pip install prodigyopt")
-    nearest = difflib.get_close_matches(name.lower(), names, 1)
-    hint = f"did you mean {names[nearest[0]]}?" if nearest else "use one of torch.optim or bitsandbytes"
-    raise UserError(f"--optimizer {name}: there is no such optimizer; {hint}")
-
-
-def _class_names(package: str, module: str) -> list[str]:
-    """List the classes that a package's __init__.py imports, read from its source: importing it takes seconds."""
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        return []
-    source = Path(spec.submodule_search_locations[0], module, "__init__.py").read_text(encoding="utf-8")
-    imported = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
-    names = [alias.asname or alias.name for node in imported for alias in node.names]
-    return [name for name in names if name[0].isupper() and name != "Optimizer" and not name.startswith("Global")]
 
 
 # --- Kinds of checks
@@ -249,13 +234,15 @@ def _refuse_if(config: TrainingConfig, forbidden: object, option: str, reason: s
     """If `forbidden`, refuse an option that does not have its default value."""
     if forbidden:
         for name, value in config.changed([option]).items():
-            raise UserError(f"--{name}{'' if value is True else f' {value}'}: {reason}")
+            text = " ".join(value) if isinstance(value, list) else value
+            raise UserError(f"--{name}{'' if value is True else f' {text}'}: {reason}")
 
 
 def _probability(config: TrainingConfig, *options: str) -> None:
     for option in options:
-        if not 0 <= getattr(config, option) <= 1:
-            raise UserError(f"--{option} {getattr(config, option)}: a probability is between 0 and 1")
+        if not 0 <= (value := getattr(config, option)) <= 1:
+            hint = f"; for {value:g}%, write {value / 100:g}" if 1 < value <= 100 else ""
+            raise UserError(f"--{option} {value}: a probability is between 0 and 1{hint}")
 
 
 def _require(config: TrainingConfig, option: str, meaning: str) -> None:

@@ -1,7 +1,6 @@
 """How every script starts and ends: a quiet console, one-line errors, exit codes."""
 
 import argparse
-import difflib
 import errno
 import logging
 import os
@@ -13,9 +12,11 @@ from pathlib import Path
 
 from hypernet.cli.console import protect_console
 from hypernet.cli.number_types import use_plain_numbers
+from hypernet.cli.parse_errors import check_swallowed, explain_missing
+from hypernet.cli.unknown_options import explain_rest
 from hypernet.utils.atomic_files import check_writable
 from hypernet.utils.errors import OtherProcessError, UserError, is_local_main_process, one_line, reason
-from hypernet.utils.user_paths import expand_home
+from hypernet.utils.user_paths import expand_home, path_problem
 
 # Make waiting OpenMP threads (of GCC; of LLVM and Intel) yield their core soon, so that several runs on one machine do
 # not slow each other down
@@ -60,15 +61,17 @@ class ScriptParser(argparse.ArgumentParser):
         use_plain_numbers(self)
 
     def error(self, message: str) -> typing.NoReturn:
-        """Raise a UserError that names the nearest option."""
-        message = message.removeprefix("argument ")
-        words = message.removeprefix("unrecognized arguments: ").split()
-        options = [option for action in self._actions for option in action.option_strings]
-        near = difflib.get_close_matches(words[0], options, 1) if message.startswith("unrecognized") else []
-        hint = "--help lists all options"
-        if message.startswith("unrecognized") and not words[0].startswith("-"):
-            hint = "a value with spaces needs quotes"
-        raise UserError(message + (f"; did you mean {near[0]}?" if near else f"; {hint}"))
+        """Raise a UserError."""
+        raise UserError(f"{explain_missing(message)}; --help lists all options")
+
+    def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def,override]
+        """Parse as argparse does; for unknown options and stray words, raise a UserError that says what was meant."""
+        arguments = expand_home(sys.argv[1:] if args is None else args)
+        parsed, rest = self.parse_known_args(arguments, namespace)
+        check_swallowed(self, parsed)
+        if rest:
+            raise UserError(explain_rest(self, arguments, rest))
+        return parsed
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def,override]
         """Parse as argparse does, with `~` for the home folder in every path."""
@@ -82,12 +85,21 @@ def check_output_folder(folder: Path, option: str) -> None:
         option: the option that names it, with its value, for messages: "--output_dir output/grid".
 
     Raises:
-        UserError: if no file can be written in it.
+        UserError: if no file can be written in it, or its path is probably a mistake.
     """
+    if problem := path_problem(str(folder)):
+        raise UserError(f"{option}: {problem}")
     try:
         check_writable(folder)
     except OSError as error:
         raise UserError(f"{option}: it is not writable ({error.strerror})") from None
+
+
+def check_output_file(path: Path, option: str) -> None:
+    """Create the folder of a script's output file; see `check_output_folder`."""
+    if problem := path_problem(str(path)):
+        raise UserError(f"{option}: {problem}")
+    check_output_folder(path.parent, option)
 
 
 def run_script(main: Callable[[], Result], when_stopped: str = "stopped") -> Result:

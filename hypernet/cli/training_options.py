@@ -2,7 +2,8 @@
 
 import argparse
 import dataclasses
-import difflib
+import functools
+import os
 import shutil
 import sys
 import types
@@ -12,23 +13,40 @@ from pathlib import Path
 import yaml
 
 from hypernet.cli.number_types import use_plain_numbers
-from hypernet.cli.option_aliases import OURS
 from hypernet.cli.option_checks import SCHEDULE_EXAMPLES, check_options
-from hypernet.cli.yaml_text import OptionsError, TextLoader
+from hypernet.cli.parse_errors import check_swallowed, explain_missing
+from hypernet.cli.unknown_options import explain_rest, explain_unknown
 from hypernet.config import CHANGEABLE, GROUPS, PATH_OPTIONS, TrainingConfig
+from hypernet.modeling.structure import find_word
 from hypernet.stable_diffusion.loras import lora_names
 from hypernet.training.lr_schedule import ScheduleError, schedule_end
-from hypernet.utils.errors import UserError, one_line, reason
+from hypernet.utils.errors import UserError, reason
 from hypernet.utils.reading import read_text
 from hypernet.utils.user_paths import expand_home
+from hypernet.utils.yaml_text import OptionsError, TextLoader
 
 REPEATABLE = ("validation_prompt", "optimizer_args", "lora")  # options that take several values
-LISTS = (*REPEATABLE, "widths", "layer_structure", "dropout_structure", "resolution")  # may be YAML lists
+SEVERAL = ("train_data_dir",)  # takes several values at once; if it is repeated, the last counts
+LISTS = (
+    *REPEATABLE,
+    *SEVERAL,
+    "widths",
+    "layer_structure",
+    "dropout_structure",
+    "resolution",
+    "validation_resolution",
+)  # may be YAML lists
+# Other programs' words for a choice, in lower case without separators: the WebUI calls clipping "disabled", OneTrainer
+# writes FLOAT_16, BFLOAT_16 and NFLOAT_4
+SAME_CHOICES = dict.fromkeys(("disabled", "off", "no", "false"), "none")
+SAME_CHOICES |= dict.fromkeys(("float32", "float", "fp32"), "no")
+SAME_CHOICES |= {"float16": "fp16", "half": "fp16", "bfloat16": "bf16", "nfloat4": "nf4"}
 # A run's label shows these besides the options that make it a different run, except for the unlabeled ones
 LABELED = {"learning_rate", "lr_scheduler", "lr_warmup_steps", "lr_num_cycles", "lr_power", "guard"}
 LABELED |= {"clip_grad_mode", "max_grad_norm", "max_grad_value", "max_train_steps", "num_train_epochs"}
 UNLABELED = {*PATH_OPTIONS, "name"}
 MAX_YAML = 2**17  # bytes; a file with every option and its help text has 10 kB, and PyYAML reads 0.1 MB per second
+PRESETS = Path(__file__).parents[2] / "examples" / "configs"
 CONFIG_HELP = "YAML file with any of these options, one per line. Flags on the command line take precedence."
 EXAMPLES = """Train a Stable Diffusion hypernetwork on a folder of images.
 
@@ -45,7 +63,7 @@ To resume, run the same command again. For several GPUs, or to use your `acceler
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> typing.NoReturn:
         """Raise instead of printing the whole usage."""
-        raise UserError(message.removeprefix("argument "))
+        raise UserError(explain_missing(message))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -70,10 +88,13 @@ def build_parser() -> argparse.ArgumentParser:
         for field in fields:
             text = field.metadata["help"]
             if field.default is not None and not isinstance(field.default, bool):
-                text += f" Default: {field.default if str(field.default).strip() else repr(field.default)}."
+                has_words = any(map(str.isalnum, str(field.default)))
+                text += f" Default: {field.default if has_words else repr(field.default)}."
             options = argument_type(field.type)
             if field.name in REPEATABLE:
                 options |= {"nargs": "*" if field.name == "lora" else "+", "action": "extend"}
+            if field.name in SEVERAL:
+                options["nargs"] = "+"
             default = None if field.name == "max_train_steps" else field.default  # the default depends on the schedule
             group.add_argument(f"--{field.name}", default=default, help=text.replace("%", "%%"), **options)
             if field.default is True:
@@ -96,11 +117,12 @@ def option_groups() -> list[tuple[str, list[dataclasses.Field]]]:
 def argument_type(annotation: typing.Any) -> dict[str, typing.Any]:
     """Return how argparse takes an option of this type: `int`, `bool | None`, `Literal[...]`, `list[str]` and so on."""
     if isinstance(annotation, types.UnionType):
-        (annotation,) = [kind for kind in typing.get_args(annotation) if kind is not type(None)]
+        annotation = next(kind for kind in typing.get_args(annotation) if kind is not type(None))
     if typing.get_origin(annotation) is typing.Union:  # Literal | None
         (annotation,) = [kind for kind in typing.get_args(annotation) if kind is not type(None)]
     if typing.get_origin(annotation) is typing.Literal:
-        return {"choices": typing.get_args(annotation), "type": str.lower}
+        choices = typing.get_args(annotation)
+        return {"choices": choices, "type": functools.partial(find_word, choices=choices, same_words=SAME_CHOICES)}
     if annotation is bool:
         return {"type": parse_bool, "nargs": "?", "const": True, "metavar": "true|false"}
     if annotation in (int, float):
@@ -129,11 +151,9 @@ def parse_config(arguments: list[str] | None = None) -> TrainingConfig:
     arguments = expand_home(_with_underscores(sys.argv[1:] if arguments is None else arguments))
     parser = build_parser()
     given, rest = parser.parse_known_args(arguments)
-    if rest and not rest[0].startswith("-"):
-        hint = "write --option VALUE, with quotes around a value that has spaces"
-        raise UserError(f"{rest[0]!r} is not the value of any option; {hint}")
+    check_swallowed(parser, given)
     if rest:
-        raise UserError(_unknown(rest[0].partition("=")[0].lstrip("-"), "--{}"))
+        raise UserError(explain_rest(parser, arguments, rest))
     if given.config:
         # given on the command line, these replace those of the file instead of extending them
         replaced = {name for name in REPEATABLE if getattr(given, name) is not None}
@@ -196,10 +216,14 @@ def read_options(path: str | Path, where: str = "--config") -> dict[str, typing.
     Raises:
         UserError: if there is no such file, or it is not a mapping.
     """
+    if str(path).lower().endswith(".toml"):
+        raise UserError(f"{where} {path}: TOML is not supported; write YAML, with lines such as max_train_steps: 1000")
     try:
         entries = yaml.load(read_text(path, MAX_YAML), TextLoader)
     except OSError as error:
-        raise UserError(f"{where} {path}: {error.strerror}") from None
+        preset = PRESETS / f"{Path(path).name.removesuffix('.yaml')}.yaml"
+        hint = f"; did you mean {os.path.relpath(preset)}?" if preset.is_file() and not Path(path).exists() else ""
+        raise UserError(f"{where} {path}: {error.strerror}{hint}") from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         if isinstance(error, OptionsError):
@@ -224,12 +248,13 @@ def options_to_flags(options: dict[str, typing.Any]) -> list[str]:
         UserError: for an unknown option (the message names the nearest), a list where none is accepted, an empty list
             item, or a mapping.
     """
-    names, flags = {field.name for field in dataclasses.fields(TrainingConfig)}, []
+    names = {field.name for field in dataclasses.fields(TrainingConfig)}
+    flags: list[str] = []
+    if "config" in options:
+        raise UserError("config: it cannot be set here; write that file's lines here instead")
+    if unknown := [str(key) for key in options if key not in names]:
+        raise UserError(explain_unknown(unknown, names, "{}"))
     for key, value in options.items():
-        if key == "config":
-            raise UserError("config: it cannot be set here; write that file's lines here instead")
-        if key not in names:
-            raise UserError(_unknown(str(key), "{}"))
         if value is None:
             continue
         if isinstance(value, list) and key not in LISTS:
@@ -244,17 +269,11 @@ def options_to_flags(options: dict[str, typing.Any]) -> list[str]:
                 raise UserError(f"{place}: it is {kind} in YAML, not text; put the value in quotes")
         if isinstance(value, list) and key in REPEATABLE:
             flags += [f"--{key}={item}" for item in value]  # an item may start with a dash
+        elif isinstance(value, list) and value and key in SEVERAL:
+            flags += [f"--{key}", *(f"./{item}" if str(item).startswith("-") else str(item) for item in value)]
         else:
             flags.append(f"--{key}={','.join(map(str, items))}")
     return flags
-
-
-def _unknown(word: str, form: str) -> str:
-    names = [field.name for field in dataclasses.fields(TrainingConfig)] + ["config"]
-    name = word.replace("-", "_").lower()
-    nearest = [OURS[name]] if name in OURS else difflib.get_close_matches(name, names, 1, 0.6)
-    hint = f"did you mean {form.format(nearest[0])}?" if nearest else "--help lists all options"
-    return f"unknown option {form.format(one_line(word))}; {hint}"
 
 
 def options_tables() -> str:

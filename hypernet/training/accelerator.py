@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import datetime
 import os
+import sys
 import time
 import typing
 from collections.abc import Iterator, Sequence
@@ -167,3 +168,15 @@ def print_main(accelerator: Accelerator, *lines: str) -> None:
     if accelerator.is_main_process:
         for line in lines:
             tqdm.write(line)
+
+
+def peak_memory(device: torch.device) -> float:
+    """Return the peak memory so far in GiB: tensors on a GPU, else this process's memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    try:
+        import resource
+    except ImportError:  # Windows
+        return psutil.Process().memory_info().peak_wset / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024  # the unit of getrusage
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -24,6 +24,7 @@ STRUCTURE_OPTIONS = (
     "layer_norm_init",
     "activate_output",
     "dropout_structure",
+    "skip_connection",
 )
 
 
@@ -72,6 +73,7 @@ def load_init_from(config: TrainingConfig, starts_over: bool = False) -> Initial
     else:
         state, line = None, f"{config.optimizer} starts from scratch: only AdamW's state can be restored"
     structure = f"structure {config.layer_structure}, activation {config.activation}, widths {config.widths}"
+    structure += f", skip connections {config.skip_connection}" if config.skip_connection else ""
     lines = [f"Continuing from {config.init_from}, step {step}", f"  {structure}", f"  {line}"]
     return InitialHypernetwork(hypernetwork, state and state["state"], lines)
 

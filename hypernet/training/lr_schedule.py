@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from hypernet.config import TrainingConfig
 from hypernet.utils.errors import UserError
+from hypernet.utils.numbers import meant_number, meant_whole_number
 
 
 class ScheduleError(UserError):
@@ -84,6 +85,8 @@ def _parse_pairs(text: str) -> list[tuple[float, int | None]]:
             if number == len(parts) - 1 and pairs:
                 break  # a trailing comma
             raise _error(text, place, "expected a number here")
+        if number and re.fullmatch(r"\d{3}", part) and re.search(r":\s*[1-9]\d{0,2}$", parts[number - 1]):
+            raise _error(text, place, "a comma starts the next pair; write steps without one, such as 12000")
         value, end = _parse_pair(text, part, place)
         previous = pairs[-1][1] if pairs else 0
         if previous is None:
@@ -108,7 +111,7 @@ def _parse_pair(text: str, part: str, place: slice) -> tuple[float, int | None]:
     try:
         value = float(value_text)
     except ValueError:
-        raise _error(text, place, f"{value_text.strip()!r} is not a number") from None
+        raise _error(text, place, f"{value_text.strip()!r} is not a number{_meant(meant_number(value_text))}") from None
     if not math.isfinite(value) or value < 0:
         raise _error(text, place, "the value must be a finite number, 0 or more")
     if not rest:
@@ -116,12 +119,17 @@ def _parse_pair(text: str, part: str, place: slice) -> tuple[float, int | None]:
     try:
         (end,) = (int(item) for item in rest)
     except ValueError:
-        raise _error(text, place, f"{':'.join(rest).strip()!r} is not a step") from None
+        problem = f"{':'.join(rest).strip()!r} is not a step{_meant(meant_whole_number(':'.join(rest)))}"
+        raise _error(text, place, problem) from None
     if end == -1:
         return value, None
     if end < 1:
         raise _error(text, place, "the step must be 1 or more (or -1 for the end)")
     return value, end
+
+
+def _meant(number: object) -> str:
+    return "" if number is None else f" ({number} may be meant)"
 
 
 def _error(text: str, place: slice, problem: str) -> ScheduleError:

@@ -10,6 +10,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from hypernet.config import TrainingConfig
 from hypernet.formats.compatibility import comfyui_reads
+from hypernet.formats.webui import EXTENSION
 from hypernet.modeling.hypernetwork import Hypernetwork
 from hypernet.stable_diffusion.base_model import BaseModel
 from hypernet.training.diffusers_recipe import diffusers_recipe, usage_notes
@@ -18,12 +19,12 @@ from hypernet.utils.errors import UserError
 
 # Options left out of the card: private ones, and those the recipe shows
 UNLISTED = {"output_dir", "overwrite", "cache_dir", "train_data_dir", "validation_data_dir", "init_from"}
-UNLISTED |= {"push_to_hub", "hub_model_id"}
+UNLISTED |= {"push_to_hub", "hub_model_id", "validation_prompts_file"}
 UNLISTED |= {"model_config", "original_config", "pretrained_vae_model_name_or_path", "lora"}
-NOT_PUSHED = ["checkpoints/*", "logs/*", "wandb/*", "run.json"]
+NOT_PUSHED = ["checkpoints/*", "logs/*", "wandb/*", "run.json", "run.html"]
 COMFYUI = {
     True: "In ComfyUI: put the same file into `models/hypernetworks/` and use the node HypernetworkLoader.",
-    False: "ComfyUI applies it incorrectly: it does not support this activation, dropout or LayerNorm.",
+    False: "ComfyUI applies it incorrectly: it does not support this activation, dropout, LayerNorm or skip connection.",
 }
 CARD = """---
 {{ card_data }}
@@ -37,7 +38,7 @@ activation {{ activation }}, context widths {{ widths }}.
 
 {% endif %}## Use it
 
-In the AUTOMATIC1111 WebUI: put [`{{ name }}.pt`]({{ link }}) into `models/hypernetworks/` and write
+In the AUTOMATIC1111 WebUI{{ extension }}: put [`{{ name }}.pt`]({{ link }}) into `models/hypernetworks/` and write
 `<hypernet:{{ name }}:1>` in the prompt. {{ comfyui }}
 {% if notes %}
 {{ notes }}
@@ -95,6 +96,7 @@ def write_card(
         activation=trained.activation,
         widths=", ".join(map(str, trained.widths)),
         has_preview=folder.before_after.exists(),
+        extension="" if trained.skip_connection is None else f" with {EXTENSION}",
         comfyui=COMFYUI[comfyui_reads(hypernetwork)],
         notes=usage_notes(base, source, prompt),
         recipe=diffusers_recipe(base, source, prompt, shown_path),

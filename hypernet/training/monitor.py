@@ -1,25 +1,26 @@
 """Measure and log a run, detect divergence, and carry out the divergence guard's decisions."""
 
 import math
-import sys
 import time
 
-import psutil
 import torch
 
 from hypernet.modeling.attachment import HypernetworkUNet
-from hypernet.training.accelerator import print_main
+from hypernet.training.accelerator import peak_memory, print_main
 from hypernet.training.checkpoint import Checkpointer
+from hypernet.training.learning_notes import learning_note
 from hypernet.training.perturbation import Perturbation
-from hypernet.training.setup import Run
+from hypernet.training.run import Run
 from hypernet.training.shutdown import Interrupted, ShutdownSignals
+from hypernet.training.time_forecast import due_parts
 from hypernet.training.validation import ValidationLoss
 from hypernet.utils.csv_log import CsvLog
 from hypernet.utils.errors import UserError
+from hypernet.utils.image_grid import save_png
 
 MIN_LOSS_SCALE = 2**-10  # below it every step overflows, whatever the scale
-NEXT_TO_NOTHING = 0.005  # of the base model's validation loss; a smaller gain counts as none
-PLOT_SECONDS = 60  # between two updates of loss.png
+PLOT_SECONDS = 60  # between two updates of loss.png; more if they would take more than PLOT_SHARE of the time
+PLOT_SHARE = 0.05
 
 
 class Monitor:
@@ -41,14 +42,15 @@ class Monitor:
         signals: ShutdownSignals,
     ):
         self.accelerator, self.config, self.folder = run.accelerator, run.config, run.folder
-        self.trackers, self.failures, self.signals = run.trackers, run.failures, signals
+        self.trackers, self.failures, self.signals, self.stopwatch = run.trackers, run.failures, signals, run.stopwatch
         self.checkpointer, self.validation, self.guard = checkpointer, validation, checkpointer.guard
         self.model, self.perturbation = model, perturbation
         self.base_loss = math.nan  # the validation loss without the hypernetwork
+        self.change: float | None = None  # `Perturbation.change` of the last state, not of a restored one
         self.images, self.seconds = 0, 0.0
         self.progress: dict[str, str] = {}
         self._warned = False
-        self._plotted = time.monotonic()
+        self._next_plot = time.monotonic() + PLOT_SECONDS
 
     def begin(self, step: int, last: bool, changed: list[str]) -> bool:
         """Make the first measurements; on a new run, remember the first state to roll back to.
@@ -80,7 +82,8 @@ class Monitor:
         return gives_up
 
     def _begin_validation(self, step: int, validation: ValidationLoss) -> None:
-        self.base_loss = validation.measure_base(self.model)
+        with self.stopwatch.timing("validation"):
+            self.base_loss = validation.measure_base(self.model)
         if self.guard.validation_fingerprint not in ("", validation.fingerprint):
             line = "  the validation images or their captions have changed: the search for the best state starts over"
             print_main(self.accelerator, line)
@@ -106,13 +109,16 @@ class Monitor:
             started: when the step began, by time.monotonic.
         """
         problem = None
+        if self.stopwatch.time_step(started, self.accelerator.device):
+            print_main(self.accelerator, self.stopwatch.describe(*due_parts(self.config, step)))
         if last or step % self.config.logging_steps == 0:
             problem = self.log(step, *place, learning_rate, started)
         else:
             self.seconds += time.monotonic() - started
         every = self.config.validation_loss_steps or self.config.validation_steps
         if not problem and self.validation is not None and (last or step % every == 0):
-            problem = self.evaluate(step)
+            with self.stopwatch.timing("validation"):
+                problem = self.evaluate(step)
         return problem
 
     def settle(self, step: int, problem: str | None, last: bool, saves: bool) -> bool:
@@ -228,6 +234,7 @@ class Monitor:
 
     def finish(self, step: int) -> None:
         """End with the best state if the last one is clearly worse."""
+        self._measure_change()
         if self.validation is not None and self.guard.should_end_with_best(self.base_loss):
             self.checkpointer.roll_back()
             best = f"best, {self.guard.best_loss:.4g} at step {self.guard.best_step}"
@@ -236,18 +243,21 @@ class Monitor:
             self._write(self.folder.guard_log, [step, what, f"{self.guard.learning_rate_factor:g}"])
             self.guard.last_loss = self.guard.best_loss
 
-    def plot(self, now: bool = False) -> None:
-        """Draw loss.png, unless that was done less than a minute ago."""
-        if self.accelerator.is_main_process and (now or time.monotonic() - self._plotted > PLOT_SECONDS):
-            self._plotted = time.monotonic()
-            tables = (self.folder.losses, self.folder.validation_losses, self.folder.guard_log)
-            losses, validation_losses, events = (table.rows() for table in tables)
-            rollbacks = [int(event["step"]) for event in events if "goes back" in event.get("event", "")]
-            with self.failures.tolerate(f"{self.folder.loss_plot} could not be drawn"):  # matplotlib may be broken
-                from hypernet.training.loss_plot import plot_losses  # matplotlib, which nothing else here needs
+    def plot(self, now: bool = False) -> bool:
+        """Update loss.png, unless that was done a moment ago. Return whether it was due; False in other processes."""
+        if not self.accelerator.is_main_process or not (now or time.monotonic() > self._next_plot):
+            return False
+        started = time.monotonic()
+        tables = (self.folder.losses, self.folder.validation_losses, self.folder.guard_log)
+        losses, validation_losses, events = (table.rows() for table in tables)
+        rollbacks = [int(event["step"]) for event in events if "goes back" in event.get("event", "")]
+        with self.failures.tolerate(f"{self.folder.loss_plot} could not be drawn"):  # matplotlib may be broken
+            from hypernet.training.loss_plot import plot_losses  # matplotlib, which nothing else here needs
 
-                plot = plot_losses(losses, str(self.config.name), validation_losses, rollbacks)
-                self.folder.save_image(plot, self.folder.loss_plot)
+            plot = plot_losses(losses, str(self.config.name), validation_losses, rollbacks)
+            save_png(plot, self.folder.loss_plot)
+        self._next_plot = time.monotonic() + max(PLOT_SECONDS, (time.monotonic() - started) / PLOT_SHARE)
+        return True
 
     def result(self) -> dict:
         """Return the outcome of the run for result.json: its step, the validation losses, and what has failed."""
@@ -257,18 +267,22 @@ class Monitor:
             found |= {"best_val_loss": self.guard.best_loss, "best_step": self.guard.best_step}
         return found | ({"failures": self.failures.lines} if self.failures.lines else {})
 
-    def summary(self) -> str:
-        """Return one or two lines on the validation loss; empty without validation images."""
-        if self.validation is None:
-            return ""
-        best = f"the best, {self.guard.best_loss:.4g} at step {self.guard.best_step}, is in {self.folder.best}"
-        last = f"{self.guard.last_loss:.4g} with the exported one"
-        line = f"  validation loss {self.base_loss:.4g} without the hypernetwork, {last}; {best}"
-        if self.guard.best_loss >= self.base_loss:
-            line += "\n  never better than without it: try another --learning_rate, with --overwrite"
-        elif self.guard.best_loss > (1 - NEXT_TO_NOTHING) * self.base_loss:
-            line += "\n  it has learned next to nothing: raise --max_train_steps or --learning_rate"
-        return line
+    def summary(self) -> list[str]:
+        """Return lines on the validation loss, and on a run that has learned next to nothing; often none."""
+        lines = []
+        if self.validation is not None:
+            best = f"the best, {self.guard.best_loss:.4g} at step {self.guard.best_step}, is in {self.folder.best}"
+            last = f"{self.guard.last_loss:.4g} with the exported one"
+            lines.append(f"  validation loss {self.base_loss:.4g} without the hypernetwork, {last}; {best}")
+        if self.change is None:
+            self._measure_change()
+        change = None if self.guard.rollbacks else self.change  # the state that the guard restores has hardly changed
+        note = learning_note(self.config, change, self.base_loss, self.guard.best_loss)
+        return [*lines, f"note: {note}"] if note else lines
+
+    def _measure_change(self) -> None:
+        with self.checkpointer.ema.applied():
+            self.change = self.perturbation.change(self.checkpointer.hypernetwork)
 
     def _forget_row(self, step: int) -> None:
         """Delete the validation loss of this step, which a killed run may have left."""
@@ -278,15 +292,3 @@ class Monitor:
     def _write(self, table: CsvLog, row: list) -> None:
         if self.accelerator.is_main_process:
             self.failures.report(table.append(row))
-
-
-def peak_memory(device: torch.device) -> float:
-    """Return the peak memory so far in GiB: tensors on a GPU, else this process's memory."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    try:
-        import resource
-    except ImportError:  # Windows
-        return psutil.Process().memory_info().peak_wset / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024  # the unit of getrusage
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

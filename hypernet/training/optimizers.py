@@ -49,8 +49,8 @@ def build_optimizer(config: TrainingConfig, parameters: Parameters, device: torc
     return optimizer_class(parameters, lr=learning_rate, **arguments)
 
 
-def check_optimizer(config: TrainingConfig, device: torch.device) -> None:
-    """Take a step with the optimizer on a few weights.
+def check_optimizer(config: TrainingConfig, device: torch.device) -> float:
+    """Take a step with the optimizer on a few weights. Return the bytes of its state per byte of the weights.
 
     Raises:
         UserError: if that fails: LBFGS needs a closure, some 8-bit optimizers need a GPU.
@@ -59,12 +59,15 @@ def check_optimizer(config: TrainingConfig, device: torch.device) -> None:
     for weight in weights:
         weight.grad = torch.full_like(weight, 0.1)
     try:
-        build_optimizer(config, weights, device).step()
+        optimizer = build_optimizer(config, weights, device)
+        optimizer.step()
     except UserError:
         raise
     except Exception as error:  # every optimizer raises its own kinds of errors
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"--optimizer {config.optimizer}: it cannot train a hypernetwork here ({reason})") from None
+    state = [value for value in optimizer.state[weights[0]].values() if torch.is_tensor(value)]
+    return sum(value.nbytes for value in state if value.numel() >= weights[0].numel()) / weights[0].nbytes
 
 
 def parse_optimizer_args(items: list[str]) -> dict[str, Any]:

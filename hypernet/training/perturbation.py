@@ -45,18 +45,41 @@ class Perturbation:
         contexts = {width: torch.cat(parts)[None] for width, parts in sorted(recorded.items())}
         # SDXL embeds an empty prompt as zeros, relative to which nothing can be measured
         self.contexts = {width: context for width, context in contexts.items() if context.any()}  # (1, n, width) each
+        self._start: dict[int, torch.Tensor] | None = None
 
-    @torch.no_grad()
     def measure(self, hypernetwork: Hypernetwork) -> dict[str, float]:
         """Return "effect/WIDTH" -> the norm of what is added to the contexts, of K and V, relative to their own norm."""
-        ratios, training = {}, hypernetwork.training
-        hypernetwork.eval()
-        for width, contexts in self.contexts.items():
-            if hypernetwork.parameters_of_width(width):
-                added = [transformed - contexts for transformed in hypernetwork(contexts)]
-                ratios[f"effect/{width}"] = torch.stack(added).norm() / (2**0.5 * contexts.norm())
-        hypernetwork.train(training)
+        ratios = {f"effect/{width}": self._ratio(width, added) for width, added in self._added(hypernetwork).items()}
         return dict(zip(ratios, torch.stack(list(ratios.values())).tolist())) if ratios else {}
+
+    def start(self, hypernetwork: Hypernetwork) -> None:
+        """Remember what the untrained hypernetwork adds."""
+        self._start = self._added(hypernetwork)
+
+    def change(self, hypernetwork: Hypernetwork) -> float | None:
+        """Return how much training has changed what is added: the norm of the difference, relative to the norm of the
+        contexts, for the width where it is largest. None if the start is not known.
+        """
+        if not self._start:
+            return None
+        added = self._added(hypernetwork)
+        return max(self._ratio(width, added[width] - before).item() for width, before in self._start.items())
+
+    @torch.no_grad()
+    def _added(self, hypernetwork: Hypernetwork) -> dict[int, torch.Tensor]:
+        """Return what is added to the contexts of each width, to those of K and of V, (2, 1, n, width) each."""
+        training = hypernetwork.training
+        hypernetwork.eval()
+        added = {
+            width: torch.stack([transformed - contexts for transformed in hypernetwork(contexts)])
+            for width, contexts in self.contexts.items()
+            if hypernetwork.parameters_of_width(width)
+        }
+        hypernetwork.train(training)
+        return added
+
+    def _ratio(self, width: int, added: torch.Tensor) -> torch.Tensor:
+        return added.norm() / (2**0.5 * self.contexts[width].norm())
 
 
 def perturbation_of_first_image(

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from PIL import Image
 
 from hypernet.config import PATH_OPTIONS, TrainingConfig
+from hypernet.data.folder_repeats import absolute_folders
 from hypernet.formats.load_save import WEIGHTS_NAME, save_folder
 from hypernet.formats.webui import save_webui
 from hypernet.modeling.hypernetwork import Hypernetwork
@@ -47,17 +47,19 @@ class RunFolder:
         self.metrics = CsvLog(self.root / "metrics.csv", [])
         self.guard_log = CsvLog(self.root / "guard.csv", GUARD_COLUMNS)
         self.loss_plot = self.root / "loss.png"
+        self.page = self.root / "run.html"
         self.before_after = self.previews / "before_after.png"
         self.webui_file = self.root / f"{config.name}.pt"
         self.card = self.root / "README.md"
         self.wandb_id = self.root / "wandb_id"
         self.validation_images = self.root / "held_out.json"
         self.result = self.root / "result.json"  # written when the run has ended
+        self.extras: dict[str, Any] = {}  # what run.json says besides the options
         self.identity = RunIdentity(self.options, read_record(self.root))
         self._run_file = self.root / "run.json"
         self._exported = [self.root / "config.json", self.root / WEIGHTS_NAME, self.webui_file]
         self._tables = (self.losses, self.validation_losses, self.metrics, self.guard_log)
-        files = [self.loss_plot, self.card, self.wandb_id, self.validation_images, self.result]
+        files = [self.loss_plot, self.page, self.card, self.wandb_id, self.validation_images, self.result]
         files += [table.path for table in self._tables]
         # all but run.json, which is replaced last so that the folder always belongs to some run
         self._written = [self.checkpoints, self.best, self.previews, self.logs, self.root / "wandb"]
@@ -144,7 +146,7 @@ class RunFolder:
 
     def record(self, begun_by: dict[str, Any] | None) -> None:
         """Record the options; the one-time requests of the command then count as carried out."""
-        if read_record(self.root) != (content := {**self.options, BEGUN_BY: begun_by}):
+        if read_record(self.root) != (content := {**self.options, BEGUN_BY: begun_by, **self.extras}):
             write_json(self._run_file, content)
 
     def read_validation_images(self) -> Collection[str]:
@@ -261,11 +263,6 @@ class RunFolder:
         """Return the files of the hypernetwork."""
         return [path for path in self._exported if path.is_file()]
 
-    def save_image(self, image: Image.Image, path: Path) -> None:
-        """Write an image completely or not at all."""
-        with atomic_write(path) as temporary:
-            image.save(temporary, format="PNG")
-
 
 def find_checkpoint_damage(checkpoint: Path) -> str | None:
     """Return what is wrong with a checkpoint, or None if all that a resume needs is intact.
@@ -280,9 +277,10 @@ def find_checkpoint_damage(checkpoint: Path) -> str | None:
 def portable_options(config: TrainingConfig) -> dict[str, Any]:
     """Return all options with the paths of base model and images made absolute, so that they work from any folder."""
     options = dataclasses.asdict(config)
-    for key in PATH_OPTIONS:
-        if options[key] and Path(options[key]).exists():
+    for key in (*PATH_OPTIONS, "validation_prompts_file"):
+        if isinstance(options[key], str) and Path(options[key]).exists():
             options[key] = str(Path(options[key]).resolve())
+    options["train_data_dir"] = absolute_folders(config.train_data_dir)
     if config.lora:
         options["lora"] = [absolute_lora(lora) for lora in config.lora]
     return options

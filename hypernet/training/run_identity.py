@@ -32,6 +32,7 @@ Contents = dict[str, str]  # kind -> hash
 PLACES: dict[str, tuple[str, ...]] = {
     "images": ("train_data_dir", "dataset_name"),
     "captions": (),
+    "repeats": ("train_data_dir",),
     "templates": ("template",),
     "validation images": ("validation_data_dir",),
     "UNet": ("pretrained_model_name_or_path", "revision", "variant"),
@@ -41,7 +42,8 @@ PLACES: dict[str, tuple[str, ...]] = {
     "model configuration": (),
     "LoRAs": ("lora",),
 }
-MODEL_PARTS = tuple(PLACES)[4:]
+MODEL_PARTS = tuple(PLACES)[5:]
+ONCE = "1"  # the repeats of a run that repeats no image
 
 
 def data_contents(
@@ -50,17 +52,21 @@ def data_contents(
     validation: Sequence[ImageRecord],
     config: TrainingConfig,
 ) -> Contents:
-    """Return hashes of the images, regardless of names and order, of their captions, and of the templates.
+    """Return hashes of the images, regardless of names and order, of their captions and repeats, and of the templates.
 
     Args:
         records: all images of the source, those set aside for validation included.
         validation: the validation images.
     """
-    templates = read_templates(config.template)
-    uses_captions = any("[filewords]" in template for template in templates)
+    templates, of_images = read_templates(config.template), source.templates(config.template)
+    used = [(record.sha256, of_images[record.row]) for record in records]
+    uses_captions = any("[filewords]" in template for _, lines in used for template in lines)
+    own = [(digest, *lines) for digest, lines in used if lines != templates]
     captions = [(record.sha256, *source.captions[record.row]) for record in records] if uses_captions else []
     contents = {"images": _describe(records), "captions": parts_hash(sorted(captions))}
-    contents["templates"] = parts_hash(templates)
+    contents["templates"] = parts_hash(templates, *sorted(own))
+    repeated = sorted((record.sha256, record.repeats) for record in records if record.repeats > 1)
+    contents["repeats"] = parts_hash(*repeated) if repeated else ONCE
     if config.validation_data_dir:
         contents["validation images"] = _describe(validation)
     return contents
@@ -133,6 +139,7 @@ class TrainedWith:
         config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
         saved = progress.get("trained_with", {"options": _reported(record), "contents": {}})
         contents = saved["contents"] or {"UNet": config["base_model_hash"]}
+        contents.setdefault("repeats", ONCE)  # of an earlier version
         validation_images, batches = saved.get("validation_images", []), progress["batches"]["fingerprint"]
         digests = saved.get("image_digests", [])
         return cls(config["step"], saved["options"], contents, validation_images, batches, digests)
@@ -203,18 +210,22 @@ class RunIdentity:
             return [], None
         if batches and batches == self.before.batches:
             self.before.contents.setdefault("images", contents["images"])
-        differing, changed = [], []
+        differing: dict[str, tuple[str, list[str]]] = {}  # option -> its values, and what differs
+        changed = []
         new_images, new_captions = count_changes(self.before.image_digests, self.image_digests)
         for kind, content in contents.items():
             before = self.before.contents.get(kind)
-            moved = [option for option in PLACES[kind] if self.options[option] != self.record.get(option)]
+            moved = [option for option in PLACES[kind] if self.options.get(option) != self.record.get(option)]
             if before == content or (before is None and not moved):
                 continue
             if kind in MODEL_PARTS or moved:
-                named = [option for option in PLACES[kind] if self.options[option]]
-                option = [*moved, *named, "pretrained_model_name_or_path"][0]
-                values = f"was {self.record.get(option)}, now {self.options[option]}; " if moved else ""
-                differing.append(f"{option} ({values}{'other' if kind.endswith('s') else 'another'} {kind})")
+                given = [option for option in PLACES[kind] if self.options[option]]
+                option = [*moved, *given, "pretrained_model_name_or_path"][0]
+                both = self.record.get(option), self.options[option]
+                was, is_now = (" ".join(value) if isinstance(value, list) else value for value in both)
+                values = f"was {was}, now {is_now}; " if moved else ""
+                difference = f"{'different' if kind.endswith('s') else 'a different'} {kind}"
+                differing.setdefault(option, (values, []))[1].append(difference)
             elif kind == "images":
                 then, now = str(before).split()[0], content.split()[0]
                 count = f"{new_images} of {counted(int(now), 'image')}"
@@ -223,7 +234,10 @@ class RunIdentity:
             elif kind == "captions" and self.before.image_digests:
                 if new_captions:
                     changed.append(f"{new_captions} of {counted(len(self.image_digests), 'caption')}")
-            elif kind == "templates" or (kind == "captions" and not changed):  # other images have other captions
+            elif kind in ("templates", "repeats"):
+                changed.append(kind)
+            elif kind == "captions" and not changed:  # other images have other captions
                 changed.append(kind)
         note = f"changed since step {self.before.step}: {', '.join(changed)}; the run continues with the new contents"
-        return differing, note if changed else None
+        named = [f"{option} ({values}{', '.join(kinds)})" for option, (values, kinds) in differing.items()]
+        return named, note if changed else None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hypernet.config import CHANGEABLE, INEXACT, PATH_OPTIONS, TrainingConfig, parse_numbers, parse_size
+from hypernet.data.folder_repeats import split_folders
 from hypernet.formats.trained_folder import RUN_FILE
 from hypernet.stable_diffusion.loras import split_lora
 from hypernet.training.lr_schedule import parse_schedule
@@ -16,6 +17,8 @@ from hypernet.utils.reading import read_json_object
 Options = Mapping[str, Any]
 
 BEGUN_BY = "begun_by"  # in run.json: the options of the command whose --overwrite began the run
+PREVIEWS = "previews"  # in run.json: the prompts with all settings of their previews
+PREVIEW_SEED = "preview_seed"  # in run.json: the random seed of the previews, for their seed -1
 # Options that locate something; `run_identity` compares the contents
 PLACE_OPTIONS = {*PATH_OPTIONS, "lora", "template", "revision", "variant"} - {"init_from"}
 # Options whose changes are not reported: locations and memory use
@@ -32,6 +35,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "dropout_structure": parse_numbers,
     "widths": lambda text: sorted(set(parse_numbers(text))),
     "resolution": parse_size,
+    "validation_resolution": parse_size,
     **dict.fromkeys(SCHEDULES, lambda text: parse_schedule(text, NO_END)),
 }
 
@@ -171,18 +175,33 @@ def _same_training(before: Options, now: Options) -> bool:
     if now["mixed_precision"] is None:  # Accelerate's setting, whichever it is
         names = [name for name in names if name != "mixed_precision"]
     names_differ = now["name"] not in (before["name"], Path(now["output_dir"]).resolve().name)
-    places = [name for name in (*PLACE_OPTIONS, "init_from") if _names_another(before[name], now[name])]
+    places = [name for name in (*PLACE_OPTIONS, "init_from") if _names_others(name, before[name], now[name])]
     return not names and not names_differ and not places
 
 
+def _names_others(option: str, before: Any, now: Any) -> bool:
+    """Whether an option now names something else, or other repeats of the images."""
+    if option == "train_data_dir":
+        folders, others = (
+            split_folders(value if isinstance(value, list) else str(value or "")) for value in (before, now)
+        )
+        if [repeats for _, repeats in folders] != [repeats for _, repeats in others]:
+            return True
+        paths, other_paths = [path for path, _ in folders], [path for path, _ in others]
+    elif option == "lora":
+        paths, other_paths = (
+            [split_lora(str(text))[0] for text in loras] if isinstance(loras, list) else [] for loras in (before, now)
+        )
+    else:
+        paths, other_paths = [before], [now]
+    return len(paths) != len(other_paths) or any(map(_names_another, paths, other_paths))
+
+
 def _names_another(before: Any, now: Any) -> bool:
-    """Whether an option names something else now.
+    """Whether a path names something else now.
 
     A path that no longer exists counts as moved, and the same relative path from another place as copied.
     """
-    if isinstance(before, list) or isinstance(now, list):  # LoRAs
-        paths, others = ([split_lora(str(text))[0] for text in loras or []] for loras in (before, now))
-        return len(paths) != len(others) or any(map(_names_another, paths, others))
     if not before or not now:
         return (before or None) != (now or None)
     before, now = str(before), str(now)

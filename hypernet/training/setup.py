@@ -1,14 +1,8 @@
 """Everything that happens before the first step, in the order in which `train_hypernetwork.py` calls it."""
 
-import dataclasses
-from pathlib import Path
-
-import torch
-from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import set_seed
 
-from hypernet.config import TrainingConfig
+from hypernet.config import SIZE_MULTIPLE, TrainingConfig
 from hypernet.data.arrow_cache import check_cache_folder
 from hypernet.data.batch_sampler import EpochBatchSampler
 from hypernet.data.dataset import TrainingDataset, describe_data, encode_dataset
@@ -22,11 +16,12 @@ from hypernet.data.validation_split import (
     open_validation_folder,
     split_validation,
 )
+from hypernet.generation.preview_prompts import check_sizes, preview_prompts
 from hypernet.modeling.attachment import HypernetworkUNet
 from hypernet.modeling.hypernetwork import Hypernetwork
-from hypernet.stable_diffusion.base_model import BaseModel, identify_base_model
+from hypernet.stable_diffusion.base_model import identify_base_model
 from hypernet.stable_diffusion.loras import record_loras
-from hypernet.stable_diffusion.model import StableDiffusion, load_stable_diffusion, vae_dtype, weight_dtype
+from hypernet.stable_diffusion.model import StableDiffusion, load_stable_diffusion, vae_dtype
 from hypernet.stable_diffusion.model_source import ModelSource
 from hypernet.stable_diffusion.quantization import quantize
 from hypernet.training.accelerator import (
@@ -39,63 +34,28 @@ from hypernet.training.accelerator import (
 )
 from hypernet.training.checkpoint import Checkpointer
 from hypernet.training.compilation import check_compiler, check_shapes, compile_model, memory_format
+from hypernet.training.disk_forecast import check_disk
 from hypernet.training.ema import EMA
 from hypernet.training.failures import Failures
-from hypernet.training.init_from import InitialHypernetwork, load_init_from
+from hypernet.training.init_from import load_init_from
 from hypernet.training.model_card import check_hub_login
+from hypernet.training.model_checks import check_resolution, choose_widths
 from hypernet.training.optimizers import build_optimizer, check_optimizer
+from hypernet.training.preview_setup import (
+    check_samplers,
+    fill_placeholders,
+    fix_random_seed,
+    record_previews,
+    save_first_previews,
+)
 from hypernet.training.previews import Previewer
+from hypernet.training.run import Run, RunImages, Trainee
 from hypernet.training.run_folder import RunFolder
 from hypernet.training.run_identity import data_contents, image_digests, model_contents
-from hypernet.training.run_options import Orders, read_orders
+from hypernet.training.run_options import read_orders
+from hypernet.training.time_forecast import Stopwatch, describe_length
 from hypernet.training.trackers import Trackers, choose_trackers
 from hypernet.training.validation import ValidationLoss
-from hypernet.utils.errors import UserError
-
-
-@dataclasses.dataclass
-class Run:
-    """A run whose options have been checked against the machine and the files they name."""
-
-    config: TrainingConfig
-    accelerator: Accelerator
-    folder: RunFolder
-    base: BaseModel
-    widths: list[int]  # context widths to train
-    initial: InitialHypernetwork | None  # from --init_from
-    source: ImageSource
-    validation_source: ImageSource | None  # of --validation_data_dir
-    trackers: Trackers
-    failures: Failures
-    orders: Orders
-    checkpoint: Path | None  # to resume from
-    notes: list[str]  # on the checkpoint
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The precision of the frozen UNet."""
-        return weight_dtype(self.accelerator.mixed_precision)
-
-
-@dataclasses.dataclass
-class RunImages:
-    """The images of a run, indexed but not encoded."""
-
-    records: list[ImageRecord]
-    batches: EpochBatchSampler
-    validation_source: ImageSource | None
-    validation_records: list[ImageRecord]
-
-
-@dataclasses.dataclass
-class Trainee:
-    """The hypernetwork and everything that trains it."""
-
-    hypernetwork: Hypernetwork
-    bare_model: HypernetworkUNet  # the UNet with the hypernetwork attached
-    model: torch.nn.Module  # the same, prepared by Accelerate
-    optimizer: AcceleratedOptimizer
-    ema: EMA
 
 
 def start_run(config: TrainingConfig) -> Run:
@@ -111,6 +71,8 @@ def start_run(config: TrainingConfig) -> Run:
     base = identify_base_model(ModelSource.from_config(config))
     widths = choose_widths(config, base)
     check_resolution(config, base)
+    previews = preview_prompts(config)
+    check_sizes(previews, max(base.image_multiple, SIZE_MULTIPLE))
     folder = RunFolder(config)
     folder.check(orders.overwrite)
     checkpoint, notes = folder.find_checkpoint(orders.checkpoint)
@@ -123,7 +85,7 @@ def start_run(config: TrainingConfig) -> Run:
     failures = Failures(accelerator)
     if accelerator.is_main_process and folder.holds_run():
         folder.lock()
-    check_optimizer(config, accelerator.device)
+    state_ratio = check_optimizer(config, accelerator.device)
     if config.compile:
         check_compiler(accelerator.device)
     accelerator.print(describe_accelerator(accelerator))
@@ -141,33 +103,10 @@ def start_run(config: TrainingConfig) -> Run:
         orders=orders,
         checkpoint=checkpoint,
         notes=[*orders.notes, *notes],
+        state_ratio=state_ratio,
+        stopwatch=Stopwatch(config.compile),
+        previews=fix_random_seed(previews, folder, accelerator, orders.overwrite),
     )
-
-
-def choose_widths(config: TrainingConfig, base: BaseModel) -> list[int]:
-    """Return the context widths to train: all that the UNet has, or those asked for.
-
-    Raises:
-        UserError: if the UNet lacks one, or a layer would have no units.
-    """
-    available = base.context_widths
-    missing = sorted(set(config.requested_widths or []) - set(available))
-    if missing:
-        option = f"--init_from {config.init_from}" if config.init_from else f"--widths {config.widths}"
-        raise UserError(f"{option}: the UNet has no width {missing[0]}, only {','.join(map(str, available))}")
-    widths = config.requested_widths or available
-    for multiple in config.structure()["layer_structure"]:
-        if int(multiple * widths[0]) < 1:
-            problem = f"{multiple:g} times width {widths[0]} leaves no units"
-            raise UserError(f"--layer_structure {config.layer_structure}: {problem}")
-    return widths
-
-
-def check_resolution(config: TrainingConfig, base: BaseModel) -> None:
-    """Raise UserError if the sides of --resolution are not multiples of what the VAE needs."""
-    multiple = base.image_multiple
-    if any(side % multiple for side in config.size):
-        raise UserError(f"--resolution {config.resolution}: it must be a multiple of {multiple} for this model")
 
 
 def find_images(run: Run) -> RunImages:
@@ -188,19 +127,28 @@ def find_images(run: Run) -> RunImages:
                 run.source, run.validation_source, records, config, multiple, before
             )
     batches = EpochBatchSampler(
-        records, config.train_batch_size, config.seed, accelerator.num_processes, accelerator.process_index
+        records,
+        config.train_batch_size,
+        config.seed,
+        accelerator.num_processes,
+        accelerator.process_index,
+        rounds=config.repeats,
     )
     config.count_steps(len(batches))
     if config.compile:
         check_shapes(batches.shape_count)
         accelerator.print(f"--compile: each of {batches.shape_count} batch shapes takes some minutes to compile")
-    accelerator.print(describe_data(run.source, records, problems, batches, config))
+    description = describe_data(run.source, records, problems, batches, config)
+    accelerator.print(description)
     if validation_source is not None:
         accelerator.print(describe_validation(validation_source, validation_records))
+    begun = run.initial.hypernetwork.config.step if run.initial else 0
+    accelerator.print(describe_length(config, len(batches), begun), check_disk(run, records), sep="\n")
     contents = data_contents(run.source, found, validation_records, config)
     if note := run.folder.check_contents(contents, batches.fingerprint, image_digests(run.source, found)):
         accelerator.print(f"note: {note}")
-    return RunImages(records, batches, validation_source, validation_records)
+    run.previews = fill_placeholders(run.previews, run.source, records[0].row, str(config.name))
+    return RunImages(records, batches, validation_source, validation_records, description)
 
 
 def load_base_model(run: Run) -> StableDiffusion:
@@ -212,6 +160,7 @@ def load_base_model(run: Run) -> StableDiffusion:
     run.accelerator.print(f"Loading {run.base.describe()}")
     models = load_stable_diffusion(run.base, run.dtype, run.accelerator.device, keep_on_cpu=True)
     run.folder.check_contents(model_contents(models))  # before the UNet may be quantized
+    check_samplers(run.previews, models, run.accelerator)
     if run.config.gradient_checkpointing:
         models.unet.enable_gradient_checkpointing()
     return models
@@ -241,6 +190,7 @@ def create_folder(run: Run, images: RunImages) -> None:
     """
     if run.accelerator.is_main_process:
         run.folder.lock()
+        record_previews(run.previews, run.folder)
         run.folder.create(run.orders.overwrite, run.orders.begun_by)
         if images.validation_source is not None:
             names = {record.sha256: images.validation_source.name(record.row) for record in images.validation_records}
@@ -251,7 +201,7 @@ def create_folder(run: Run, images: RunImages) -> None:
 def place_models(run: Run, models: StableDiffusion, dataset: TrainingDataset) -> Previewer | None:
     """Quantize the UNet if asked to and bring it to the device; generate the previews without the hypernetwork."""
     config, device = run.config, run.accelerator.device
-    previewer = Previewer(models, config, run.accelerator, run.failures) if config.validation_prompt else None
+    previewer = Previewer(models, config, run.accelerator, run.failures, run.previews) if run.previews else None
     models.on_device(*([] if dataset.is_cached else models.text_encoders))
     if config.quantize:
         quantize(models.unet, config.quantize, run.dtype, device)
@@ -259,7 +209,9 @@ def place_models(run: Run, models: StableDiffusion, dataset: TrainingDataset) ->
     models.unet.to(device, memory_format=memory_format(device, config.compile))  # the VAE is back on the CPU by now
     if previewer is not None:
         run.accelerator.print("Generating previews without the hypernetwork")
-        previewer.base_previews = previewer.generate()
+        with run.stopwatch.timing("previews"):
+            previewer.base_previews = previewer.generate()
+        save_first_previews(run, previewer)
     return previewer
 
 

@@ -5,6 +5,7 @@ import importlib.metadata
 import math
 import os
 import secrets
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -186,7 +187,8 @@ def _log_previews(tracker: Any, rows: list[list[Image.Image]], prompts: Sequence
         columns = ["step", "prompt", "number", "preview"]
         cells = [(prompt, i, image) for row, prompt in zip(rows, prompts) for i, image in enumerate(row)]
         table = wandb.Table(columns, [[step, prompt, i, wandb.Image(image)] for prompt, i, image in cells])
-        images = [wandb.Image(image, caption=prompt) for prompt, _, image in cells]
+        padded = pad_to_same_size([image for *_, image in cells])  # W&B shows the images of a list at one size
+        images = [wandb.Image(image, caption=prompt) for image, (prompt, *_) in zip(padded, cells)]
         tracker.log({"previews": images, "preview_table": table}, step=step)  # the table compares runs by row
     elif tracker.name == "tensorboard":
         import numpy as np
@@ -194,6 +196,15 @@ def _log_previews(tracker: Any, rows: list[list[Image.Image]], prompts: Sequence
         for row, prompt in zip(rows, prompts):
             stacked = np.stack([np.asarray(image) for image in row])
             tracker.log_images({prompt: stacked}, step=step, dataformats="NHWC")
+
+
+def pad_to_same_size(images: Sequence[Image.Image]) -> list[Image.Image]:
+    """Return images on white, each centered, with the width and height of the largest."""
+    width, height = max(image.width for image in images), max(image.height for image in images)
+    padded = [Image.new("RGB", (width, height), "white") for _ in images]
+    for canvas, image in zip(padded, images):
+        canvas.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
+    return padded
 
 
 def wandb_mode() -> str | None:
@@ -214,5 +225,5 @@ def sync_line(run: "Run") -> str | None:
         return None
     folder = Path(run.dir).parent  # offline-run-DATE-ID; a resumed run has several
     several = len(list(folder.parent.glob(f"offline-run-*-{run.id}"))) > 1
-    target = folder.parent / f"offline-run-*-{run.id}" if several else folder
-    return f"W&B ran offline; after `wandb login`, upload the run with: wandb sync {target}"
+    place, name = shlex.quote(str(folder.parent)), f"offline-run-*-{run.id}" if several else folder.name
+    return f"W&B ran offline; after `wandb login`, upload the run with: wandb sync {place}/{name}"

@@ -24,6 +24,8 @@ REQUIRED = ["--pretrained_model_name_or_path", "model", "--train_data_dir", "ima
         (["--widths", "320,abc"], "--widths 320,abc.*'abc'"),
         (["--optimizer", "AdamV"], "--optimizer AdamV.*Adam"),
         (["--optimizer", "Prodigy"], "--optimizer Prodigy"),
+        (["--optimizer", "DAdaptAdam"], "--optimizer DAdaptAdam.*Prodigy"),
+        (["--optimizer", "SGDNesterov"], "--optimizer SGDNesterov.* SGD .*nesterov=true"),
         (["--optimizer", "SGD", "--use_8bit_adam"], "--use_8bit_adam.*--optimizer"),
         (["--adam_beta2", "1"], "--adam_beta2 1.0"),
         (["--snr_gamma", "0"], "--snr_gamma 0"),
@@ -45,7 +47,19 @@ REQUIRED = ["--pretrained_model_name_or_path", "model", "--train_data_dir", "ima
         (["--name", "con"], "--name con"),
         (["--output_dir", "out/None"], "--output_dir out/None.*--name"),
         (["--output_dir", "out/" + "x" * 248], "--output_dir out/x.*--name"),
-        (["--output_dir", "C:\\Users\\me\\out"], r"^--output_dir C:\\Users\\me\\out.* / .*--name"),
+        (["--output_dir", "C:\\Users\\me\\out"], r"^--output_dir C:\\Users\\me\\out: .*Windows"),
+        (["--output_dir", "D:/out", "--name=ink"], "^--output_dir D:/out: .*Windows"),
+        (["--output_dir", "out\\ink", "--name=ink"], "^--output_dir .* write out/ink$"),
+        (["--cache_dir", "D:\\cache"], "^--cache_dir .*Windows"),
+        (["--init_from", "E:\\a.pt"], "^--init_from .*Windows"),
+        (["--lora", "E:\\a.safetensors:0.5"], "^--lora .*Windows"),
+        (["--template", "C:\\t\\style.txt"], "^--template .*Windows"),
+        (["--lora", "ink.safetensors:0,5"], "^--lora .* ink.safetensors:0.5$"),
+        (["--output_dir", "$HOME/out"], r"^--output_dir .*\$HOME"),
+        (["--output_dir", "'out'"], "^--output_dir .* write out "),
+        (["--learning_rate", "5e-6:12,000"], "--learning_rate .*>>>000<<<"),
+        (["--learning_rate", "5e-6:12k"], "--learning_rate .*12000"),
+        (["--learning_rate", "1e\u20135"], "--learning_rate .*1e-5 "),
         (["--output_dir", "x" * 300, "--name=ink"], "--output_dir xxx"),
         (["--output_dir", ""], "--output_dir"),
         (["--train_data_dir", "x" * 300], "--train_data_dir xxx"),
@@ -58,12 +72,27 @@ REQUIRED = ["--pretrained_model_name_or_path", "model", "--train_data_dir", "ima
         (["--pretrained_model_name_or_path", ""], "--pretrained_model_name_or_path"),
         (["--dataset_name", "a/b"], "--train_data_dir images"),
         (["--image_column", "x"], "--image_column x.*--dataset_name"),
+        (
+            ["--train_data_dir", "", "--dataset_name=a/b", "--template=a [folder]"],
+            r"--template a \[folder\].*--train_data_dir",
+        ),
+        (["--flip_p", "1.5"], "--flip_p 1.5"),
+        (["--flip_p", "0.3", "--random_flip"], "--flip_p 0.3.*--random_flip"),
+        (["--flip_p", "0", "--random_flip"], "--flip_p 0.*--random_flip"),
+        (["--repeats", "0"], "--repeats 0"),
+        (["--train_data_dir", "images:0"], "--train_data_dir images:0"),
+        (["--train_data_dir", "images", "others", "--dataset_name=a/b"], "--train_data_dir images"),
         (["--tag_dropout", "1.5"], "--tag_dropout 1.5"),
+        (["--skip_connection=nearest", "--activate_output"], "--activate_output.*--skip_connection"),
+        (["--skip_connection=linear", "--weight_init=zero"], "weight_init zero.*skip_connection"),
         (["--caption_dropout", "-0.1"], "--caption_dropout -0.1"),
+        (["--caption_dropout", "10"], "--caption_dropout 10.* 0.1$"),
         (["--keep_tags", "1"], "--keep_tags 1.*--shuffle_tags"),
+        (["--tag_separator", ";"], "--tag_separator ;.*--shuffle_tags"),
+        (["--tag_separator", "", "--shuffle_tags"], "--tag_separator"),
         (["--caption_variants", "2"], "--caption_variants 2.*--shuffle_tags"),
         (["--filename_word_regex", "[a-"], r"--filename_word_regex \[a-"),
-        (["--template", "none.txt"], "--template none.txt"),
+        (["--template", "nothing.txt"], "--template nothing.txt"),
         (["--template", "styl"], "--template styl"),
         (["--template", "styl_e"], "--template styl_e.*style_filewords"),
         (["--template", "by [Name]"], r"--template by \[Name\].*\[name\]"),
@@ -99,7 +128,7 @@ def test_resolution_is_a_side_or_width_x_height(text, size):
     assert parse_config([*REQUIRED, "--resolution", text]).size == size
 
 
-@pytest.mark.parametrize("text, name", [("adamw", "AdamW"), ("ADAMW8BIT", "AdamW8bit"), ("sgd", "SGD")])
+@pytest.mark.parametrize("text, name", [("adamw", "AdamW"), ("ADAMW_8BIT", "AdamW8bit"), ("sgd", "SGD")])
 def test_optimizers_are_found_in_any_case(text, name):
     assert parse_config([*REQUIRED, "--optimizer", text]).optimizer == name
 
@@ -116,14 +145,33 @@ def test_optimizers_are_found_in_any_case(text, name):
         ("weight_init", "xavier normal", "xavier_normal"),
         ("layer_norm_init", "Ones", "ones"),
         ("layer_structure", "[1, 2, 1]", "1, 2, 1"),
+        ("dropout_structure", "[0, 0.3, 0]", "0, 0.3, 0"),
+        ("dropout_structure", "use_dropout", "0,0.3,0"),
+        ("dropout_structure", "True", "0,0.3,0"),
+        ("dropout_structure", "0.15", "0,0.15,0"),
+        ("dropout_structure", "None", None),
+        ("dropout_structure", "false", None),
+        ("clip_grad_mode", "disabled", "none"),
+        ("clip_grad_mode", "None", "none"),
+        ("lr_scheduler", "Cosine with restarts", "cosine_with_restarts"),
+        ("prediction_type", "v-prediction", "v_prediction"),
         ("layer_structure", "(1,1.5,1)", "1,1.5,1"),
         ("widths", "[320,640]", "320,640"),
+        ("widths", "['768', '320',]", "768, 320"),
+        ("report_to", "off", "none"),
         ("crop", "Random", "random"),
         ("mixed_precision", "BF16", "bf16"),
+        ("mixed_precision", "BFLOAT_16", "bf16"),
+        ("mixed_precision", "fp32", "no"),
     ],
 )
 def test_accepts_the_webuis_words_in_any_case(flag, text, meant):
     assert getattr(parse_config([*REQUIRED, f"--{flag}", text]), flag) == meant
+
+
+def test_one_dropout_is_for_every_inner_layer():
+    config = parse_config([*REQUIRED, "--layer_structure=1, 2, 2, 1", "--dropout_structure=0.1"])
+    assert config.structure()["dropout_structure"] == [0, 0.1, 0.1, 0]
 
 
 @pytest.mark.parametrize(
@@ -147,3 +195,30 @@ def test_8bit_adam_is_an_optimizer_of_its_own():
 
 def test_name_defaults_to_the_output_folder():
     assert parse_config([*REQUIRED, "--output_dir", "out/ink"]).name == "ink"
+
+
+def test_a_flip_probability_of_one_half_is_random_flip():
+    for flags, expected in [
+        ([], (False, None, 0.0)),
+        (["--random_flip"], (True, None, 0.5)),
+        (["--flip_p=0.5"], (True, None, 0.5)),
+        (["--flip_p=0.5", "--random_flip"], (True, None, 0.5)),
+        (["--flip_p=0"], (False, None, 0.0)),
+        (["--flip_p=0.3"], (False, 0.3, 0.3)),
+    ]:
+        config = parse_config([*REQUIRED, *flags])
+        assert (config.random_flip, config.flip_p, config.flip_probability) == expected
+
+
+def test_folders_must_not_hold_what_the_run_writes_or_validates(tmp_path, monkeypatch):
+    for name in ("a", "b/v", "c"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    flags = [*REQUIRED, "--train_data_dir", "a", "b:2"]
+    for flag, named in (
+        ("--validation_data_dir=b/v", "--validation_data_dir b/v"),
+        ("--output_dir=b/o", "--output_dir b/o"),
+    ):
+        with pytest.raises(UserError, match=f"^{named}: .*--train_data_dir"):
+            parse_config([*flags, flag])
+    assert parse_config([*flags, "--validation_data_dir=c"]).train_data_dir == ["a", "b:2"]

@@ -16,9 +16,11 @@ import convert_to_webui
 import hypernet
 from hypernet import Hypernetwork, UserError, save_webui
 from hypernet.cli.training_options import parse_config
+from hypernet.formats.webui_optimizer import short_hash
 from hypernet.training.init_from import load_init_from
 from tests.helpers.scripts import REPO, one_line_error, run, same_weights, train_here, unexpected
-from tests.helpers.tiny_models import tiny_hypernetwork
+from tests.helpers.tiny_models import TINY_WIDTHS, tiny_hypernetwork
+from tests.helpers.webui_files import save_residual
 
 
 def convert(*arguments):
@@ -132,6 +134,36 @@ def test_init_from_takes_the_files_structure_and_refuses_another(trained, models
     ]:
         with pytest.raises(UserError, match=named):
             load_init_from(parse_config([*flags, *more]))
+
+
+@pytest.mark.parametrize("upsample", [None, "Linear"])
+def test_a_residual_file_of_the_extension_is_trained_further_as_one(models_dir, images_dir, tmp_path, upsample):
+    """Also across an interruption, with the extension's optimizer state, which leaves the skip connections out."""
+    path = tmp_path / "style.pt"
+    data = save_residual(path, TINY_WIDTHS, upsample=upsample, activation_func="relu", step=5)
+    tensors = [data[width][part] for width in TINY_WIDTHS for part in (0, 1)]
+    trained = [tensor.clone() for module in tensors for name, tensor in module.items() if ".linear." in name]
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(tensor) for tensor in trained], lr=1e-3)
+    for parameter in optimizer.param_groups[0]["params"]:
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    state = {"optimizer_name": "AdamW", "hash": short_hash(path), "optimizer_state_dict": optimizer.state_dict()}
+    torch.save(state, tmp_path / "style.pt.optim")
+
+    flags = ["--learning_rate=1e-2", "--checkpointing_steps=1", f"--init_from={path}"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for output, steps in ((whole, 7),) if upsample else ((whole, 7), (parts, 6), (parts, 7)):
+        said = train_here(models_dir, images_dir, output, *flags, f"--max_train_steps={steps}")
+        assert ("linear" if upsample else "nearest") in said or output == parts
+    assert not same_weights(whole, path) and (upsample or same_weights(whole, parts))
+    moments = torch.load(whole / "checkpoints" / "step-000007" / "optimizer.bin", weights_only=True)["state"]
+    assert {float(moment["step"]) for moment in moments.values()} == {2.0 if upsample else 3.0}
+    after = torch.load(whole / "whole.pt", weights_only=True)
+    assert after["skip_connection"] is True and after["upsample_linear"] == upsample and after["step"] == 7
+    assert list(after[12][0]) == list(data[12][0])
+    assert "MonkeyPatch" in (whole / "README.md").read_text() and "MonkeyPatch" in convert(whole)
+    if upsample:
+        assert "--with_optimizer" in refused(whole, tmp_path / "x.pt", "--with_optimizer")
 
 
 def test_inspect_reports_files_and_folders(trained, tmp_path):
@@ -266,11 +298,14 @@ def places(trained, models_dir, tmp_path):
         ("--average {a} {a}", "--average"),
         ("{a} {b} --average {a} {a}", "--average.* {b}"),
         ("{b} --average {a}", "--average"),
-        ("{b} --average {a}:0,6 {a}", "--average.* 0,6"),
+        ("{b} --average {a}:0,4 {a}", r"--average .*0,4.*a\.pt:0\.4$"),
         ("{a} {b} --with_optimizer", "--with_optimizer.* checkpoints/"),
         ("{trained} {b} --with_optimizer --half", "--with_optimizer.* --half"),
         ("{trained} {dir}/c --with_optimizer", "--with_optimizer.* .pt"),
         # LoRAs
+        ("{a} {dir}/new.safetensor", r"new\.safetensor: .*new\.safetensors[?]"),
+        ("{a} {dir}/new.p", r"new\.p: .*new\.pt[?]"),
+        ("{a} 'C:\\new.pt'", "Windows"),
         ("{dir}/relu.pt {dir}/c.pt --to_lora 4", "--to_lora.* .safetensors"),
         ("{dir}/relu.pt {new} --to_lora 0", "--to_lora 0"),
         ("{a} {new} --to_lora 4 --steps 0", "--steps 0"),

@@ -123,7 +123,7 @@ def test_a_signal_in_the_middle_of_a_measurement(models_dir, images_dir, tmp_pat
         printed = train_here(models_dir, images_dir, run, *flags)
     assert len(calls) == call and re.search(r"SIGTERM .*\b2;", printed), printed
     assert step_of(run) == 2 and [path.name for path in (run / "checkpoints").iterdir()] == ["step-000002"]
-    assert not list((run / "previews").iterdir()) and not list(run.rglob(".*.tmp"))
+    assert [path.name for path in (run / "previews").iterdir()] == ["step-000000.png"] and not list(run.rglob(".*.tmp"))
     assert read_csv(run / "validation_loss.csv", "step") == ([0, 2] if during == "previews" else [0])
     train_here(models_dir, images_dir, run, *flags)
     last = "checkpoints/step-000006"

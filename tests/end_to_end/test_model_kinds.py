@@ -114,7 +114,8 @@ def test_the_whole_script_on_sdxl(models_dir, mixed_dir, tmp_path):
     flags = ["--max_train_steps=4", "--learning_rate=1e-3", "--train_batch_size=2", "--checkpointing_steps=2"]
     flags += ["--name=ink", "--aspect_buckets", "--random_flip", "--caption_dropout=0.3", "--validation_split=0.2"]
     flags += ["--validation_prompt=a cat", "--validation_inference_steps=2", "--validation_steps=2"]
-    flags += ["--template=[filewords], by [name], " + "tree " * 40]
+    flags += ["--template=[filewords], by [name], " + "tree " * 40, "--validation_negative_prompt=blue"]
+    flags += ["--validation_sampler=Euler a", "--validation_resolution=64x96"]
     whole, resumed = tmp_path / "whole", tmp_path / "ink"
     train_here(models_dir, mixed_dir, whole, *flags, model="xl")
     shutil.copytree(whole, resumed)

@@ -278,3 +278,41 @@ def test_a_full_disk_ends_with_what_is_saved(project, monkeypatch):
         train_in(project, 4)
     assert re.search("step 4 is not saved.*step-000002", str(error.value))
     assert resumed_at(train_in(project, 2)) == 2 and step_of(project / "out" / "out.pt") == 2
+
+
+def test_several_folders_with_repeats_resume_exactly_where_they_have_moved_to(finished, tmp_path):
+    project = tmp_path / "project"
+    shutil.copytree(finished / "model", project / "model")
+    for folder, left_out in (("cats/3_calm", range(4)), ("others", range(4, 8))):
+        ignore = shutil.ignore_patterns(*(f"{i}.png" for i in left_out))
+        shutil.copytree(finished / "images", project / folder, ignore=ignore)
+    (project / "others" / "template.txt").write_text("[folder], [filewords]\n")
+    options = ["--learning_rate=1e-3", "--train_batch_size=3", "--checkpointing_steps=5", "--logging_steps=1"]
+    options += ["--flip_p=0.3", "--latent_sampling=random", "--dropout_structure=0,0.3,0", "--activation=relu"]
+    options += [f"--cache_dir={tmp_path / 'cache'}", "--name=x"]
+
+    def train(out, folders, *flags):
+        paths = ["--train_data_dir", *(project / folder for folder in folders)]
+        printed = train_here(project, "", project / out, *options, *paths, *flags, model="model")
+        rows = read_csv(project / out / "hypernetwork_loss.csv")
+        return printed, [(int(row["epoch"]), int(row["epoch_step"])) for row in rows], [row["loss"] for row in rows]
+
+    # an epoch has 4 images three times and 4 images twice, so 7 batches
+    folders = ["cats", "others:2"]
+    _, places, losses = train("whole", folders, "--num_train_epochs=2")
+    assert places == [(epoch, step) for epoch in range(2) for step in range(7)]
+    _, places, counted = train("counted", folders, "--num_train_epochs=1", "--repeats=2")
+    assert places == [(0, step) for step in range(14)]
+    assert counted == losses and same_weights(project / "counted", project / "whole")
+
+    shutil.copytree(project / "whole", project / "killed")
+    for step in (10, 14):
+        shutil.rmtree(project / "killed" / "checkpoints" / f"step-{step:06d}")
+    (project / "cats").rename(project / "dogs")
+    (project / "moved").mkdir()
+    (project / "others").rename(project / "moved" / "others")
+    with pytest.raises(UserError, match="differing: train_data_dir "):
+        train("killed", ["dogs", "moved/others:3"], "--num_train_epochs=2")
+    printed, _, resumed = train("killed", ["dogs", "moved/others:2"], "--num_train_epochs=2")
+    assert resumed_at(printed) == 5 and "epoch begins" not in printed and "changed since" not in printed
+    assert resumed == losses and same_weights(project / "killed", project / "whole")

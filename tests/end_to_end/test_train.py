@@ -149,10 +149,14 @@ def test_two_processes_equal_one_with_the_same_total_batch(models_dir, images_di
     flags += ["--weight_init=kaiming_normal", "--checkpointing_steps=15", f"--adam_epsilon={ADAM_EPSILON}"]
     flags += ["--validation_split=0.3", "--validation_loss_steps=10", "--validation_inference_steps=2"]
     flags += ["--validation_prompt", "a cat", "a dog", "a fish"]
-    said = train_here(models_dir, images_dir, tmp_path / "one", "--train_batch_size=4", *flags)
+    flags += ["--validation_sampler=DPM++ 2M", "--validation_resolution=64x96"]
+    two = ["--train_batch_size=2", "--validation_seed=-1", *flags]
+    train(models_dir, images_dir, tmp_path / "two", *two, launch=LAUNCH_TWO)
+    seed = json.loads((tmp_path / "two" / "run.json").read_text())["preview_seed"]
+    one = ["--train_batch_size=4", f"--validation_seed={seed}", *flags]
+    said = train_here(models_dir, images_dir, tmp_path / "one", *one)
     sizes = re.findall(r"^ *\d+x\d+ +(\d+) +\d+$", said, re.M)
     assert "1" in sizes and any(int(count) >= 4 for count in sizes)
-    train(models_dir, images_dir, tmp_path / "two", "--train_batch_size=2", *flags, launch=LAUNCH_TWO)
     for folder in ("", "best", "checkpoints/step-000015"):
         one, two = (hypernet.load(tmp_path / run / folder).state_dict() for run in ("one", "two"))
         assert all((one[key] - two[key]).abs().max() < 1e-6 for key in one), folder
@@ -200,6 +204,7 @@ def test_a_run_writes_everything_the_readme_lists(models_dir, images_dir, tmp_pa
         "README.md",
         "hypernetwork_loss.csv",
         "loss.png",
+        "run.html",
         "previews/before_after.png",
         "previews/step-000002.png",
         "checkpoints/step-000002/optimizer.bin",

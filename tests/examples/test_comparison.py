@@ -9,6 +9,7 @@ import pytest
 
 from examples.comparison.grid import read_grid
 from examples.comparison.page import write_page
+from examples.comparison.previews import own_prompts
 from examples.comparison.results import Result
 from examples.comparison.runs import Run, Runner, same_options
 from examples.comparison.table import build_table, group_runs
@@ -74,7 +75,7 @@ def test_values_are_text_and_names_are_those_of_earlier_versions(tmp_path, model
     assert [configs[0].layer_norm, configs[0].learning_rate, configs[0].snr_gamma] == [True, "0.001", None]
     options = found[0].options
     assert [options["layer_norm"], options["learning_rate"], options["snr_gamma"]] == [True, 0.001, None]
-    assert same_options({**options, "layer_norm": "yes", "resolution": 64, "name": "x"}, options)
+    assert same_options({**options, "layer_norm": "yes", "resolution": 64, "name": "x", "activation": "None"}, options)
     assert not same_options({**options, "seed": 1}, options) and not same_options(None, options)
 
 
@@ -157,3 +158,16 @@ def test_values_that_look_alike_when_shortened_are_not_grouped():
     results = [make_result(f"{'x' * 60}{end} 0", val_loss=loss) for end, loss in (("a", 0.2), ("b", 0.4))]
     groups = group_runs(results)
     assert [len(group.results) for group in groups] == [1, 1] and len(groups[0].values["activation"]) == 40
+
+
+# --- Images
+
+
+def test_each_run_gets_its_own_name_in_the_prompts():
+    prompts = ["a cat by ink", "a dog"]
+    best = {"name": "ink", "previews": [{"prompt": prompt} for prompt in prompts]}
+    other = {"name": "neon", "previews": [{"prompt": "a cat by neon"}, {"prompt": "a dog"}]}
+    assert own_prompts(other, best, prompts) == ["a cat by neon", "a dog"]
+    assert own_prompts({**other, "previews": [{"prompt": "a fish by neon"}]}, best, prompts) == prompts
+    assert own_prompts({}, best, prompts) == own_prompts(other, {}, prompts) == prompts
+    assert own_prompts(other, {}, ["a cat by [name]"]) == ["a cat by neon"]

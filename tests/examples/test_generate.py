@@ -45,6 +45,24 @@ def test_generates_what_diffusers_does_and_again_from_the_infotext(models_dir, h
     assert [path.rpartition("-")[2] for path in other] == ["2.png"] * 3 and max_difference(other[2], paths[2]) > 1
 
 
+def test_a_stack_file_generates_what_its_hypernetworks_do(models_dir, hypernetworks_dir, tmp_path):
+    for name in ("other.pt", "ink"):
+        (tmp_path / name).symlink_to(hypernetworks_dir / name)
+    (tmp_path / "both.hns").write_text("[('other', 0.5), ('ink', 0.8)]")
+    flags = ["--model", models_dir / "epsilon", "--steps=2", "--size=64", "--output_dir", tmp_path / "out", "--prompt"]
+    [expected] = run_main(
+        generate, [*flags, "a star", "--hypernetwork", tmp_path / "other.pt", tmp_path / "ink", "--strength", 0.5, 0.8]
+    )
+    [stacked] = run_main(generate, [*flags, "a star", "--hypernetwork", tmp_path / "both.hns"])
+    assert max_difference(stacked, expected) == 0
+    prompt, _, fields = parse_infotext(read_png_infotext(stacked))
+    assert prompt == "a star <hypernet:both:1>" and "both: " in fields["Hypernet hashes"]
+    assert run_main(generate, [*flags, prompt, "--hypernetwork_dir", tmp_path]) == [stacked]
+    (tmp_path / "mean.hns").write_text("{'other': 0.5, 'ink': 0.8}")
+    [mean] = run_main(generate, [*flags, "a star", "--hypernetwork", tmp_path / "mean.hns"])
+    assert max_difference(mean, stacked) > 0
+
+
 @pytest.mark.parametrize(
     "flags, named",
     [

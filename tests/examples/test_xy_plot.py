@@ -160,7 +160,7 @@ def test_refuses(tmp_path, flags, named):
 @pytest.mark.parametrize(
     "words, noted",
     [
-        (["strength", "0,5", "1"], "--x strength 0,5"),
+        (["strength", "1,5", "1"], "--x strength 1,5"),
         (["guidance", "1-3", "7,5"], "--x guidance 7,5"),
         (["prompt", "a", "red", "cat"], "--x prompt a red cat"),
         (["strength", "0,0.5,1"], None),

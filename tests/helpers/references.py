@@ -1,6 +1,9 @@
 """Plain re-computations of a hypernetwork, as references to compare with."""
 
+import itertools
+
 import torch
+import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 
 SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
@@ -52,6 +55,27 @@ def plain_mlp(state_dict, x, structure, activation, layer_norm, activate_output,
             position += 1
     assert position > max(int(name.split(".")[1]) for name in state_dict)
     return x
+
+
+def extension_output(weights, x, strength=1.0, function=lambda x: x, layer_norm=False):
+    """Return a context as the Hypernetwork-MonkeyPatch-Extension transforms it, from a residual module's state dict.
+
+    Its layers add their input, resized or multiplied, to Linear, LayerNorm and activation; the result is interpolated
+    between the context and the output of the last layer.
+    """
+    output = x
+    for i in itertools.count():
+        layer, skip = f"linear.{i}.linear", f"linear.{i}.upsample_layer.weight"
+        if f"{layer}.0.weight" not in weights:
+            return x + strength * (output - x)
+        added = F.linear(output, weights[f"{layer}.0.weight"], weights[f"{layer}.0.bias"])
+        if skip in weights:
+            skipped = F.linear(output, weights[skip])
+        else:
+            skipped = F.interpolate(output, size=added.shape[-1], mode="nearest-exact")
+        if layer_norm:
+            added = F.layer_norm(added, added.shape[-1:], weights[f"{layer}.1.weight"], weights[f"{layer}.1.bias"])
+        output = skipped + function(added)
 
 
 def with_hooks(unet, stack):

@@ -1,21 +1,39 @@
 """The summary that a run prints when it ends."""
 
+import math
 import types
 from pathlib import Path
 
 import pytest
 
-from hypernet.training.monitor import NEXT_TO_NOTHING, Monitor
+from hypernet.config import TrainingConfig
+from hypernet.training.monitor import Monitor
 
 
-@pytest.mark.parametrize(
-    "best, advises", [(0.5, False), (1.99, False), (2 * (1 - NEXT_TO_NOTHING / 2), True), (2.0, True), (2.1, True)]
-)
-def test_advises_if_next_to_nothing_was_learned(best, advises):
-    guard = types.SimpleNamespace(best_loss=best, best_step=9, last_loss=best)
+def summary(change, base_loss, best_loss, rollbacks=0):
+    """Return the lines of a run that ended so."""
+    guard = types.SimpleNamespace(best_loss=best_loss, best_step=9, last_loss=best_loss, rollbacks=rollbacks)
     monitor = types.SimpleNamespace(
-        validation="images", guard=guard, base_loss=2.0, folder=types.SimpleNamespace(best="best")
+        validation=None if math.isnan(base_loss) else "images",
+        guard=guard,
+        base_loss=base_loss,
+        change=change,
+        config=TrainingConfig(),
+        folder=types.SimpleNamespace(best="best"),
     )
-    line, *advice = Monitor.summary(monitor).splitlines()
-    assert "2 " in line and str(Path("best")) in line
-    assert len(advice) == advises and all("--learning_rate" in each for each in advice)
+    return Monitor.summary(monitor)
+
+
+def test_names_both_losses_and_the_best_state():
+    (line,) = summary(0.5, 2.0, 0.5)
+    assert "2 " in line and "0.5 " in line and str(Path("best")) in line
+    assert summary(0.5, math.nan, math.inf) == []
+
+
+@pytest.mark.parametrize("base_loss, best_loss", [(2.0, 1.9), (2.0, 2.0), (math.nan, math.inf)])
+def test_says_that_next_to_nothing_was_learned(base_loss, best_loss):
+    assert "--learning_rate" in summary(0.001, base_loss, best_loss)[-1]
+
+
+def test_a_state_that_the_guard_has_restored_is_not_held_against_the_run():
+    assert len(summary(0.001, 2.0, 1.0, rollbacks=1)) == 1

@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from hypernet.cli.option_checks import OPTIMIZER_PACKAGES, _class_names
+from hypernet.cli.optimizer_names import OPTIMIZER_PACKAGES, _class_names
 from hypernet.cli.training_options import parse_config
 from hypernet.training.optimizers import build_optimizer, check_optimizer, clip_gradients, find_class
 from hypernet.utils.errors import UserError
@@ -147,3 +147,10 @@ def test_clipping_equals_torch(mode, threshold):
             weight.grad.clamp_(-threshold, threshold)
     assert torch.allclose(clip_gradients(Accelerator(cpu=True), ours, mode, threshold), norm)
     assert all(torch.allclose(a.grad, b.grad) for a, b in zip(ours, theirs))
+
+
+@pytest.mark.parametrize(
+    "flags, ratio", [([], 2), (["--optimizer=SGD"], 0), (["--optimizer=SGD", "--optimizer_args", "momentum=0.9"], 1)]
+)
+def test_the_size_of_the_optimizers_state_is_measured(flags, ratio):
+    assert check_optimizer(parse_config([*REQUIRED, *flags]), CPU) == ratio

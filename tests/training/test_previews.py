@@ -12,7 +12,7 @@ from hypernet.config import TrainingConfig
 from hypernet.stable_diffusion.model import latents_pipeline
 from hypernet.training import previews
 from hypernet.training.previews import Previewer
-from tests.helpers.tiny_models import open_models, tiny_pipeline, tiny_vae
+from tests.helpers.tiny_models import LONG_PROMPT, open_models, tiny_pipeline, tiny_vae
 
 
 @pytest.mark.parametrize("tiled", [False, True])
@@ -60,3 +60,11 @@ def test_preview_size_follows_the_vae(tmp_path):
     pipe.save_pretrained(tmp_path)
     models = open_models(tmp_path)
     assert latents_pipeline(models).vae_scale_factor == models.base.image_multiple == 2
+
+
+def test_a_truncated_negative_prompt_is_noted(models_dir, capsys):
+    models = open_models(models_dir / "epsilon", max_token_chunks=1)
+    for words in ("blue", LONG_PROMPT):
+        config = TrainingConfig(resolution="64", validation_prompt=["a cat"], validation_negative_prompt=words)
+        Previewer(models, config, Accelerator(cpu=True))
+        assert ("--max_token_chunks 1 " in capsys.readouterr().out) == (words == LONG_PROMPT)

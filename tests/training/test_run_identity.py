@@ -1,5 +1,7 @@
 """Contents of a run compared with those its checkpoint was trained with."""
 
+import json
+
 import pytest
 import torch
 
@@ -61,6 +63,11 @@ class Source:
     """Stands for an `ImageSource`."""
 
     captions = [("a cat",), ("a dog",), ("a cat", "a kitten")]
+    words = ["", "", ""]
+
+    @classmethod
+    def templates(cls, template):
+        return [[template.replace("[folder]", words)] for words in cls.words]
 
 
 class Options:
@@ -77,6 +84,41 @@ def test_images_and_captions_do_not_depend_on_names_and_order():
     records[1].row = 0  # another caption
     changed = data_contents(Source, records, [], Options)
     assert changed["images"] == contents["images"] and changed["captions"] != contents["captions"]
+
+
+def test_repeats_and_templates_of_folders_belong_to_the_contents(monkeypatch):
+    records = [ImageRecord(row, f"{row}" * 64, 64, 64, False, (64, 64)) for row in range(3)]
+    once = data_contents(Source, records, [], Options)
+    monkeypatch.setattr(Source, "words", ["cats", "dogs", "cats"])
+    assert data_contents(Source, records, [], Options) == once  # the template does not use them
+    monkeypatch.setattr(Options, "template", "[filewords], a [folder]")
+    in_folders = data_contents(Source, records, [], Options)
+    assert data_contents(Source, records[::-1], [], Options) == in_folders
+    monkeypatch.setattr(Source, "words", ["cats", "dogs", "dogs"])
+    moved = data_contents(Source, records, [], Options)
+    assert {kind for kind in moved if moved[kind] != in_folders[kind]} == {"templates"}
+    records[1].repeats = 3
+    repeated = data_contents(Source, records, [], Options)
+    assert {kind for kind in moved if moved[kind] != repeated[kind]} == {"repeats"}
+    records[1].repeats, records[2].repeats = 1, 3
+    assert data_contents(Source, records, [], Options)["repeats"] not in (repeated["repeats"], once["repeats"])
+
+
+def test_other_repeats_are_another_run_if_the_option_says_so(tmp_path):
+    contents, once = {"repeats": "x"}, {"repeats": "1"}
+    assert compare(contents, CONTENTS | once, train_data_dir="/a/images:2")[0] == ["train_data_dir"]
+    assert compare(once, CONTENTS | once, train_data_dir="/b/images") == ([], None)
+    assert compare(contents, CONTENTS | contents, train_data_dir=["/b/images:2", "/c"]) == ([], None)
+    both = compare(contents | {"images": "4 z"}, CONTENTS | once, train_data_dir="/b")[0]
+    assert both == ["train_data_dir"]  # named once
+    differing, note = compare(contents, CONTENTS | once)  # the folder was renamed to 2_cats
+    assert differing == [] and "repeats" in note
+    checkpoint = tmp_path / "step-000005"
+    checkpoint.mkdir()
+    (checkpoint / "config.json").write_text('{"step": 5, "base_model_hash": "d"}')
+    saved = {"options": {}, "contents": {"images": "3 a"}}  # by an earlier version
+    (checkpoint / "progress.json").write_text(json.dumps({"trained_with": saved, "batches": {"fingerprint": "h"}}))
+    assert TrainedWith.read(checkpoint, {}).contents == {"images": "3 a", "repeats": "1"}
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,23 @@ def test_overwrite_with_another_folder_of_images_replaces(project):
     assert asked_for(project, "--overwrite", "--pretrained_model_name_or_path=somebody/model") == "overwrite"
 
 
+def test_several_folders_are_remembered_with_their_repeats_and_order(project, tmp_path_factory):
+    (project / "more").mkdir()
+
+    def folders(root, *names):
+        return ["--train_data_dir", *(str(root / name) for name in names)]
+
+    begin(project, "--overwrite", *folders(project, "images", "more:2"))
+    record = read_record(project / "run")
+    assert record["train_data_dir"] == [str(project / "images"), f"{project / 'more'}:2"]
+    assert asked_for(project, "--overwrite", *folders(project, "images", "more:2")) == "latest"
+    for names in (["images", "more"], ["images", "more:3"], ["images"], ["more:2", "images"], ["images:2", "more:2"]):
+        assert asked_for(project, "--overwrite", *folders(project, *names)) == "overwrite", names
+    moved = project.rename(tmp_path_factory.mktemp("elsewhere") / "project")
+    assert asked_for(moved, "--overwrite", *folders(moved, "images", "more:2")) == "latest"
+    assert asked_for(moved, "--overwrite", "--repeats=3", *folders(moved, "images", "more:2")) == "latest"
+
+
 def test_runs_begun_by_an_earlier_version_with_overwrite_resume(project):
     begin(project, "--overwrite", "--mixed_precision=no")
     path = project / "run" / "run.json"

@@ -1,14 +1,17 @@
 """What trackers receive; a broken file or tracker prints one line and does not end the run."""
 
 import json
+import shlex
+import types
 
 import pytest
 from accelerate import Accelerator
+from PIL import Image
 
 from hypernet.cli.training_options import parse_config
 from hypernet.training.failures import Failures
 from hypernet.training.run_folder import RunFolder
-from hypernet.training.trackers import Trackers, wandb_run
+from hypernet.training.trackers import Trackers, pad_to_same_size, sync_line, wandb_run
 from tests.helpers.scripts import train_here
 from tests.helpers.wandb_files import read_records
 
@@ -66,6 +69,26 @@ def test_an_id_without_a_name_is_kept(tmp_path):
     folder.wandb_id.write_text("abc123")
     run = wandb_run(config, folder, "label")
     assert (run["id"], run["name"]) == ("abc123", "label")
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_the_upload_command_names_the_run_folder_whatever_its_name(tmp_path, resumed):
+    folders = [tmp_path / "a run #1" / "wandb" / f"offline-run-{day}-abc" for day in range(1 + resumed)]
+    for folder in folders:
+        (folder / "files").mkdir(parents=True)
+    run = types.SimpleNamespace(dir=str(folders[0] / "files"), id="abc", settings=types.SimpleNamespace(mode="offline"))
+    last_word = shlex.split(sync_line(run))[-1]
+    assert set(tmp_path.glob(last_word.removeprefix(f"{tmp_path}/"))) == set(folders)
+
+
+def test_previews_of_several_sizes_are_whole_at_one_size():
+    images = [Image.effect_noise(size, 50).convert("RGB") for size in ((16, 24), (24, 16), (8, 8))]
+    padded = pad_to_same_size(images)
+    assert {image.size for image in padded} == {(24, 24)}
+    for image, whole in zip(images, padded):
+        left, top = (24 - image.width) // 2, (24 - image.height) // 2
+        assert whole.crop((left, top, left + image.width, top + image.height)).tobytes() == image.tobytes()
+    assert pad_to_same_size(images[:1])[0].tobytes() == images[0].tobytes()
 
 
 def test_a_tracker_that_fails_is_reported_once_per_stretch(tmp_path, capsys):
