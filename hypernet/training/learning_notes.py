@@ -34,6 +34,8 @@ def learning_note(config: TrainingConfig, change: float | None, base_loss: float
     without = "without the hypernetwork"
     if best_loss >= base_loss:
         return f"the validation loss was never better than {without}: try another --learning_rate, with --overwrite"
+    if steps < FEW_STEPS:
+        return None
     problem = f"the validation loss is hardly better than {without}"
     if change is not None and change >= CLEAR_CHANGE:
         what = f"though training has changed the contexts by {100 * change:.2g}%"

@@ -168,6 +168,7 @@ def test_cells_for_colab(tmp_path, monkeypatch):
     module = types.ModuleType("google.colab")
     module.drive = types.SimpleNamespace(mount=calls.append)
     module.files = types.SimpleNamespace(upload=upload, download=calls.append)
+    monkeypatch.setattr(os.path, "ismount", lambda path: True)  # Google Drive is mounted
     monkeypatch.setitem(sys.modules, "google", types.ModuleType("google"))
     monkeypatch.setitem(sys.modules, "google.colab", module)
     monkeypatch.delenv("HYPERNET_NOTEBOOK", raising=False)
