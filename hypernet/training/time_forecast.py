@@ -22,7 +22,7 @@ def describe_length(config: TrainingConfig, batches_per_epoch: int, first_step: 
     """Return a line on the number of steps after `first_step`, and of epochs."""
     steps = max(0, parse_schedule(config.learning_rate, config.max_train_steps).last_step - first_step)
     epochs = steps * config.gradient_accumulation_steps / batches_per_epoch
-    count = f"{epochs:.0f}" if epochs >= 10 or epochs == int(epochs) else f"{epochs:.1f}"
+    count = f"{epochs:.0f}" if epochs >= 10 else f"{epochs:.2g}"
     return f"the run has {counted(steps, 'step')} ({count} epoch{'' if count == '1' else 's'})"
 
 
