@@ -1,7 +1,7 @@
 """Train a small Stable Diffusion from scratch on five artists' emoji: tokenizer, VAE, then UNet and text encoder.
 
     pip install resvg-py                                             # and npm, which fetches the emoji
-    python examples/quickstart/artists/build_model.py                # about five hours on 2 CPU cores, minutes on a GPU
+    python examples/quickstart/artists/build_model.py                # hours on 2 CPU cores, minutes on a GPU
     python examples/quickstart/artists/build_model.py --steps 3000   # a rougher one, sooner
 
 Interrupted, the same command resumes. More --steps than before continue from where the learning rate began to fall. The
