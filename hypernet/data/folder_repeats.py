@@ -156,6 +156,9 @@ def count_repeats(root: Path, given: int | None, images: Sequence[Path]) -> tupl
     if deep := next(filter(None, (_numbered_deeper(root, image) for image in images)), None):
         rule = f"its number does not count as repeats, since the folder is not directly in {root}"
         notes.append(f"{option}: {deep.relative_to(root)}: {rule}; if it should, name {deep.parent} instead")
+    if count := sum("reg" in image.relative_to(root).parts[:-1] for image in images):  # kohya's name for them
+        rule = f"{counted(count, 'image')} in a folder named reg: if these are kohya's regularization images"
+        notes.append(f"{option}: {rule}, move them elsewhere; here, they are trained on like all others")
     return [numbers[_first_part(root, image) or above] for image in images], notes
 
 

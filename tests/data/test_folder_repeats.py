@@ -99,6 +99,13 @@ def test_subfolders_named_as_in_kohya_repeat_their_images():
     assert counts("img/10_a", None, "10_a/1.png") == ([10], 1)
 
 
+def test_regularization_images_of_kohya_get_a_note():
+    assert counts("x", None, "reg/1.png", "img/2.png") == ([1, 1], 1)
+    assert counts("x", None, "reg/1_cat/1.png") == ([1], 1)
+    assert counts("x", None, "regular/1.png", "reg.png") == ([1, 1], 0)
+    assert counts("reg", None, "1.png") == ([1], 0)  # named on purpose
+
+
 def test_a_number_after_the_folder_takes_precedence():
     assert counts("img", 2, "10_a/1.png", "b/2.png") == ([2, 2], 1)
     assert counts("img", 1, "10_a/1.png", "b/2.png") == ([1, 1], 0)  # as the note without a number advises
