@@ -1,9 +1,13 @@
 """Convert the numbers of a command line, and say for a misspelled one how it is written. Imports no torch."""
 
 import argparse
+from collections.abc import Callable
+from typing import TypeVar
 
 from hypernet.utils.errors import one_line
 from hypernet.utils.numbers import meant_number, meant_whole_number
+
+Number = TypeVar("Number", int, float)
 
 
 def use_plain_numbers(parser: argparse.ArgumentParser) -> None:
@@ -18,11 +22,7 @@ def parse_number(text: str) -> float:
     Raises:
         argparse.ArgumentTypeError: for anything else, with the number that is probably meant.
     """
-    try:
-        return float(text)
-    except ValueError:
-        meant = meant_number(text) or "a number, such as 0.5"
-        raise argparse.ArgumentTypeError(f"{one_line(text)!r} is not a number; write {meant}") from None
+    return _parse(text, float, meant_number, "a number", "0.5")
 
 
 def parse_whole_number(text: str) -> int:
@@ -31,9 +31,13 @@ def parse_whole_number(text: str) -> int:
     Raises:
         argparse.ArgumentTypeError: for anything else, with the number that is probably meant.
     """
+    return _parse(text, int, meant_whole_number, "a whole number", "1000")
+
+
+def _parse(text: str, kind: Callable[[str], Number], meant: Callable[[str], object], what: str, example: str) -> Number:
     try:
-        return int(text)
+        return kind(text)
     except ValueError:
-        meant = meant_whole_number(text)
-        hint = "a whole number, such as 1000" if meant is None else meant
-        raise argparse.ArgumentTypeError(f"{one_line(text)!r} is not a whole number; write {hint}") from None
+        number = meant(text)
+        hint = f"{what}, such as {example}" if number is None else number
+        raise argparse.ArgumentTypeError(f"{one_line(text)!r} is not {what}; write {hint}") from None

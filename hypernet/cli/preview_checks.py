@@ -1,13 +1,10 @@
 """Check the options on previews. Imports torch only if a sampler is named, to look it up."""
 
-import math
-
 from hypernet.config import SIZE_MULTIPLE, TrainingConfig, parse_size
 from hypernet.generation.preview_prompts import OPTIONS, preview_prompts
-from hypernet.generation.written_prompt import RANDOM, SEED_END, SEED_RULE
+from hypernet.generation.written_prompt import NUMBER_RULES
 from hypernet.utils.errors import UserError, one_line
 
-MAX_STEPS = 1000
 NEED_PROMPT = ("negative_prompt", "sampler", "seed", "size")  # whose options require a prompt
 
 
@@ -31,13 +28,10 @@ def check_previews(config: TrainingConfig) -> None:
 
 
 def _check_values(config: TrainingConfig) -> None:
-    seed, steps, scale = config.validation_seed, config.validation_inference_steps, config.validation_guidance_scale
-    if seed is not None and not RANDOM <= seed < SEED_END:
-        raise UserError(f"--validation_seed {seed}: {SEED_RULE}")
-    if not 1 <= steps <= MAX_STEPS:
-        raise UserError(f"--validation_inference_steps {steps}: it must be from 1 to {MAX_STEPS}")
-    if not (math.isfinite(scale) and scale >= 0):
-        raise UserError(f"--validation_guidance_scale {scale}: it must be 0 or more")
+    for setting, (_, is_valid, rule) in NUMBER_RULES.items():
+        value = getattr(config, OPTIONS[setting])
+        if value is not None and not is_valid(value):
+            raise UserError(f"--{OPTIONS[setting]} {value}: {rule}")
     if config.validation_resolution is not None:
         try:
             size = parse_size(config.validation_resolution)

@@ -3,7 +3,6 @@
 Imports no torch.
 """
 
-import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ import yaml
 from hypernet.config import SIZE_MULTIPLE, parse_size
 from hypernet.generation.infotext import SPACING, parse_infotext, read_image_infotext
 from hypernet.generation.tag_syntax import cut_tags
-from hypernet.generation.written_prompt import RANDOM, SEED_END, SEED_RULE, WrittenPrompt
+from hypernet.generation.written_prompt import NUMBER_RULES, WrittenPrompt
 from hypernet.stable_diffusion.sampler_names import join_schedule_type
 from hypernet.utils.errors import UserError, one_line, reason
 from hypernet.utils.file_kinds import file_problem
@@ -40,19 +39,12 @@ NAMES = {
     "guidance_scale": "l scale cfg_scale cfg",
 }
 SETTINGS = {other: name for name, others in NAMES.items() for other in (name, *others.split())}
-SIDE = (
+SIDE: tuple[type, Callable[[float], bool], str] = (
     int,
     lambda number: number > 0 and number % SIZE_MULTIPLE == 0,
     f"it must be a positive multiple of {SIZE_MULTIPLE}",
 )
-# Setting -> its type, a check of the number, and the rule for messages
-RULES: dict[str, tuple[type, Callable[[float], bool], str]] = {
-    "seed": (int, lambda number: RANDOM <= number < SEED_END, SEED_RULE),
-    "steps": (int, lambda number: 1 <= number <= 1000, "it must be from 1 to 1000"),
-    "guidance_scale": (float, lambda number: 0 <= number < math.inf, "it must be 0 or more"),
-    "width": SIDE,
-    "height": SIDE,
-}
+RULES = {**NUMBER_RULES, "width": SIDE, "height": SIDE}
 INFOTEXT_FIELDS = {"Steps": "steps", "CFG scale": "guidance_scale", "Seed": "seed", "Size": "size"}
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 from hypernet.config import SIZE_MULTIPLE
+from hypernet.generation.written_prompt import NUMBER_RULES
 from hypernet.stable_diffusion.schedulers import find_sampler
 from hypernet.utils.errors import UserError
 
@@ -30,10 +31,10 @@ class GenerationSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 1 << 63:
             raise UserError(f"--seed {self.seed}: it must be at least 0 and below 2**63")
-        if not 1 <= self.steps <= 1000:
-            raise UserError(f"--steps {self.steps}: it must be from 1 to 1000")
-        if not (math.isfinite(self.guidance_scale) and self.guidance_scale >= 0):
-            raise UserError(f"--guidance_scale {self.guidance_scale}: it must be 0 or more")
+        for name in ("steps", "guidance_scale"):
+            _, is_valid, rule = NUMBER_RULES[name]
+            if not is_valid(getattr(self, name)):
+                raise UserError(f"--{name} {getattr(self, name)}: {rule}")
         if not all(math.isfinite(strength) for _, strength in self.hypernetworks):
             raise UserError("--strength: it must be a finite number")
         paths = [path for path, _ in self.hypernetworks]
