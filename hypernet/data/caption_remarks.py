@@ -70,6 +70,15 @@ def has_words(name: str) -> bool:
     return any(word not in NAMELESS for word in ("".join(groups) for groups in words))
 
 
+def is_wordless(caption: str, written: bool) -> bool:
+    """Whether a caption says nothing about its image; an empty one has a note of its own.
+
+    Args:
+        written: whether it is a written one, not a file name.
+    """
+    return bool(caption) and not (any(map(str.isalpha, caption)) if written else has_words(caption))
+
+
 def doubtful_captions(captions: Sequence[str], captioned: Sequence[bool]) -> Iterator[tuple[int, str]]:
     """Yield (index, what is doubtful) for captions without words, and for file names among written captions.
 
@@ -79,10 +88,8 @@ def doubtful_captions(captions: Sequence[str], captioned: Sequence[bool]) -> Ite
     for index, (caption, written) in enumerate(zip(captions, captioned)):
         if not caption:  # an empty one has a note of its own
             continue
-        if written and not any(map(str.isalpha, caption)):
-            yield index, "its caption has no words"
-        elif not written and not has_words(caption):
-            yield index, "its caption is its file name, which has no words"
+        if is_wordless(caption, written):
+            yield index, "its caption has no words" if written else "its caption is its file name, which has no words"
         elif not written and any(captioned):
             yield index, "it has no caption, so its file name is used"
 
@@ -97,12 +104,12 @@ def caption_notes(captions: Sequence[str], captioned: Sequence[bool]) -> list[st
     if names and any(captioned):
         which = f"images without a caption: {len(names)} of {len(captions)}"
         notes.append(f'{which}; their file names serve as captions, such as "{names[0]}"')
-    wordless = [index for index, doubt in doubtful_captions(captions, captioned) if doubt.endswith("no words")]
-    for kind, found in (
-        ("captions that are file names without words", [captions[i] for i in wordless if not captioned[i]]),
-        ("written captions without words", [captions[i] for i in wordless if captioned[i]]),
+    wordless = [pair for pair in zip(captions, captioned) if is_wordless(*pair)]
+    for kind, is_written in (
+        ("captions that are file names without words", False),
+        ("written captions without words", True),
     ):
-        if found:
+        if found := [caption for caption, written in wordless if written == is_written]:
             examples = ", ".join(f'"{one_line(caption, 40)}"' for caption in list(dict.fromkeys(found))[:SHOWN])
             notes.append(f"{kind}: {len(found)}, such as {examples}; {HINT}")
     return notes
