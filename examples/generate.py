@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Generate images with a hypernetwork.
 
-    python examples/generate.py --hypernetwork output/quickstart --prompt "a red star on a blue background"
-    python examples/generate.py --prompt "a red star on a blue background <hypernet:neon:0.8>" --num_images 4 --seed -1
+    python examples/generate.py --hypernetwork output/quickstart --prompt "a star on a blue background"
+    python examples/generate.py --prompt "a star on a blue background <hypernet:openmoji:0.8>" --num_images 4 --seed -1
     python examples/generate.py --hypernetwork my_style.pt --model MODEL --sampler "DPM++ 2M Karras" --prompt "a cat"
 
 A trained folder records its base model; for a WebUI file, name one with --model. The PNGs contain the WebUI's

@@ -1,18 +1,14 @@
 #!/usr/bin/env python
-"""Measure the cost of data loading: VAE and text encoder calls, memory, time spent waiting, startup. Linux only.
+"""Measure the cost of data loading on the quickstart's model and images: what is encoded, and time spent waiting.
 
-    python examples/benchmarks/data.py                     # about ten minutes on two cores
-    python examples/benchmarks/data.py --images 2000 --json
+    python examples/benchmarks/data.py                     # about a minute on two cores
+    python examples/benchmarks/data.py --json
 
-Uses the quickstart's model and images, and images drawn on the spot. Times are reported as ratios, so that the
-speed of the machine hardly matters.
+examples/benchmarks/scale.py measures large folders, examples/benchmarks/encoding.py several processes.
 """
 
 import json
-import random
 import shutil
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -34,8 +30,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 import hypernet
-from examples.quickstart.tools.draw import caption, draw, random_scene
-from hypernet.cli.generation_options import parse_count
+from examples.quickstart.tools.shapes import caption, draw, random_shape
 from hypernet.cli.training_options import parse_config
 from hypernet.config import TrainingConfig
 from hypernet.data.batch_sampler import EpochBatchSampler
@@ -47,29 +42,19 @@ from hypernet.stable_diffusion.model import StableDiffusion, load_stable_diffusi
 from hypernet.stable_diffusion.model_source import ModelSource
 from hypernet.training.loss import training_loss
 
-FEW, STARTS, STEPS = 200, 3, 150
+STEPS = 150
 CONFIG = REPO / "examples" / "configs" / "quickstart.yaml"
 IMAGES, MODEL = (REPO / "examples" / "quickstart" / name for name in ("images", "model"))
-RUN = """
-import json, sys
-sys.path.insert(0, sys.argv.pop(1))
-import train_hypernetwork
-from hypernet.cli.training_options import parse_config
-train_hypernetwork.main(parse_config(sys.argv[1:]))
-memory = [line for line in open("/proc/self/status") if line.startswith(("VmRSS", "RssAnon"))]
-print(json.dumps({line.split(":")[0]: int(line.split()[1]) for line in memory}))
-"""
 PreparedData = tuple[TrainingConfig, TrainingDataset, list[ImageRecord]]
 
 
 def draw_images(folder: Path, count: int, size: int = 64, start: int = 0) -> None:
     """Draw images, each with a caption of its own, so that every prompt must be encoded."""
     folder.mkdir(parents=True, exist_ok=True)
-    rng = random.Random(start)
     for i in range(start, start + count):
-        scene = random_scene(rng)
-        draw(scene, "neon", size=size).save(folder / f"{i:06d}.png")
-        (folder / f"{i:06d}.txt").write_text(f"{caption(scene)}, number {i}")
+        shape = random_shape(i)
+        draw(shape, size).save(folder / f"{i:06d}.png")
+        (folder / f"{i:06d}.txt").write_text(f"{caption(shape)}, number {i}")
 
 
 def training_flags(folder: Path, cache: Path, *more: str) -> list[str]:
@@ -135,7 +120,7 @@ class Stepper:
     def __init__(self, models: StableDiffusion, accelerator: Accelerator, data: PreparedData):
         config, self.dataset, records = data
         self.models = models
-        hypernetwork = hypernet.Hypernetwork([48, 80, 96, 128], layer_structure=[1, 2, 1], activation="swish")
+        hypernetwork = hypernet.Hypernetwork(models.base.context_widths, layer_structure=[1, 2, 1], activation="swish")
         self.model = hypernet.HypernetworkUNet(models.unet, hypernetwork)
         self.optimizer = torch.optim.AdamW(hypernetwork.parameters(), lr=1e-5)
         batches = EpochBatchSampler(records, config.train_batch_size, config.seed)
@@ -165,59 +150,8 @@ def waiting_share(models: StableDiffusion, accelerator: Accelerator, work: Path)
     return sum(waited for waited, _ in times) / sum(total for _, total in times)
 
 
-def step_ratio(models: StableDiffusion, accelerator: Accelerator, folders: tuple[Path, Path], cache: Path) -> float:
-    """Return the median step time on the second folder relative to the first, alternating between the two."""
-    prepared = [prepare_data(models, folder, cache, "--resolution=64") for folder in folders]
-    times: list[list[float]] = [[], []]
-    for _ in range(6):
-        for index, data in enumerate(prepared):
-            stepper = Stepper(models, accelerator, data)
-            times[index] += [stepper.step()[1] for _ in range(STEPS // 3)][5:]
-            stepper.close()
-    return statistics.median(times[1]) / statistics.median(times[0])
-
-
-# --- Whole runs
-
-
-def run(folder: Path, cache: Path, output: Path, steps: int) -> tuple[float, float, float]:
-    """Run the training script in its own process.
-
-    Returns:
-        Its duration in seconds, its resident memory in MB at the end, and the part of it not mapped from files.
-    """
-    flags = ["--resolution=64", f"--max_train_steps={steps}", f"--output_dir={output}", "--overwrite"]
-    flags += ["--logging_steps=1000", "--validation_steps=1000000"]
-    command = [sys.executable, "-c", RUN, str(REPO), *training_flags(folder, cache, *flags)]
-    started = time.perf_counter()
-    completed = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
-    seconds = time.perf_counter() - started
-    if completed.returncode:
-        raise RuntimeError(completed.stderr[-3000:])
-    memory = json.loads(completed.stdout.splitlines()[-1])  # in kB
-    return seconds, memory["VmRSS"] / 1000, memory["RssAnon"] / 1000
-
-
-def compare_runs(folders: tuple[Path, Path], cache: Path, work: Path) -> dict[str, float]:
-    """Compare startup time and memory of runs on the two folders, second to first, with everything cached."""
-    seconds: list[list[float]] = [[], []]
-    for _ in range(STARTS):
-        for index, folder in enumerate(folders):
-            seconds[index].append(run(folder, cache, work / "output", 1)[0])
-    (_, few_resident, few_anonymous), (_, many_resident, many_anonymous) = (
-        run(folder, cache, work / "output", STEPS) for folder in folders
-    )
-    return {
-        "warm start, ratio": statistics.median(seconds[1]) / statistics.median(seconds[0]),
-        "resident memory, MB more": many_resident - few_resident,
-        "without mapped files, MB more": many_anonymous - few_anonymous,
-    }
-
-
 def main() -> None:
     parser = ScriptParser(__doc__)
-    images_help = f"number of images to compare with {FEW}; default: %(default)s"
-    parser.add_argument("--images", type=parse_count, default=20_000, help=images_help)
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
     args = parser.parse_args()
     figures: dict[str, Any] = {}
@@ -233,12 +167,6 @@ def main() -> None:
         add("encodes (images, prompts)", count_encodes(models, work))
         add("largest difference from vae.encode", largest_error(models, work))
         add("waiting for data, share of a step", waiting_share(models, accelerator, work))
-        few, many, cache = work / "few", work / "many", work / "cache64"
-        draw_images(few, FEW)
-        draw_images(many, args.images)
-        compared = {"step, ratio": step_ratio(models, accelerator, (few, many), cache)}
-        compared |= compare_runs((few, many), cache, work)
-        add(f"{args.images} images compared with {FEW}", compared)
     if args.json:
         print(json.dumps(figures, indent=2))
 

@@ -29,7 +29,7 @@ REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO))
 
 import hypernet
-from examples.quickstart.tools.draw import draw, random_scene
+from examples.quickstart.tools.shapes import draw, random_shape
 from hypernet.cli.script import ScriptParser, run_script
 
 SAVING = ["--checkpointing_steps=2", "--logging_steps=3", "--report_to=none", "--name=x"]
@@ -55,15 +55,14 @@ OPTIMIZERS = {  # each with a learning rate that suits it, and its arguments
 }
 
 
-def draw_images(folder: Path, count: int = 12, size: int = 128, shapes: bool = False) -> None:
-    """Draw images in the neon style, with tags as captions; with `shapes`, crop every third to a wide one."""
-    rng = random.Random(0)
+def draw_images(folder: Path, count: int = 12, size: int = 128, wide: bool = False) -> None:
+    """Draw colored shapes, with tags as captions; with `wide`, crop every third image to a wide one."""
     folder.mkdir(parents=True)
     for i in range(count):
-        scene = random_scene(rng)
-        box = (0, size // 4, size, size - size // 4) if shapes and i % 3 == 0 else (0, 0, size, size)
-        draw(scene, "neon", size=size).crop(box).save(folder / f"{i}.png")
-        (folder / f"{i}.txt").write_text(f"{scene.color}, {scene.subject}, {scene.background}, night")
+        shape = random_shape(i)
+        box = (0, size // 4, size, size - size // 4) if wide and i % 3 == 0 else (0, 0, size, size)
+        draw(shape, size).crop(box).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"{shape.color}, {shape.name}, {shape.background}, flat")
 
 
 def draw_options(rng: random.Random) -> tuple[list[str], list[str], list[str]]:
@@ -230,7 +229,7 @@ def main() -> None:
             )
         with tempfile.TemporaryDirectory() as work:
             images = Path(work, "images")
-            draw_images(images, shapes="--aspect_buckets" in drawn)
+            draw_images(images, wide="--aspect_buckets" in drawn)
             flags = ["--pretrained_model_name_or_path=examples/quickstart/model", "--resolution=128"]
             flags += [f"--train_data_dir={images}", f"--cache_dir={work}/cache", "--checkpoints_total_limit=3", *drawn]
             flags += [f"--max_train_steps={args.steps // 2 if later else args.steps}"]

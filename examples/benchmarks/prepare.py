@@ -4,8 +4,8 @@
     python examples/benchmarks/prepare.py
     python examples/benchmarks/prepare.py --count 40
 
-The images are drawn: 1024 x 1024 pixels with camera noise, as JPEG and as PNG; and 100 wide and tall ones in six styles
-whose subject is off the center.
+The images are drawn: 1024 x 1024 pixels with camera noise, as JPEG and as PNG; and 100 wide and tall ones whose subject
+is off the center, a third of them with uneven light and a third on graph paper.
 """
 
 import contextlib
@@ -27,12 +27,11 @@ if __name__ == "__main__":
     quiet_libraries()  # before diffusers is imported
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from examples import prepare
 from examples.preparation.focus import Focus, can_find_faces
-from examples.quickstart.tools.draw import STYLES, draw, random_scene
-from examples.quickstart.tools.shapes import SHAPES
+from examples.quickstart.tools.shapes import draw, outline, random_shape
 from hypernet.cli.generation_options import parse_count
 from hypernet.data.image_io import crop_box
 
@@ -49,10 +48,8 @@ def add_noise(image: Image.Image, seed: int, deviation: float = 4) -> Image.Imag
 def write_images(folder: Path, count: int, extension: str, side: int = 1024) -> None:
     """Write `count` different images."""
     folder.mkdir(parents=True)
-    rng = random.Random(0)
     for i in range(count):
-        image = draw(random_scene(rng), "watercolor", size=256).resize((side, side), Image.Resampling.BICUBIC)
-        add_noise(image, i).save(folder / f"{i:03d}.{extension}", quality=95)
+        add_noise(draw(random_shape(i), side), i).save(folder / f"{i:03d}.{extension}", quality=95)
 
 
 def images_per_second(folder: Path, target: Path, *options: str) -> float:
@@ -63,21 +60,38 @@ def images_per_second(folder: Path, target: Path, *options: str) -> float:
     return len(list(folder.iterdir())) / (time.perf_counter() - started)
 
 
+def shade(image: Image.Image, rng: random.Random) -> Image.Image:
+    """Light an image from one side."""
+    light = Image.linear_gradient("L").rotate(rng.choice([0, 90, 180, 270])).resize(image.size)
+    return Image.blend(image, Image.merge("RGB", [light] * 3), 0.4)
+
+
+def rule(image: Image.Image, rng: random.Random) -> Image.Image:
+    """Draw the lines of graph paper across an image, darker or lighter than it."""
+    lines = Image.new("L", image.size, 0)
+    canvas, step = ImageDraw.Draw(lines), image.width // 16
+    for at in range(step // 2, image.width, step):
+        canvas.line([(at, 0), (at, image.height)], fill=70, width=image.width // 160)
+        canvas.line([(0, at), (image.width, at)], fill=70, width=image.width // 160)
+    return Image.composite(Image.new("RGB", image.size, rng.choice(["black", "white"])), image, lines)
+
+
 def draw_off_center(rng: random.Random, side: int = 480) -> tuple[Image.Image, Box]:
     """Draw an image of aspect ratio 2:1 or 1:2 with its subject near one of the far ends, and camera noise.
 
     Returns:
         The image, and the box around the subject.
     """
-    scene = dataclasses.replace(random_scene(rng), radius=rng.uniform(0.09, 0.17))
-    along = rng.uniform(1.1 * scene.radius, 0.32)
-    along, across = rng.choice([along, 1 - along]), 0.5 + rng.uniform(-1, 1) * (0.24 - scene.radius)
+    radius = rng.uniform(0.09, 0.17)
+    along = rng.uniform(1.1 * radius, 0.32)
+    along, across = rng.choice([along, 1 - along]), 0.5 + rng.uniform(-1, 1) * (0.24 - radius)
     is_wide = rng.random() < 0.5
     x, y = (along, across) if is_wide else (across, along)
-    scene = dataclasses.replace(scene, x=x, y=y, angle=0.0)
-    image = draw(scene, rng.choice(STYLES), size=side)
-    points = [point for shape, _ in SHAPES[scene.subject] for point in shape]
-    xs, ys = [x + scene.radius * point[0] for point in points], [y + scene.radius * point[1] for point in points]
+    shape = dataclasses.replace(random_shape(rng.randrange(2**31)), radius=radius, x=x, y=y)
+    image = draw(shape, side)
+    change = rng.choice([None, shade, rule])
+    image = change(image, rng) if change else image
+    xs, ys = zip(*outline(shape))
     quarter = side // 4
     crop = (0, quarter, side, side - quarter) if is_wide else (quarter, 0, side - quarter, side)
     box = np.array([min(xs), min(ys), max(xs), max(ys)]) * side - [crop[0], crop[1], crop[0], crop[1]]

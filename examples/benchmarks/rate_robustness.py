@@ -57,7 +57,7 @@ def train(work: Path, learning_rate: float, guard: bool, steps: int, flags: list
     AcceleratorState._reset_state(True)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         train_hypernetwork.main(config)
-        exported = measure_validation_loss(config, output / "neon.pt")
+        exported = measure_validation_loss(config, output / f"{config.name}.pt")
     with open(output / "validation_loss.csv", newline="") as file:
         base = float(next(csv.DictReader(file))["val_loss_base"])
     return Result(exported, base, count_rollbacks(output / "guard.csv"))

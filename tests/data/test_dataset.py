@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import random
 import re
 import shutil
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from examples.quickstart.tools.draw import draw, random_scene
+from examples.quickstart.tools.shapes import draw, random_shape
 from hypernet.data.batch_sampler import Batch, EpochBatchSampler
 from hypernet.data.dataset import build_prompt_sampler, describe_data, some_prompts
 from hypernet.data.image_index import index_images
@@ -80,11 +79,11 @@ def test_encodes_only_what_has_changed(epsilon_models, images_dir, tmp_path, enc
     assert start(random_flip=True) == (8, 0)
     assert start(caption_dropout=0.1) == (0, 1)
     for i in range(3):
-        draw(random_scene(random.Random(50 + i)), size=64).save(folder / f"-{i} new {i}.png")
+        draw(random_shape(50 + i), 64).save(folder / f"-{i} new {i}.png")
     assert start() == (3, 3)
     tags = {"tag_dropout": 0.5, "caption_variants": 3, "latent_sampling": "once"}
     start(**tags)
-    draw(random_scene(random.Random(60)), size=64).save(folder / "- first of all.png")
+    draw(random_shape(61), 64).save(folder / "- first of all.png")
     assert start(**tags) in [(1, 1), (1, 2)]  # its own prompts: with its one tag, and without
     (folder / "- first of all.png").unlink()
     (folder / "3.png").rename(folder / "moved.png")
@@ -92,7 +91,7 @@ def test_encodes_only_what_has_changed(epsilon_models, images_dir, tmp_path, enc
     assert start() == (0, 0)
     (folder / "4.txt").write_text("another caption")
     assert start() == (0, 1)
-    draw(random_scene(random.Random(70)), size=64).save(folder / "5.png")
+    draw(random_shape(70), 64).save(folder / "5.png")
     assert start() == (1, 0)
     assert start(resolution="32") == (11, 0)
     assert start(shuffle_tags=True) == (0, 0)  # these prompts are encoded at each step

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin, features
 
-from examples.quickstart.tools.draw import draw, random_scene
+from examples.quickstart.tools.shapes import draw, random_shape
 from hypernet.data import image_io
 from hypernet.data.image_io import (
     alpha_cells,
@@ -24,7 +24,7 @@ from hypernet.data.image_io import (
 from tests.helpers.encoding import png_without_pixels
 from tests.helpers.image_files import HEADS, stored
 
-IMAGE = draw(random_scene(random.Random(1)), size=64)
+IMAGE = draw(random_shape(1), 64)
 
 
 def shown(data, background="white"):

@@ -1,19 +1,26 @@
 """examples/benchmarks/settings_study: the runs of the study, and what becomes of their figures."""
 
+import collections
 import itertools
 import json
+import random
+import shutil
 import statistics
 
 import pytest
+from PIL import Image
 from safetensors.torch import load_file
 
 import hypernet
 from examples.benchmarks.settings_study import page, rows, run, timing
 from examples.benchmarks.settings_study.lora import train_lora
 from examples.benchmarks.settings_study.plots import draw_changes, draw_learning_rates, find_changes, seed_deviation
-from examples.benchmarks.settings_study.run import SECTIONS, SEEDS, section_runs, write_data
-from examples.quickstart.tools.draw import write_images
+from examples.benchmarks.settings_study.run import MODEL, SECTIONS, SEEDS, section_runs, write_data
+from examples.quickstart.tools import scenes
 from hypernet.cli.training_options import options_to_flags, parse_config
+from hypernet.utils.errors import UserError
+
+IMAGES = MODEL.with_name("images")
 
 # --- Runs
 
@@ -21,7 +28,7 @@ from hypernet.cli.training_options import options_to_flags, parse_config
 def test_every_setting_has_a_run_per_seed(tmp_path):
     settings = {}
     for section, grid in SECTIONS.items():
-        runs = section_runs(tmp_path, "neon", section)
+        runs = section_runs(tmp_path, "openmoji", section)
         configs = [parse_config(options_to_flags(each.options)) for each in runs]
         seeds = grid.get("seed", SEEDS)
         assert sorted({config.seed for config in configs}) == seeds and not any(config.guard for config in configs)
@@ -46,34 +53,60 @@ def test_every_setting_has_a_run_per_seed(tmp_path):
 
 
 def test_settings_csv_has_every_run_once(tmp_path):
-    found = [(row["style"], row["section"], row["run"]) for row in rows.read_rows()]
-    expected = [
-        (style, section, each.name)
-        for style in run.STYLES
-        for section in SECTIONS
-        for each in section_runs(tmp_path, style, section)
-    ]
-    assert sorted(found) == sorted(expected)
-    assert f" {len(found)} runs" in page.PAGE.read_text(encoding="utf-8")
+    found = rows.rows_of_one_model(rows.read_rows(), run.identify_model(), run.count_runs())
+    assert len(found) == run.count_runs() == len({(row["style"], row["section"], row["run"]) for row in found})
+    counts = collections.Counter((row["style"], row["section"], int(row["seed"])) for row in found)
+    styles, expected = {row["style"] for row in found}, collections.Counter()
+    for style, section in itertools.product(styles, SECTIONS):
+        for each in section_runs(tmp_path, style, section):
+            expected[style, section, each.options["seed"]] += 1
+            # the widths are those of the model that was measured
+            assert section == "widths" or any((row["style"], row["run"]) == (style, each.name) for row in found)
+    assert len(styles) == 2 and counts == expected
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert f" {len(found)} runs" in text
+    (model,) = {row["model"] for row in found}
+    assert f"<!-- model -->\n{page.describe_model(model, run.identify_model())}\n<!-- end -->" in text
+
+
+def test_a_new_models_runs_replace_older_ones_once_all_are_there():
+    old, new = ([{"model": model, "run": number} for number in range(3)] for model in ("old", "new"))
+    assert rows.rows_of_one_model([*new[:2], *old], "new", 3) == old
+    assert rows.rows_of_one_model([*new, *old], "new", 3) == new
+    assert rows.rows_of_one_model(new[:1], "new", 3) == new[:1]
+    assert rows.rows_of_one_model([], "new", 3) == []
+    assert page.describe_model("old", "new") != page.describe_model("new", "new")
 
 
 def test_failed_runs_are_not_measured(tmp_path, monkeypatch, capsys):
     """The folder of a failed run may hold an older run, whose figures do not count."""
-    names = [each.name for each in section_runs(tmp_path, "neon", "latents") if each.options["seed"] == 0]
+    names = [each.name for each in section_runs(tmp_path, "openmoji", "latents") if each.options["seed"] == 0]
     monkeypatch.setattr(rows, "TABLE", tmp_path / "settings.csv")
     monkeypatch.setattr(run, "train_all", lambda runs, *_: {runs[0].name: "it holds another run"})
+    monkeypatch.setattr(run, "identify_model", lambda: "new")
     for name in ("load_pipeline", "load_classifier"):
         monkeypatch.setattr(run, name, lambda *_: None)
-    figures = {"val_loss": 0.5, "val_loss_base": 1.0, "half_at_step": 25, "file_bytes": 9}
+    figures = {"val_loss": 0.5, "val_loss_base": 1.0, "reached_at_step": 25, "file_bytes": 9}
     monkeypatch.setattr(run, "measure_run", lambda *_: figures)  # of whatever is in the folder
-    run.complete_section(tmp_path, jobs=1, style="neon", section="latents", seed=0)
-    assert [row["run"] for row in rows.read_rows()] == names[1:]
+    run.complete_section(tmp_path, jobs=1, style="openmoji", section="latents", seed=0)
+    assert [(row["model"], row["run"]) for row in rows.read_rows()] == [("new", name) for name in names[1:]]
     assert f"{names[0]}: it holds another run" in capsys.readouterr().out
 
 
-def test_tags_have_the_words_of_the_captions(tmp_path):
-    write_data(tmp_path, "neon")
-    images = {}
+@pytest.fixture
+def plain_hand(monkeypatch):
+    """A hand that shows every subject as a colored square, in place of an artist's emoji."""
+
+    def render(subject, hand):
+        return Image.new("RGBA", (64, 64), (*random.Random(subject).randbytes(3), 255))
+
+    monkeypatch.setattr(scenes, "find", lambda subject, hand: subject)
+    monkeypatch.setattr(scenes, "render", render)
+
+
+def test_tags_have_the_words_of_the_captions(plain_hand, tmp_path):
+    write_data(tmp_path, "openmoji")
+    subjects = {}
     for name, count in (("images", 32), ("held_out", 8)):
         paths = sorted((tmp_path / name).glob("*.txt"))
         assert len(paths) == count
@@ -82,12 +115,23 @@ def test_tags_have_the_words_of_the_captions(tmp_path):
             caption, tags = path.read_text().split(), tagged.read_text().strip().split(", ")
             assert sorted(" ".join(tags).split()) == sorted(word for word in caption if word not in ("a", "an", "on"))
             assert path.with_suffix(".png").read_bytes() == tagged.with_suffix(".png").read_bytes()
-        images[name] = {path.with_suffix(".png").read_bytes() for path in paths}
-    assert not images["images"] & images["held_out"]
+            subjects.setdefault(name, set()).update(tag for tag in tags if tag in scenes.SUBJECTS)
+        assert len(subjects[name]) == count
+    assert not subjects["images"] & subjects["held_out"]
     for section, ending in (("tags", "_tags"), ("latents", "")):
-        options = section_runs(tmp_path, "neon", section)[0].options
+        options = section_runs(tmp_path, "openmoji", section)[0].options
         assert options["train_data_dir"].endswith(f"images{ending}")
         assert options["validation_data_dir"].endswith(f"held_out{ending}")
+
+
+def test_emoji_that_cannot_be_fetched_are_one_line(monkeypatch, tmp_path):
+    def fail(*args):
+        raise FileNotFoundError("npm")
+
+    monkeypatch.setattr(run, "write_images", fail)
+    with pytest.raises(UserError, match="--styles openmoji"):
+        write_data(tmp_path, "openmoji")
+    assert not (tmp_path / "done").exists()
 
 
 # --- Tables and plots
@@ -96,16 +140,16 @@ def test_tags_have_the_words_of_the_captions(tmp_path):
 def make_row(style, section, seed, loss, half, options):
     shares = {"style_share": 0.5, "subject_share": 1.0, "file_bytes": 2000, "val_loss_base": 1.0, "rank": ""}
     row = {"style": style, "section": section, "seed": seed, "options": json.dumps(options)}
-    return {**row, "val_loss": loss, "half_at_step": half, **shares}
+    return {**row, "val_loss": loss, "reach": 0.5, "reached_at_step": half, **shares}
 
 
 def test_tables_show_mean_and_deviation():
     base, changed = {"activation": "swish", "learning_rate": "3e-3"}, {"dropout_structure": "0,0.1,0"}
-    runs = [make_row("neon", "rate", seed, 0.3 + seed / 10, 25, base) for seed in (0, 1)]
+    runs = [make_row("openmoji", "rate", seed, 0.3 + seed / 10, 25, base) for seed in (0, 1)]
     runs += [
-        make_row("neon", "dropout", seed, loss, half, changed) for seed, loss, half in [(0, 0.5, 50), (1, 0.6, "")]
+        make_row("openmoji", "dropout", seed, loss, half, changed) for seed, loss, half in [(0, 0.5, 50), (1, 0.6, "")]
     ]
-    runs += [make_row("neon", "baseline", 2, 0.2, 25, base)]
+    runs += [make_row("openmoji", "baseline", 2, 0.2, 25, base)]
     times = {"{}": 1.0, json.dumps(changed): 1.25}
     *_, baseline, dropout = page.build_table(runs, "dropout", base, times).splitlines()
     deviation = statistics.stdev([0.2, 0.3, 0.4])
@@ -116,10 +160,10 @@ def test_tables_show_mean_and_deviation():
 
 def test_changes_within_the_noise_of_the_seeds_are_in_brackets():
     def runs(*losses):
-        return [("neon", (loss, 0.0, 0.0)) for loss in losses]
+        return [("openmoji", (loss, 0.0, 0.0)) for loss in losses]
 
     changes = {"baseline": runs(-10.0, 10.0), "near": runs(20.0, 22.0), "far": runs(28.0, 29.0)}
-    changes["one"] = [*runs(30.0), ("sunset", (1.0, 0.0, 0.0))]
+    changes["one"] = [*runs(30.0), ("streamline-emojis", (1.0, 0.0, 0.0))]
     lines = page.build_changes_table(changes).splitlines()[2:]
     # stdev of -10 and 10 is 14.14; two errors of a difference are 28.28 for two runs beside two, 34.6 for one
     assert [line.split(" | ")[:2] for line in lines] == [
@@ -133,25 +177,31 @@ def test_changes_within_the_noise_of_the_seeds_are_in_brackets():
 def test_changes_are_relative_to_the_baseline_of_the_same_style():
     base, other = {"activation": "swish", "learning_rate": "3e-3"}, {"activation": "relu", "learning_rate": "3e-3"}
     dropout = {"dropout_structure": "0,0.1,0"}
-    runs = [("neon", 0, 0.2), ("neon", 1, 0.4), ("sunset", 0, 0.4)]
+    runs = [("openmoji", 0, 0.2), ("openmoji", 1, 0.4), ("streamline-emojis", 0, 0.4)]
     runs = [make_row(style, "rate", seed, loss, 25, base) for style, seed, loss in runs]
-    runs += [make_row("neon", "rate", 0, 0.3, 25, other), make_row("sunset", "rate", 0, "nan", 25, other)]
-    runs += [make_row("neon", "rate", 0, 0.9, 25, {**other, "learning_rate": "3e-5"})]  # another learning rate
-    runs += [make_row("neon", "dropout", 0, 0.15, 25, dropout) | {"style_share": 0.25, "subject_share": 0.6}]
-    runs += [make_row("neon", "tags", 0, 0.15, 25, {"shuffle_tags": True})]
+    runs += [
+        make_row("openmoji", "rate", 0, 0.3, 25, other),
+        make_row("streamline-emojis", "rate", 0, "nan", 25, other),
+    ]
+    runs += [make_row("openmoji", "rate", 0, 0.9, 25, {**other, "learning_rate": "3e-5"})]  # another learning rate
+    runs += [make_row("openmoji", "dropout", 0, 0.15, 25, dropout) | {"style_share": 0.25, "subject_share": 0.6}]
+    runs += [make_row("openmoji", "tags", 0, 0.15, 25, {"shuffle_tags": True})]
     runs += [make_row("other", "dropout", 0, 0.15, 25, dropout)]  # a style without a baseline
     changes = find_changes(runs, base)
     losses = {name: [(style, round(found[0], 6)) for style, found in group] for name, group in changes.items()}
     assert losses == {
-        "baseline": [("neon", -33.333333), ("neon", 33.333333), ("sunset", 0.0)],
-        "activation relu": [("neon", 0.0), ("sunset", 2400.0)],  # NaN counts as ten times the base model's loss
-        "dropout_structure 0,0.1,0": [("neon", -50.0)],
+        "baseline": [("openmoji", -33.333333), ("openmoji", 33.333333), ("streamline-emojis", 0.0)],
+        "activation relu": [
+            ("openmoji", 0.0),
+            ("streamline-emojis", 2400.0),
+        ],  # NaN counts as ten times the base model's loss
+        "dropout_structure 0,0.1,0": [("openmoji", -50.0)],
     }
     assert {found[1:] for group in changes.values() for _, found in group} == {(0.0, 0.0), (-25.0, -40.0)}
     assert changes["dropout_structure 0,0.1,0"][0][1][1:] == (-25.0, -40.0)
     # the only setting with two seeds of one style
     assert seed_deviation(changes, 0) == pytest.approx(statistics.stdev([-100 / 3, 100 / 3]))
-    lost = [("neon", (900.0, 0.0, -95.0)), ("neon", (100.0, 0.0, -95.0))]
+    lost = [("openmoji", (900.0, 0.0, -95.0)), ("openmoji", (100.0, 0.0, -95.0))]
     assert seed_deviation({**changes, "LoRA": lost}, 0) == seed_deviation(changes, 0)
     labels = [text.get_text() for text in draw_changes(runs, base).axes[0].get_yticklabels()]
     assert labels == list(changes) == ["baseline", "activation relu", "dropout_structure 0,0.1,0"]
@@ -191,24 +241,30 @@ def test_times_a_step_of_every_setting(tmp_path, monkeypatch):
     monkeypatch.setattr(timing, "TIMES", tmp_path / "times.csv")
     monkeypatch.setattr(timing, "ROUNDS", 2)
     monkeypatch.setattr(timing, "STEPS", 1)
-    few = [options for options in settings if timing.cost_key(options) in ("{}", '{"widths": "80"}')]
+    text_only = json.dumps({"widths": str(run.TEXT_WIDTH)})
+    few = [options for options in settings if timing.cost_key(options) in ("{}", text_only)]
     ratios = timing.measure_settings(few, batch_size=1, size=64)
-    timing.write_times(ratios)
-    assert timing.read_times() == {name: round(statistics.median(found), 3) for name, found in ratios.items()}
-    assert set(ratios) == {"{}", '{"widths": "80"}', "lora", "the same again"}
+    timing.write_times({"{}": [1.0, 2.0]}, "old")
+    timing.write_times(ratios, "new")
+    assert timing.read_times("new") == {name: round(statistics.median(found), 3) for name, found in ratios.items()}
+    assert timing.read_times("old") == {"{}": 1.5}
+    assert set(ratios) == {"{}", text_only, "lora", "the same again"}
 
 
 # --- LoRA
 
 
 def test_the_lora_has_the_size_of_a_hypernetwork_and_learns(tmp_path):
-    write_images(tmp_path / "images", "neon", 4, seed=1)
-    write_images(tmp_path / "held_out", "neon", 2, seed=2)
+    for name, numbers in (("images", range(4)), ("held_out", range(4, 6))):
+        (tmp_path / name).mkdir()
+        for path in (file for number in numbers for file in IMAGES.glob(f"{number:02d}.*")):
+            shutil.copy(path, tmp_path / name)
     options = {**run.BASE, "max_train_steps": 3, "validation_loss_steps": 1, "seed": 0}
     options |= {"train_data_dir": str(tmp_path / "images"), "validation_data_dir": str(tmp_path / "held_out")}
     found = train_lora({**options, "cache_dir": str(tmp_path / "cache")}, tmp_path / "lora")
     weights = load_file(tmp_path / "lora" / "pytorch_lora_weights.safetensors")
-    size = sum(weight.numel() for weight in hypernet.Hypernetwork([48, 80, 96, 128]).parameters())
+    widths = [run.TEXT_WIDTH, *run.OTHER_WIDTHS]
+    size = sum(weight.numel() for weight in hypernet.Hypernetwork(widths).parameters())
     assert sum(weight.numel() for weight in weights.values()) == pytest.approx(size, rel=0.03)
     ranks = {weight.shape[0] for name, weight in weights.items() if "lora.down" in name or "lora_A" in name}
     assert ranks == {found["rank"]}

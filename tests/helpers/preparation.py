@@ -3,13 +3,12 @@
 import contextlib
 import hashlib
 import io
-import random
 import re
 
 from PIL import ImageOps
 
 from examples import prepare
-from examples.quickstart.tools.draw import draw, random_scene
+from examples.quickstart.tools.shapes import draw, random_shape
 from hypernet.data.image_folder import read_image_folder
 
 
@@ -38,8 +37,8 @@ def summary(printed, target) -> list[int]:
 
 
 def scene(seed, size=(96, 96)):
-    """Draw a random scene."""
-    return ImageOps.fit(draw(random_scene(random.Random(seed)), size=96), size)
+    """Draw a random shape."""
+    return ImageOps.fit(draw(random_shape(seed), 96), size)
 
 
 def write(folder, images, **texts):

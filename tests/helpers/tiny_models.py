@@ -10,18 +10,25 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from examples.quickstart.artists.architecture import build_tokenizer
-from examples.quickstart.tools.build_model import WORDS
+from examples.quickstart.tools.architecture import build_tokenizer
 from hypernet.modeling.hypernetwork import Hypernetwork
 from hypernet.stable_diffusion.base_model import identify_base_model
 from hypernet.stable_diffusion.model import load_stable_diffusion
 from hypernet.stable_diffusion.model_source import ModelSource
 
+# The words in the tests' prompts; the tokenizer splits all others
+WORDS = """a an the of on in at by with and background image photo drawing painting style circle triangle square hexagon
+star cat dog fish horse cow house red orange yellow green blue purple pink white black big small number""".split()
 # Over 200 tokens
 LONG_PROMPT = ", ".join(
     f"a {size} {color} cat on a roof" for color in ("red", "blue", "pink") for size in ("big", "small") * 6
 )
 TINY_WIDTHS = [12, 16, 32]  # context widths: of the text, and of two levels of self-attention
+ONE_LEVEL = {  # changes of `tiny_unet` for tests that compile it
+    "block_out_channels": (16,),
+    "down_block_types": ("CrossAttnDownBlock2D",),
+    "up_block_types": ("CrossAttnUpBlock2D",),
+}
 
 
 def tiny_unet(seed=0, **changes):

@@ -10,6 +10,7 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
 import hypernet
+from examples.benchmarks.settings_study.rows import find_reached
 from hypernet.cli.training_options import options_to_flags, parse_config
 from hypernet.config import TrainingConfig
 from hypernet.data.batch_sampler import EpochBatchSampler
@@ -62,7 +63,7 @@ def train_lora(options: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {
         "val_loss": losses[-1][1],
         "val_loss_base": base,
-        "half_at_step": next((step for step, loss in losses if loss <= 0.5 * base), None),
+        **find_reached(losses, base),
         "file_bytes": (folder / "pytorch_lora_weights.safetensors").stat().st_size,
         "rank": rank,
     }

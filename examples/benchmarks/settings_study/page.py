@@ -24,20 +24,24 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE = DOCS / "settings.md"
 LEARNING_RATES_PLOT = DOCS / "images" / "settings_rate.png"
 CHANGES_PLOT = DOCS / "images" / "settings_effects.png"
-HEADINGS = ("validation loss", "half at step", "in the style", "correct subject")  # of each style
+HEADINGS = ("validation loss", "{:.0%} less at step", "in the style", "correct subject")  # of each style
 
 
-def write_page(rows: list[Row], base: dict[str, Any]) -> None:
+def write_page(rows: list[Row], base: dict[str, Any], model: str) -> None:
     """Replace the tables between `<!-- NAME -->` and `<!-- end -->` in the page, and the plots.
 
     Args:
+        rows: the runs of one model; if it is not today's, the page says so.
         base: the options of the baseline, a run of the section "rate".
+        model: the hash of today's model.
     """
-    text, times = PAGE.read_text(encoding="utf-8"), read_times()
+    measured = rows[0]["model"]
+    text, times = PAGE.read_text(encoding="utf-8"), read_times(measured)
     sections = dict.fromkeys(row["section"] for row in rows)
     tables = {section: build_table(rows, section, base, times) for section in sections}
     tables["changes"] = build_changes_table(find_changes(rows, base))
     tables["activation"] = build_table(at_learning_rate(rows, base["learning_rate"]), "rate", base, times)
+    tables["model"] = describe_model(measured, model)
     for name, table in tables.items():
         text = _replace_table(text, name, table)
     with atomic_write(PAGE) as temporary:
@@ -45,6 +49,13 @@ def write_page(rows: list[Row], base: dict[str, Any]) -> None:
     draw_learning_rates(rows).savefig(LEARNING_RATES_PLOT)
     draw_changes(rows, base).savefig(CHANGES_PLOT)
     print(PAGE, LEARNING_RATES_PLOT, CHANGES_PLOT, sep="\n")
+
+
+def describe_model(measured: str, model: str) -> str:
+    """Return the sentence that says which model the figures of the page belong to."""
+    if measured == model:
+        return f"All figures are of today's quickstart model (UNet `{model}`)."
+    return f"**All figures are of an earlier quickstart model** (UNet `{measured}`); today's has not been measured yet."
 
 
 def _replace_table(text: str, name: str, table: str) -> str:
@@ -67,7 +78,8 @@ def build_table(rows: list[Row], section: str, base: dict[str, Any], times: dict
         settings[f"*{BASELINE}*, {len({row['seed'] for row in found})} seeds"] = found
     for row in in_section:
         settings.setdefault(setting_label(row), []).append(row)
-    headings = [f"{style}: {' | '.join(HEADINGS)}" for style in styles]
+    reach = float(in_section[0]["reach"])
+    headings = [f"{style}: {' | '.join(HEADINGS).format(1 - reach)}" for style in styles]
     lines = [f"| setting | {' | '.join(headings)} | step time | file, kB |"]
     lines.append("| --- " * (3 + len(HEADINGS) * len(styles)) + "|")
     for name, found in settings.items():
@@ -106,7 +118,7 @@ def _format_change(values: list[float], plain: list[float]) -> str:
 
 def _cells(rows: list[Row], seeds: int) -> list[str]:
     """Return the cells of a setting in a style, with the number of runs if it is below that of the seeds."""
-    reached = [int(row["half_at_step"]) for row in rows if row["half_at_step"]]
+    reached = [int(row["reached_at_step"]) for row in rows if row["reached_at_step"]]
     all_reached = reached and len(reached) == len(rows)
     count = f" ({len(rows)} of {seeds} runs)" if 0 < len(rows) < seeds else ""
     return [

@@ -26,6 +26,7 @@ TIMES = Path(__file__).with_name("timing.csv")
 COST_OPTIONS = ("activation", "layer_structure", "layer_norm", "dropout_structure", "widths")
 PLAIN = {"activation": "swish"}  # the baseline
 PLAIN_KEY, CONTROL, LORA = "{}", "the same again", "lora"  # in timing.csv, beside the keys of settings
+COLUMNS = ("model", "shape", "lower_quartile", "median", "upper_quartile")
 ROUNDS, STEPS = 15, 4
 
 
@@ -86,18 +87,24 @@ def measure_ratios(
     return {name: [own / base for own, base in zip(seconds[name], seconds[plain])] for name in steps}
 
 
-def write_times(ratios: dict[str, list[float]]) -> None:
-    """Write median and quartiles of each setting's ratios to timing.csv."""
+def write_times(ratios: dict[str, list[float]], model: str) -> None:
+    """Write median and quartiles of each setting's ratios to timing.csv; lines of other models stay."""
+    kept = [line for line in _read_lines() if line["model"] != model]
     with atomic_write(TIMES) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["shape", "lower_quartile", "median", "upper_quartile"])
+        writer.writerow(COLUMNS)
+        writer.writerows([line[name] for name in COLUMNS] for line in kept)
         for name, values in ratios.items():
-            writer.writerow([name, *(f"{quartile:.3f}" for quartile in statistics.quantiles(values))])
+            writer.writerow([model, name, *(f"{quartile:.3f}" for quartile in statistics.quantiles(values))])
 
 
-def read_times() -> dict[str, float]:
-    """Return the medians of timing.csv; empty if nothing has been measured."""
+def read_times(model: str) -> dict[str, float]:
+    """Return the medians of a model in timing.csv; empty if it has not been measured."""
+    return {line["shape"]: float(line["median"]) for line in _read_lines() if line["model"] == model}
+
+
+def _read_lines() -> list[dict[str, str]]:
     if not TIMES.is_file():
-        return {}
+        return []
     with open(TIMES, newline="", encoding="utf-8") as file:
-        return {row["shape"]: float(row["median"]) for row in csv.DictReader(file)}
+        return list(csv.DictReader(file))

@@ -1,155 +1,300 @@
-"""A small classifier of the drawn images: which subject, colors and style they show.
+"""A classifier of the emoji images: which subject and background they show, and in whose hand.
 
-It is trained on drawn images only, blurred and warped the way a small model's samples are, and never on samples.
+    python examples/quickstart/tools/classifier.py         # measure it; train it first if its weights are not there
+
+It is trained on the artists' emoji only, blurred and warped the way a small model's samples are, and never on samples.
+Of each hand, about one subject in twelve is kept from it, to measure it on emoji that it has not seen. The hand is
+learned from hundreds of emoji more, of other subjects, half of them passed through the quickstart model's VAE.
 """
 
+import argparse
 import hashlib
 import random
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from diffusers import AutoencoderKL
+from PIL import Image, ImageChops, ImageFilter, ImageOps
 from safetensors.torch import load_file, save_file
 from torch import nn
+from tqdm.auto import tqdm
 
-from examples.quickstart.tools.draw import BACKGROUNDS, COLORS, STYLES, SUBJECTS, draw, random_scene, to_array
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-HERE = Path(__file__).resolve().parent
-HEADS = {"subject": SUBJECTS, "color": tuple(COLORS), "background": tuple(BACKGROUNDS), "style": STYLES}
-HIDDEN = {"neon": {"background"}, "blueprint": {"color", "background"}, "sunset": {"color", "background"}}
-UNKNOWN = -100  # a label that cross_entropy ignores
+from examples.quickstart.tools.scenes import BACKGROUNDS, draw, random_scene
+from examples.quickstart.tools.sets import HANDS, SUBJECTS, common_icons, find, icon_entry, render, render_icon
+
+PATH = Path(__file__).with_suffix(".safetensors")
+VAE_PATH = Path(__file__).resolve().parents[1] / "model" / "vae"
+HEADS = {"subject": tuple(SUBJECTS), "hand": HANDS, "background": tuple(BACKGROUNDS)}
+
+
+def _block(inputs: int, outputs: int, stride: int, dilation: int = 1) -> list[nn.Module]:
+    convolution = nn.Conv2d(inputs, outputs, 3, stride, padding=dilation, dilation=dilation, bias=False)
+    return [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
 
 
 class Classifier(nn.Module):
-    """Maps images (N, 3, 64, 64) in [-1, 1] to logits (N, 35), those of all `HEADS` concatenated."""
+    """Maps images (N, 3, 128, 128) in [-1, 1] to {head: logits (N, number of its names)}.
 
-    def __init__(self):
+    The hand is judged by what patches of 15 and 55 pixels look like over the whole image (mean, maximum and standard
+    deviation), since it must be told from subjects that nobody has drawn in it. Subject and background are judged by
+    the whole image at half its size.
+    """
+
+    def __init__(self) -> None:
         super().__init__()
-        layers, channels = [], (3, 32, 64, 96, 96)
-        for i, o in zip(channels, channels[1:]):
-            layers += [nn.Conv2d(i, o, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU()]
-        outputs = sum(len(names) for names in HEADS.values())
-        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(96 * 4 * 4, outputs))
+        layers: list[nn.Module] = _block(3, 32, 2)
+        for inputs, outputs in ((32, 64), (64, 128), (128, 192)):
+            layers += [*_block(inputs, outputs, 2), *_block(outputs, outputs, 1)]
+        self.shapes = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.4))
+        self.subject = nn.Linear(192 * 4 * 4, len(SUBJECTS))
+        self.background = nn.Linear(192 * 4 * 4, len(BACKGROUNDS))
+        self.fine = nn.Sequential(*_block(3, 32, 2), *_block(32, 48, 2), *_block(48, 64, 1))
+        self.coarse = nn.Sequential(*_block(64, 96, 2), *_block(96, 96, 1, dilation=2))
+        self.hand = nn.Sequential(nn.Linear(3 * (64 + 96), 64), nn.ReLU(), nn.Dropout(0.3), nn.Linear(64, len(HANDS)))
 
-    def forward(self, images):
-        return self.layers(images)
+    def judge_shapes(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Map images of half the size, (N, 3, 64, 64), to the logits of subject and background."""
+        shapes = self.shapes(images)
+        return {"subject": self.subject(shapes), "background": self.background(shapes)}
 
+    def judge_strokes(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Map images of 128 pixels, or crops of them, to the logits of the hand."""
+        fine = self.fine(images)
+        patches = [features.flatten(2) for features in (fine, self.coarse(fine))]  # (N, channels, patches)
+        pooled = [value for each in patches for value in (each.mean(dim=2), each.amax(dim=2), each.float().std(dim=2))]
+        return {"hand": self.hand(torch.cat(pooled, dim=1))}
 
-def split_heads(logits):
-    """Split logits (N, 35) into {head: logits (N, number of its names)}."""
-    return dict(zip(HEADS, logits.split([len(names) for names in HEADS.values()], dim=1)))
-
-
-def shrink(images):
-    """Return the classifier's input, (N, 3, 64, 64), for PIL images of 128 x 128 pixels."""
-    return F.avg_pool2d(torch.from_numpy(to_array(images)), 2)
-
-
-def label(scene, style, head):
-    """Return the index of the right name of a head, or `UNKNOWN` where the image does not show it."""
-    black_outlines = style == "cartoon" and scene.background == "black"  # on black: looks flat
-    if head in HIDDEN.get(style, ()) or (head == "style" and black_outlines):
-        return UNKNOWN
-    return HEADS[head].index(style if head == "style" else getattr(scene, head))
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {**self.judge_shapes(F.avg_pool2d(images, 2)), **self.judge_strokes(images)}
 
 
-def drawn_images(seed, count, styles=STYLES):
-    """Return new images (N, 3, 64, 64) and their labels {head: indices (N,)}."""
+def to_pixels(images: Iterable[Image.Image]) -> torch.Tensor:
+    """Return PIL images of one size as bytes, (N, 3, H, W)."""
+    return torch.stack([torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) for image in images])
+
+
+def scale(pixels: torch.Tensor) -> torch.Tensor:
+    """Return bytes as float32 in [-1, 1]."""
+    return pixels.float() / 127.5 - 1
+
+
+def is_unseen(subject: str, hand: str) -> bool:
+    """Return whether this emoji is kept from the classifier's training (about 1 in 12)."""
+    return int(hashlib.sha256(f"{subject}/{hand}".encode()).hexdigest(), 16) % 12 == 0
+
+
+def restyle(emoji: Image.Image, rng: random.Random) -> Image.Image:
+    """Return an RGBA emoji with other colors and perhaps with outlines: the subject in a hand that nobody has."""
+    alpha = emoji.getchannel("A")
+    hue, saturation, value = emoji.convert("RGB").convert("HSV").split()
+    shift, strength, light = rng.choice([0, rng.randrange(256)]), rng.uniform(0, 1.3), rng.uniform(0.7, 1.15)
+    hue = hue.point(lambda h: (h + shift) % 256)
+    saturation, value = saturation.point(lambda s: min(255, strength * s)), value.point(lambda v: min(255, light * v))
+    image = Image.merge("HSV", (hue, saturation, value)).convert("RGB")
+    if rng.random() < 0.3:
+        image = ImageOps.posterize(image, rng.choice([1, 2, 3]))
+    if rng.random() < 0.5:
+        width, ink = rng.choice([3, 5, 7]), (rng.choice([10, 10, 70, 245]),) * 3
+        lines = image.convert("L").filter(ImageFilter.FIND_EDGES).point(lambda edge: 255 * (edge > 40))
+        image.paste(ink, mask=lines.filter(ImageFilter.MaxFilter(width)))
+        border = ImageChops.subtract(alpha.filter(ImageFilter.MaxFilter(width)), alpha)
+        image.paste(ink, mask=border)
+        alpha = ImageChops.lighter(alpha, border)
+        if rng.random() < 0.2:  # line art
+            image.paste((255, 255, 255), mask=ImageChops.invert(ImageChops.lighter(lines, border)))
+    image.putalpha(alpha)
+    return image
+
+
+def all_pairs(unseen: bool) -> list[tuple[str, str]]:
+    """Return the (subject, hand) pairs that exist and are or are not kept from training."""
+    pairs = [(subject, hand) for subject in SUBJECTS for hand in HANDS if find(subject, hand)]
+    return [pair for pair in pairs if is_unseen(*pair) == unseen]
+
+
+def emoji_images(
+    pairs: list[tuple[str, str]], per_pair: int, seed: str, restyled: float = 0.0
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Return new images of (subject, hand) pairs as bytes (N, 3, 128, 128), and labels {head: indices (N,)}.
+
+    A share of them is `restyled`: the hand in their labels is then not theirs.
+    """
     rng, images, labels = random.Random(seed), [], {head: [] for head in HEADS}
-    for i in range(count):
-        scene, style = random_scene(rng), styles[i % len(styles)]
-        images.append(shrink([draw(scene, style)]))
-        for head in HEADS:
-            labels[head].append(label(scene, style, head))
+    for subject, hand in pairs:
+        for _ in range(per_pair):
+            scene = random_scene(rng, subject=subject, hand=hand)
+            emoji = restyle(render(subject, hand), rng) if rng.random() < restyled else None
+            images.append(to_pixels([draw(scene, emoji=emoji)]))
+            for head, names in HEADS.items():
+                labels[head].append(names.index(getattr(scene, head)))
     return torch.cat(images), {head: torch.tensor(indices) for head, indices in labels.items()}
 
 
-def distort(images):
-    """Blur, warp, tint and add noise to most of the images (N, 3, H, W), as a small model's samples are."""
+def hand_images(per_icon: int, others: int, seed: str) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Return new images as bytes (N, 3, 128, 128), and labels {"hand": indices (N,)}.
 
-    def vary(low, high, *shape):
+    They show, in every hand, the seen subjects and `others` more of the set's common icons.
+    """
+    rng, images, labels = random.Random(seed), [], []
+    for index, hand in enumerate(HANDS):
+        subjects = {find(subject, hand): subject for subject in SUBJECTS if find(subject, hand)}
+        unseen = {icon_entry(icon, hand)["body"] for icon, subject in subjects.items() if is_unseen(subject, hand)}
+        more = [icon for icon in common_icons(hand) if icon not in subjects]
+        for icon in [*subjects, *rng.sample(more, min(others, len(more)))]:
+            for _ in range(per_icon if icon_entry(icon, hand)["body"] not in unseen else 0):
+                images.append(to_pixels([draw(random_scene(rng, hand=hand), emoji=render_icon(icon, hand))]))
+                labels.append(index)
+    return torch.cat(images), {"hand": torch.tensor(labels)}
+
+
+def load_vae() -> AutoencoderKL:
+    """Return the VAE of the quickstart's model."""
+    return AutoencoderKL.from_pretrained(VAE_PATH, torch_dtype=torch.float32).to(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def reconstruct(vae: AutoencoderKL, pixels: torch.Tensor) -> torch.Tensor:
+    """Return images, bytes (N, 3, H, W), encoded and decoded by a VAE."""
+    parts = []
+    for part in tqdm(pixels.split(24), desc="Through the VAE", mininterval=5):
+        with torch.autocast("cpu", torch.bfloat16):
+            latents = vae.encode(scale(part).to(memory_format=torch.channels_last)).latent_dist.mode()
+            image = vae.decode(latents).sample.float()
+        parts.append(((image.clamp(-1, 1) + 1) * 127.5).round().byte())
+    return torch.cat(parts)
+
+
+def distort(images: torch.Tensor, side: int, strength: float = 1.0) -> torch.Tensor:
+    """Blur, warp, tint and add noise to images (N, 3, H, H), as a small model's samples are.
+
+    Return crops of side x side pixels, in channels-last order (faster on a CPU). At less `strength`, warp and noise are
+    weaker: they hide how a surface is shaded.
+    """
+
+    def vary(low: float, high: float, *shape: int) -> torch.Tensor:
         return low + (high - low) * torch.rand(len(images), *shape)
 
-    def smooth_noise(channels, cells, size):
+    def smooth_noise(channels: int, cells: int) -> torch.Tensor:
         return F.interpolate(torch.randn(len(images), channels, cells, cells), size, mode="bilinear")
 
-    size = images.shape[-2:]
-    images = torch.where(vary(0, 1, 1, 1, 1) < 0.5, images, images.flip(3))
-    angle, zoom, shift = vary(-0.1, 0.1), vary(0.9, 1.1), vary(-0.1, 0.1, 2, 1)
+    size, share = (side, side), side / images.shape[-1]
+    reach = 0.1 + 0.6 * (1 - share)
+    angle, zoom, shift = vary(-0.3, 0.3), vary(0.8, 1.15) * share, vary(-reach, reach, 2, 1)
     rotation = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], dim=1).view(-1, 2, 2)
-    grid = F.affine_grid(torch.cat([rotation * zoom.view(-1, 1, 1), shift], dim=2), images.shape, align_corners=False)
-    warp = vary(0, 0.05, 1, 1, 1) * smooth_noise(2, 6, size)
+    theta = torch.cat([rotation * zoom.view(-1, 1, 1), shift], dim=2)
+    grid = F.affine_grid(theta, [len(images), 3, *size], align_corners=False)
+    warp = vary(0, 0.07 * strength, 1, 1, 1) * smooth_noise(2, 6)
     out = F.grid_sample(images, grid + warp.permute(0, 2, 3, 1), padding_mode="border", align_corners=False)
 
-    small = F.interpolate(out, size=int(torch.randint(26, 52, ())), mode="area")
-    blurred = F.interpolate(small, size, mode="bilinear")
-    out = torch.lerp(out, blurred, vary(0, 1, 1, 1, 1))
+    small = F.interpolate(out, size=int(torch.randint(round(0.41 * side), round(0.94 * side), ())), mode="bilinear")
+    out = torch.lerp(out, F.interpolate(small, size, mode="bilinear"), vary(0, 1, 1, 1, 1))
 
     out = out * vary(0.9, 1.05, 1, 1, 1) + vary(-0.05, 0.05, 3, 1, 1)
-    out = out + vary(0, 0.04, 1, 1, 1) * smooth_noise(3, 8, size)
-    out = out + vary(0, 0.06, 1, 1, 1) * torch.randn_like(out)
-    return torch.where(vary(0, 1, 1, 1, 1) < 0.2, images, out.clamp(-1, 1))
+    out = out + vary(0, 0.04 * strength, 1, 1, 1) * smooth_noise(3, 8)
+    out = out + vary(0, 0.06 * strength, 1, 1, 1) * torch.randn_like(out)
+    return out.clamp(-1, 1).to(memory_format=torch.channels_last)
 
 
-def train_classifier(count=7200, steps=1400, batch_size=64, learning_rate=3e-3):
-    """Return a classifier in eval mode, trained on distorted drawn images in every style."""
-    images, labels = drawn_images("classifier", count)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        classifier = Classifier().to(memory_format=torch.channels_last)  # faster on a CPU
-        optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=0.01)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
-        for _ in range(steps):
-            chosen = torch.randint(len(images), (batch_size,))
-            logits = split_heads(classifier(distort(images[chosen])))
-            loss = sum(F.cross_entropy(logits[head], labels[head][chosen]) for head in HEADS)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+def fit(
+    classifier: Classifier,
+    logits_of: Callable[[torch.Tensor], dict[str, torch.Tensor]],
+    pixels: torch.Tensor,
+    labels: dict[str, torch.Tensor],
+    steps: int,
+) -> None:
+    """Train the parameters that `logits_of` uses on images, bytes (N, 3, H, W), and labels {head: indices (N,)}."""
+    optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.1)
+    for _ in tqdm(range(steps), desc="Classifier", mininterval=5):
+        chosen = torch.randint(len(pixels), (64,))
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = logits_of(scale(pixels[chosen]))
+        losses = (
+            F.cross_entropy(values.float(), labels[head][chosen], label_smoothing=0.05)
+            for head, values in logits.items()
+        )
+        optimizer.zero_grad()
+        sum(losses).backward()
+        optimizer.step()
+        schedule.step()
+    optimizer.zero_grad()  # no gradients: another `fit` leaves these parameters alone
+
+
+def train_classifier(steps: int = 3500, per_pair: int = 24, others: int = 330) -> Classifier:
+    """Return a classifier in eval mode, trained on distorted emoji of every hand: first the shapes, then the strokes."""
+
+    def shapes(images: torch.Tensor) -> dict[str, torch.Tensor]:
+        return classifier.judge_shapes(distort(F.avg_pool2d(images, 2), 64))
+
+    def strokes(images: torch.Tensor) -> dict[str, torch.Tensor]:
+        return classifier.judge_strokes(distort(images, random.choice((64, 80, 112)), strength=0.4))
+
+    torch.manual_seed(0)
+    random.seed(0)
+    classifier = Classifier().to(memory_format=torch.channels_last)
+    pixels, labels = emoji_images(all_pairs(unseen=False), per_pair, "classifier", restyled=0.5)
+    fit(classifier, shapes, pixels, labels, steps)
+    pixels, labels = hand_images(4, others, "strokes")
+    pixels[::2] = reconstruct(load_vae(), pixels[::2])
+    fit(classifier, strokes, pixels, labels, steps)
     return classifier.to(memory_format=torch.contiguous_format).eval()
 
 
-def source_hash() -> str:
-    """Return a hash of the code that the classifier is trained by."""
-    names = ("draw.py", "shapes.py", "classifier.py")
-    return hashlib.sha256(b"".join((HERE / name).read_bytes() for name in names)).hexdigest()[:16]
-
-
-def load_classifier(path=HERE / "classifier.safetensors"):
-    """Return the trained classifier. It is trained again if the code it was trained by has changed."""
-    made_by = None
-    if path.exists():
-        with safe_open(path, framework="pt") as file:
-            made_by = (file.metadata() or {}).get("source")
-    if made_by != source_hash():
-        print("Training the classifier (once, about a minute) ...", file=sys.stderr)
-        save_file(train_classifier().state_dict(), path.with_suffix(".tmp"), {"source": source_hash()})
-        path.with_suffix(".tmp").replace(path)
+def load_classifier() -> Classifier:
+    """Return the trained classifier, in float32; it is trained first if its weights, in half precision, are not there."""
+    if not PATH.exists():
+        state = {name: value.half() for name, value in train_classifier().state_dict().items()}
+        save_file(state, PATH.with_suffix(".tmp"))
+        PATH.with_suffix(".tmp").replace(PATH)
     classifier = Classifier()
-    classifier.load_state_dict(load_file(path))
+    classifier.load_state_dict(load_file(PATH))
     return classifier.eval()
 
 
 @torch.no_grad()
-def predict(classifier, images):
-    """Pictures (N, 3, 64, 64) -> {head: indices (N,)}."""
-    return {head: logits.argmax(dim=1) for head, logits in split_heads(classifier(images)).items()}
+def classify(classifier: Classifier, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return {head: indices (N,) of the likeliest names} for images of 128 x 128 pixels, bytes (N, 3, 128, 128)."""
+    parts = [classifier(scale(part)) for part in pixels.split(64)]
+    return {head: torch.cat([part[head] for part in parts]).argmax(dim=1) for head in HEADS}
 
 
-def judge(classifier, images):
-    """What the classifier sees in PIL images: {head: a name for each image}."""
-    indices = predict(classifier, shrink(images))
-    return {head: [names[i] for i in indices[head]] for head, names in HEADS.items()}
+def judge(classifier: Classifier, images: list[Image.Image]) -> dict[str, list[str]]:
+    """Return what the classifier sees in images of 128 x 128 pixels: {head: a name for each image}."""
+    seen = classify(classifier, to_pixels(images))
+    return {head: [names[i] for i in seen[head]] for head, names in HEADS.items()}
 
 
-def classifier_accuracy(classifier, styles=STYLES, count=1200):
-    """Return {head: share right} on new drawn images whose style shows it; "all": with nothing wrong."""
-    images, labels = drawn_images("accuracy", count, styles)
-    predicted = predict(classifier, images)
-    known = {head: labels[head] != UNKNOWN for head in HEADS}
-    wrong = {head: known[head] & (predicted[head] != labels[head]) for head in HEADS}
-    accuracy = {head: 1 - (wrong[head].sum() / known[head].sum()).item() for head in HEADS}
-    return {**accuracy, "all": 1 - torch.stack([*wrong.values()]).any(dim=0).float().mean().item()}
+def accuracy(
+    classifier: Classifier, unseen: bool = True, per_pair: int = 4, vae: AutoencoderKL | None = None
+) -> dict[str, dict[str, float]]:
+    """Return {hand: {head: share right}} on new images of emoji that the classifier has or has not seen.
+
+    With a VAE, the images pass through it first.
+    """
+    table = {}
+    for hand in HANDS:
+        pairs = [pair for pair in all_pairs(unseen) if pair[1] == hand]
+        pixels, labels = emoji_images(pairs, per_pair, "accuracy")
+        seen = classify(classifier, reconstruct(vae, pixels) if vae else pixels)
+        table[hand] = {head: (seen[head] == labels[head]).float().mean().item() for head in HEADS}
+    return table
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    classifier, vae = load_classifier(), load_vae()
+    for title, unseen in (("emoji not seen in training", True), ("emoji seen in training", False)):
+        for through, per_pair, passed in (("", 4, None), (", through the VAE", 4 if unseen else 1, vae)):
+            print(f"{title}{through}:")
+            for hand, shares in accuracy(classifier, unseen, per_pair, passed).items():
+                print(f"  {hand:18}" + ", ".join(f"{head} {share:.1%}" for head, share in shares.items()))
+
+
+if __name__ == "__main__":
+    main()

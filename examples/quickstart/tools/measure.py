@@ -1,56 +1,30 @@
-"""Measure the quickstart's model, and what a hypernetwork changes in it.
+"""Measure what the model generates, or what a hypernetwork makes of it, by the classifier of emoji images.
 
-    python examples/quickstart/tools/measure.py model                             # does it follow its prompts?
-    python examples/quickstart/tools/measure.py model --samples 120 --sheet model.png
-    python examples/quickstart/tools/measure.py hypernetwork output/quickstart    # does it generate in its style?
-    python examples/quickstart/tools/measure.py hypernetwork output/quickstart --strength 0.5 --sheet neon.png --json
-
-A small classifier says what is in a sample. It is trained once, in about a minute, on images drawn by draw.py. All
-seeds are fixed and everything runs on the CPU, so the same weights give the same figures.
+python examples/quickstart/tools/measure.py model --sheet model.jpg
+python examples/quickstart/tools/measure.py hypernetwork output/quickstart --hand openmoji --sheet openmoji.jpg
 """
 
 import argparse
 import json
 import random
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
+from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-QUICKSTART = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(QUICKSTART.parents[1]))
-
-from hypernet.cli.script import quiet_libraries
-
-quiet_libraries()  # before diffusers is imported
-
-from diffusers import StableDiffusionPipeline
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 import hypernet
-from examples.quickstart.tools.classifier import classifier_accuracy, judge, load_classifier
-from examples.quickstart.tools.draw import (
-    BACKGROUNDS,
-    COLORS,
-    STYLES,
-    SUBJECTS,
-    Scene,
-    caption,
-    draw,
-    is_held_out,
-    random_scene,
-    to_array,
-)
+from examples.quickstart.tools.classifier import Classifier, accuracy, judge, load_classifier
+from examples.quickstart.tools.scenes import BACKGROUNDS, NOT_MIRRORED, SIZES, Scene, caption, draw, reach, to_array
+from examples.quickstart.tools.sets import HANDS, MODEL_HANDS, SUBJECTS
 
-COLUMNS = len(SUBJECTS)
-
-Judged = dict[str, list[str]]  # what the classifier is asked -> its answer for each image
-
-
-# --- Samples and losses
+BUILD = Path(__file__).resolve().parents[1] / "build"
+Figures = dict[str, dict[str, float]]
 
 
 def load_pipeline(folder: Path) -> StableDiffusionPipeline:
@@ -60,175 +34,128 @@ def load_pipeline(folder: Path) -> StableDiffusionPipeline:
     return pipeline
 
 
-def prompt_scenes(count: int, seed: int = 240) -> list[Scene]:
-    """Return scenes for prompts that name no size. Subjects take turns, so that `COLUMNS` scenes are a round.
-
-    Every fourth round uses combinations of subject and colors that are not in training, for the subjects that have any.
-    """
-    rng, scenes = random.Random(seed), []
-    for i in range(count):
-        subject, held_out = SUBJECTS[i % COLUMNS], i // COLUMNS % 4 == 0
-        combinations = [Scene(subject, c, b) for c in COLORS for b in BACKGROUNDS if c != b]
-        scenes.append(rng.choice([scene for scene in combinations if is_held_out(scene) == held_out] or combinations))
-    return scenes
+def prompt_scenes(count: int, seed: int = 480) -> list[Scene]:
+    """Return scenes for prompts that name no size. The subjects take turns, in an order that mixes their kinds."""
+    rng = random.Random(seed)
+    subjects = rng.sample(list(SUBJECTS), len(SUBJECTS))
+    return [
+        Scene(subjects[i % len(subjects)], rng.choice(MODEL_HANDS), rng.choice(list(BACKGROUNDS))) for i in range(count)
+    ]
 
 
 def sample(
     pipeline: StableDiffusionPipeline,
-    scenes: Sequence[Scene],
+    prompts: Sequence[str],
     guidance_scale: float = 4.0,
     steps: int = 20,
-    batch_size: int = COLUMNS,
+    batch_size: int = 16,
     seed: int = 1000,
 ) -> list[Image.Image]:
-    """Generate an image for each scene's caption; the i-th starts from noise of seed + i, whatever the batch size."""
+    """Generate an image for each prompt; the i-th starts from noise of seed + i, whatever the batch size."""
     images = []
-    for at in range(0, len(scenes), batch_size):
-        prompts = [caption(scene) for scene in scenes[at : at + batch_size]]
-        generators = [torch.Generator().manual_seed(seed + at + i) for i in range(len(prompts))]
-        output = pipeline(prompts, guidance_scale=guidance_scale, num_inference_steps=steps, generator=generators)
+    for at in range(0, len(prompts), batch_size):
+        batch = list(prompts[at : at + batch_size])
+        generators = [torch.Generator().manual_seed(seed + at + i) for i in range(len(batch))]
+        output = pipeline(batch, guidance_scale=guidance_scale, num_inference_steps=steps, generator=generators)
         images += output.images
     return images
 
 
-@torch.no_grad()
-def denoising_loss(
-    pipeline: StableDiffusionPipeline, style: str, count: int = 16, draws: int = 4, seed: int = 999
-) -> float:
-    """Return the denoising loss on `count` new images in a style, each at `draws` timesteps between 20 and 980."""
-    rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
-    scenes = [random_scene(rng) for _ in range(count)]
-    pixels = torch.from_numpy(to_array(draw(scene, style) for scene in scenes))
-    clean = pipeline.vae.encode(pixels).latent_dist.mode() * pipeline.vae.config.scaling_factor
-    texts = [caption(scene, style) for scene in scenes]
-    tokens = pipeline.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    states = pipeline.text_encoder(tokens)[0]
-
-    scheduler, losses = pipeline.scheduler, []
-    for timesteps in torch.linspace(20, 980, draws * count).long().view(draws, count):
-        noise = torch.randn(clean.shape, generator=generator)
-        prediction = pipeline.unet(scheduler.add_noise(clean, noise, timesteps), timesteps, states).sample
-        is_velocity = scheduler.config.prediction_type == "v_prediction"
-        target = scheduler.get_velocity(clean, noise, timesteps) if is_velocity else noise
-        losses.append(F.mse_loss(prediction, target).item())
-    return sum(losses) / draws
+def share_right(seen: Sequence[str], wanted: Sequence[str]) -> float:
+    return sum(a == b for a, b in zip(seen, wanted, strict=True)) / len(wanted)
 
 
-def save_sheet(images: Sequence[Image.Image], path: Path, rows: int = 8, border: int = 2) -> None:
-    """Write a PNG of the first `rows` rows of images, one column per subject."""
+def nearest_hand(image: Image.Image, subject: str, background: str) -> str:
+    """Return the model hand with the image of this subject and background that is nearest, by squared error at 32 x 32.
+
+    All sizes and places that the model was trained on are tried. (The classifier has to judge a hand by its strokes,
+    since nobody has drawn some subjects in it; of its own hands, the model has seen every subject.)
+    """
+    scenes = [
+        Scene(subject, hand, background, size, side, 0.5 + offset, mirrored=mirrored)
+        for hand in MODEL_HANDS
+        for size, side in SIZES.items()
+        for offset in (-reach(side), 0, reach(side))
+        for mirrored in ((False,) if subject in NOT_MIRRORED else (False, True))
+    ]
+    error = to_array(draw(scene, size=32) for scene in scenes) - to_array([image.reduce(4)])
+    return scenes[np.square(error).mean(axis=(1, 2, 3)).argmin()].hand
+
+
+def save_sheet(images: Sequence[Image.Image], path: Path, columns: int = 12, border: int = 2) -> None:
     cell = images[0].width + 2 * border
-    rows = min(rows, len(images) // COLUMNS)
-    sheet = Image.new("RGB", (COLUMNS * cell, rows * cell), (128, 128, 128))
-    for i, image in enumerate(images[: rows * COLUMNS]):
-        sheet.paste(image, (i % COLUMNS * cell + border, i // COLUMNS * cell + border))
+    sheet = Image.new("RGB", (columns * cell, -(-len(images) // columns) * cell), (128, 128, 128))
+    for i, image in enumerate(images):
+        sheet.paste(image, (i % columns * cell + border, i // columns * cell + border))
     sheet.save(path)
 
 
-# --- The figures
-
-
-def share(right: Iterable[bool]) -> float:
-    """Return the fraction that is True."""
-    right = list(right)
-    return sum(right) / len(right)
-
-
-def matches(scenes: Sequence[Scene], judged: Judged, *heads: str) -> list[bool]:
-    """Return for each scene whether the classifier is right about it on all these heads, such as "subject"."""
-    return [all(judged[head][i] == getattr(scene, head) for head in heads) for i, scene in enumerate(scenes)]
-
-
-def prompt_accuracy(scenes: Sequence[Scene], judged: Judged) -> dict[str, float]:
-    """Return the share of samples that show what the prompt asked for, in each respect and in several at once."""
-    return {
-        "subject": share(matches(scenes, judged, "subject")),
-        "color": share(matches(scenes, judged, "color")),
-        "background": share(matches(scenes, judged, "background")),
-        "both colors": share(matches(scenes, judged, "color", "background")),
-        "all three": share(matches(scenes, judged, "subject", "color", "background")),
-    }
-
-
-def measure_model(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Measure how well the model follows its prompts; return counts and shares by group and name."""
-    classifier, scenes = load_classifier(), prompt_scenes(args.samples)
-    images = sample(load_pipeline(args.model), scenes)
+def measure_model(args: argparse.Namespace, classifier: Classifier) -> Figures:
+    """Measure how well samples follow their prompts; every other prompt names the hand."""
+    scenes = prompt_scenes(args.samples)
+    prompts = [caption(scene, name_hand=i % 2 == 0) for i, scene in enumerate(scenes)]
+    images = sample(load_pipeline(args.model), prompts)
     if args.sheet:
-        save_sheet(images, args.sheet)
-    judged = judge(classifier, images)
-    held_out = [i for i, scene in enumerate(scenes) if is_held_out(scene)]
-    judged_held_out = {head: [names[i] for i in held_out] for head, names in judged.items()}
-    subject_right = matches(scenes, judged, "subject")
-    return {
-        "samples": {"all": len(scenes), "combinations not in training": len(held_out)},
-        "all samples": prompt_accuracy(scenes, judged),
-        "combinations not in training": prompt_accuracy([scenes[i] for i in held_out], judged_held_out),
-        "subject by subject": {name: share(subject_right[i::COLUMNS]) for i, name in enumerate(SUBJECTS)},
-        "classifier on drawn images": classifier_accuracy(classifier),
+        save_sheet(images[:96], args.sheet)
+        args.sheet.with_suffix(".txt").write_text("\n".join(prompts[:96]) + "\n", encoding="utf-8")
+    seen = judge(classifier, images)
+    subjects = [scene.subject for scene in scenes]
+    wrong = sorted({wanted for wanted, name in zip(subjects, seen["subject"]) if wanted != name})
+    print("subjects missed at least once:", ", ".join(wrong), file=sys.stderr)
+    hands = [nearest_hand(image, scene.subject, scene.background) for image, scene in zip(images[::2], scenes[::2])]
+    right = {
+        "subject": share_right(seen["subject"], subjects),
+        "background": share_right(seen["background"], [scene.background for scene in scenes]),
+        "hand, when named": share_right(hands, [scene.hand for scene in scenes[::2]]),
     }
+    return {f"{len(scenes)} samples": right, **accuracy(classifier)}
 
 
-def measure_hypernetwork(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Measure how a hypernetwork changes losses and samples; return counts, losses and shares by group and name."""
-    classifier, scenes = load_classifier(), prompt_scenes(args.samples)
-    pipeline, hypernetwork = load_pipeline(args.model), hypernet.load(args.path)
-
-    def measure() -> tuple[dict[str, float], list[Image.Image]]:
-        images = sample(pipeline, scenes)
-        judged = judge(classifier, images)
-        figures = {
-            f"loss on {args.style}": denoising_loss(pipeline, args.style),
-            "loss on flat": denoising_loss(pipeline, "flat"),
-            f"samples in {args.style}": share(style == args.style for style in judged["style"]),
-            "subject right": share(matches(scenes, judged, "subject")),
+def measure_hypernetwork(args: argparse.Namespace, classifier: Classifier) -> Figures:
+    """Measure samples without and with a hypernetwork: the share in its hand, and of right subjects."""
+    scenes = prompt_scenes(args.samples)
+    pipeline, figures, rows = load_pipeline(args.model), {}, []
+    for title in ("without", "with"):
+        if title == "with":
+            hypernet.attach(pipeline.unet, hypernet.load(args.path), strength=args.strength)
+        images = sample(pipeline, [caption(scene) for scene in scenes])
+        seen = judge(classifier, images)
+        rows.append(images)
+        figures[title] = {
+            f"in {args.hand}": share_right(seen["hand"], [args.hand] * len(scenes)),
+            "subject": share_right(seen["subject"], [scene.subject for scene in scenes]),
+            "background": share_right(seen["background"], [scene.background for scene in scenes]),
         }
-        return figures, images
-
-    before, images_before = measure()
-    hypernet.attach(pipeline.unet, hypernetwork, strength=args.strength)
-    after, images_after = measure()
-    hypernet.detach(pipeline.unet)
     if args.sheet:
-        rows = range(0, len(scenes), COLUMNS)
-        pairs = [images[at : at + COLUMNS] for at in rows for images in (images_before, images_after)]
-        save_sheet([image for row in pairs for image in row], args.sheet)
-    falls = {name: 1 - after[name] / before[name] for name in before if name.startswith("loss")}
-    return {"samples": {"all": len(scenes)}, "without": before, "with": after, "fall": falls}
-
-
-def report(figures: dict[str, dict[str, Any]]) -> str:
-    """Format the figures for the console, one group per line: counts and losses as numbers, shares in percent."""
-
-    def text(name: str, value: float) -> str:
-        number = str(value) if isinstance(value, int) else f"{value:.4f}" if "loss" in name else f"{value:.1%}"
-        return f"{name} {number}"
-
-    return "\n".join(
-        f"{group}: " + ", ".join(text(name if group != "fall" else name[5:], value) for name, value in values.items())
-        for group, values in figures.items()
-    )
+        save_sheet([image for at in range(0, 48, 12) for images in rows for image in images[at : at + 12]], args.sheet)
+    return {**figures, args.hand: accuracy(classifier)[args.hand]}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     model = commands.add_parser("model", help="measure how well the model follows its prompts")
-    model.set_defaults(measure=measure_model, samples=240)
+    model.set_defaults(measure=measure_model, samples=480)
     hypernetwork = commands.add_parser("hypernetwork", help="measure what a hypernetwork changes")
     hypernetwork.set_defaults(measure=measure_hypernetwork, samples=120)
     hypernetwork.add_argument("path", type=Path, help="trained folder, checkpoint or file")
     hypernetwork.add_argument("--strength", type=float, default=1.0)
-    hypernetwork.add_argument("--style", choices=STYLES, default="neon")
+    hypernetwork.add_argument("--hand", choices=HANDS, default="openmoji", help="the hand that it was trained on")
     for command in (model, hypernetwork):
-        command.add_argument("--model", type=Path, default=QUICKSTART / "model", help="the base model's folder")
-        command.add_argument("--samples", type=int, help="number of samples, a multiple of 12: one per subject")
-        command.add_argument("--sheet", type=Path, help="write samples to this PNG, one subject in each column")
+        command.add_argument("--model", type=Path, default=BUILD / "model", help="the base model's folder")
+        command.add_argument("--samples", type=int, help="number of samples, at least 48")
+        command.add_argument(
+            "--sheet", type=Path, help="write samples to this image; with .txt beside it, their prompts"
+        )
         command.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     args = parser.parse_args()
-    if args.samples < 1 or args.samples % COLUMNS:
-        parser.error(f"--samples {args.samples}: it must be a positive multiple of {COLUMNS}, the number of subjects")
-    figures = args.measure(args)
-    print(json.dumps(figures, indent=2) if args.json else report(figures))
+    if args.samples < 48:
+        parser.error(f"--samples {args.samples}: at least 48 are needed")
+    figures = args.measure(args, load_classifier())
+    if args.json:
+        print(json.dumps(figures, indent=2))
+    for group, shares in () if args.json else figures.items():
+        print(f"{group}: " + ", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ python examples/quickstart/tools/odd_images.py output/mixed_images --mixed      
 
 import argparse
 import io
+import itertools
 import random
 import sys
 from pathlib import Path
@@ -15,46 +16,46 @@ from PIL import Image, ImageOps
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from examples.quickstart.tools.draw import caption, draw, random_scene
+from examples.quickstart.tools.shapes import caption, draw, random_shape
 
-SHAPES = {"square": (256, 256), "wide": (480, 240), "tall": (240, 480), "photo": (360, 240), "large": (900, 880)}
+SIZES = {"square": (256, 256), "wide": (480, 240), "tall": (240, 480), "photo": (360, 240), "large": (900, 880)}
 
 
 def write_odd_images(folder: Path):
     """Write the images and captions, always the same."""
     folder.mkdir(parents=True, exist_ok=True)
-    rng = random.Random(8)
+    seeds = itertools.count()
 
-    def scene():
-        drawn = random_scene(rng)
-        return draw(drawn, "neon", size=256), f"{caption(drawn)}, neon, glow, night"
+    def sample():
+        shape = random_shape(next(seeds))
+        return draw(shape, 256), f"{caption(shape)}, flat, plain, bright"
 
     def write(name, image, text, **options):
         image.save(folder / name, **options)
         (folder / name).with_suffix(".txt").write_text(text, encoding="utf-8")
 
-    for name, (width, height) in SHAPES.items():
-        image, text = scene()
+    for name, (width, height) in SIZES.items():
+        image, text = sample()
         side = min(width, height)
         wide = Image.new("RGB", (width, height), image.getpixel((2, 2)))
         wide.paste(image.resize((side, side), Image.Resampling.LANCZOS), ((width - side) // 2, (height - side) // 2))
         write(f"{name}.png", wide, text)
 
-    image, text = scene()
+    image, text = sample()
     image.putalpha(Image.radial_gradient("L").resize(image.size).point(lambda value: max(0, min(255, 640 - 4 * value))))
     write("clear.png", image, text)
-    image, text = scene()
+    image, text = sample()
     exif = Image.Exif()
     exif[0x0112] = 6  # a camera held upright: to be shown turned by 90 degrees
     write("turned.jpg", image.transpose(Image.Transpose.ROTATE_90), text, exif=exif, quality=95)
-    image, text = scene()
+    image, text = sample()
     write("print.tif", image.convert("CMYK"), text)
     write("copy of square.jpg", Image.open(folder / "square.png"), "a copy", quality=85)
-    image, text = scene()
+    image, text = sample()
     write("long.png", image, ", ".join([text] * 3))
     write("flat.png", Image.new("RGB", (256, 256), "navy"), "nothing at all")
-    write("tiny.png", scene()[0].resize((48, 48)), "a tiny one")
-    (folder / "cut.png").write_bytes((folder / "wide.png").read_bytes()[:3000])
+    write("tiny.png", sample()[0].resize((48, 48)), "a tiny one")
+    (folder / "cut.png").write_bytes(_half((folder / "wide.png").read_bytes()))
     (folder / "empty.jpg").write_bytes(b"")
     (folder / "page.webp").write_bytes(b"<html>not an image</html>")
 
@@ -74,6 +75,10 @@ def _stored(image, kind, **options):
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
+
+
+def _half(data):
+    return data[: len(data) // 2]
 
 
 def _turned(image, orientation):
@@ -110,7 +115,7 @@ KINDS = [
     lambda image: _png(image.resize((17, 13))),
 ]
 BROKEN = {  # what cannot be used: how it is made, and what is to be said of it
-    "truncated": (lambda image: (".png", _png(image)[1][:900]), "truncated"),
+    "truncated": (lambda image: (".png", _half(_png(image)[1])), "truncated"),
     "cut short": (lambda image: (".jpg", _jpeg(image)[1][:-400]), "truncated"),
     "empty": (lambda image: (".jpg", b""), "it is empty"),
     "page": (lambda image: (".webp", b"<html>not an image</html>"), "it is not an image"),
@@ -126,8 +131,8 @@ def write_mixed_images(folder: Path, count: int = 200) -> dict[str, str]:
         parent = folder / subs[i % len(subs)]
         parent.mkdir(parents=True, exist_ok=True)
         width, height = rng.choice([(96, 96), (160, 90), (70, 120), (300, 60), (40, 200), (128, 64)])
-        scene = random_scene(rng)
-        image = ImageOps.fit(draw(scene, "flat", size=96), (width, height))
+        shape = random_shape(i)
+        image = ImageOps.fit(draw(shape, 96), (width, height))
         if i == 0:  # 12,000 pixels wide
             image = image.resize((12_000, 400))
         name = f"{NAMES[i // len(subs) % len(NAMES)]} {i}"
@@ -146,7 +151,7 @@ def write_mixed_images(folder: Path, count: int = 200) -> dict[str, str]:
         if reason:
             refused[path.relative_to(folder).as_posix()] = reason
         if i % 5 == 0:
-            path.with_suffix(".txt").write_text(f"{caption(scene)}, number {i}", encoding="utf-8")
+            path.with_suffix(".txt").write_text(f"{caption(shape)}, number {i}", encoding="utf-8")
     return refused
 
 

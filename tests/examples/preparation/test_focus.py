@@ -1,7 +1,7 @@
 """Crops with --focus: the subject stays in the frame, and the maps equal plain computations."""
 
+import dataclasses
 import math
-import random
 import sys
 import threading
 
@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from examples.benchmarks import prepare as benchmark
 from examples.preparation import focus
 from examples.preparation.focus import Focus
-from examples.quickstart.tools.draw import draw, random_scene
+from examples.quickstart.tools.shapes import draw, random_shape
 from tests.helpers.preparation import run_here, write
 
 
@@ -23,7 +23,7 @@ def test_keeps_off_center_subjects_in_the_frame():
 
 def test_centers_a_subject_that_fits():
     canvas = Image.new("RGB", (400, 100), "white")
-    canvas.paste(draw(random_scene(random.Random(2)), size=60), (290, 20))
+    canvas.paste(draw(dataclasses.replace(random_shape(2), x=0.5, y=0.5), 60), (290, 20))
     (left, top, right, bottom), kept = Focus().choose(canvas, (512, 512))
     assert kept > 0.99 and (top, bottom) == (0, 100) and right - left == pytest.approx(100)
     assert (left + right) / 2 == pytest.approx(320, abs=6)

@@ -7,9 +7,11 @@ them; `load_set` downloads a set once with `npm pack`, and `render` draws one em
 import functools
 import io
 import json
+import re
 import subprocess
 import tarfile
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,19 +107,42 @@ def find(subject: str, name: str) -> str | None:
 
 
 @functools.cache
+def common_icons(name: str) -> tuple[str, ...]:
+    """Return the icons of a set whose subject at least six of the sets have, without people, hands and signs."""
+    left_out = re.compile(
+        "flag|skin|tone|^(wo)?m[ae]n|person|button|oclock|thirty|keycap|square|arrow|circle|input|mark"
+    )
+    icons = {other: {icon.replace("-", ""): icon for icon in load_set(other)["icons"]} for other in SETS}
+    sets_with = Counter(key for keys in icons.values() for key in keys)
+    return tuple(icon for key, icon in icons[name].items() if sets_with[key] >= 6 and not left_out.search(key))
+
+
+def icon_entry(icon: str, name: str) -> dict[str, Any]:
+    """Return what a set holds for an icon or its alias: `body`, and any dimensions of its own."""
+    icons = load_set(name)
+    while icon in icons.get("aliases", {}):
+        icon = icons["aliases"][icon]["parent"]
+    return icons["icons"][icon]
+
+
 def render(subject: str, name: str, side: int = 192) -> Image.Image:
+    """Return a set's emoji of a subject as `render_icon` does."""
+    icon = find(subject, name)
+    assert icon is not None, f"{name} has no {subject}"
+    return render_icon(icon, name, side)
+
+
+@functools.cache
+def render_icon(icon: str, name: str, side: int = 192) -> Image.Image:
     """Return an emoji as a transparent RGBA image of side x side pixels, filled in its longer direction."""
     import resvg_py
 
-    icons, icon = load_set(name), find(subject, name)
-    while icon in icons.get("aliases", {}):
-        icon = icons["aliases"][icon]["parent"]
-    entry = icons["icons"][icon]
-    left, top = entry.get("left", 0), entry.get("top", 0)
-    width, height = (entry.get(key, icons.get(key, 16)) for key in ("width", "height"))
+    icons, shape = load_set(name), icon_entry(icon, name)
+    left, top = shape.get("left", 0), shape.get("top", 0)
+    width, height = (shape.get(key, icons.get(key, 16)) for key in ("width", "height"))
     svg = (
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" width="256" height="256" '
-        f'viewBox="{left} {top} {width} {height}">{entry["body"]}</svg>'
+        f'viewBox="{left} {top} {width} {height}">{shape["body"]}</svg>'
     )
     image = Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg)))).convert("RGBA")
     image = image.crop(image.getchannel("A").point(lambda alpha: 255 * (alpha > 8)).getbbox())

@@ -1,16 +1,19 @@
 """The recipe of the next quickstart model, on sets of plain shapes in place of the artists' emoji."""
 
+import functools
 import json
 import random
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from PIL import ImageOps
+from PIL import Image, ImageOps
 
-from examples.quickstart.artists import build_model, classifier, measure, scenes, sets
+from examples.quickstart.tools import build_model, classifier, measure, scenes, sets
+from examples.quickstart.tools.architecture import build_vae
 
 CIRCLE = '<circle cx="16" cy="16" r="{radius}" fill="#{color:06x}"/>'
 
@@ -30,11 +33,11 @@ def shapes(tmp_path_factory):
             icon_set["aliases"]["fireengine"] = {"parent": "fireengine-of-old"}
         (folder / f"{hand}.json").write_text(json.dumps(icon_set))
     patch.setattr(sets, "CACHE_DIR", folder)
-    for cached in (sets.load_set, sets.find, sets.render):
+    for cached in (sets.load_set, sets.find, sets.common_icons, sets.render_icon):
         cached.cache_clear()
     yield
     patch.undo()
-    for cached in (sets.load_set, sets.find, sets.render):
+    for cached in (sets.load_set, sets.find, sets.common_icons, sets.render_icon):
         cached.cache_clear()
 
 
@@ -114,3 +117,44 @@ def test_builds_and_measures_a_model(shapes, tmp_path, monkeypatch):
     images = measure.sample(pipeline, ["a cat on a blue background"] * 2, steps=1)
     assert [image.size for image in images] == [(128, 128)] * 2
     assert set(classifier.judge(classifier.Classifier().eval(), images)) == {"subject", "hand", "background"}
+
+
+def test_the_classifier_in_the_repository_knows_the_openmoji_images():
+    folder = Path(classifier.__file__).parents[1] / "images"
+    paths = sorted(folder.glob("*.png"))
+    seen = classifier.judge(classifier.load_classifier(), [Image.open(path) for path in paths])
+    captions = [path.with_suffix(".txt").read_text(encoding="utf-8") for path in paths]
+    assert seen["hand"].count("openmoji") >= 30 and len(paths) == 32
+    assert sum(f" {subject} on " in text for subject, text in zip(seen["subject"], captions)) >= 29
+    assert sum(f" {ground} background" in text for ground, text in zip(seen["background"], captions)) >= 31
+
+
+def test_the_hand_is_learned_from_every_seen_emoji_and_no_unseen_one(shapes, monkeypatch):
+    rendered, dot = [], Image.new("RGBA", (192, 192), "black")
+    monkeypatch.setattr(classifier, "render_icon", lambda *icon: rendered.append(icon) or dot)
+    pixels, labels = classifier.hand_images(1, 10, "test")
+    seen, unseen = classifier.all_pairs(unseen=False), classifier.all_pairs(unseen=True)
+    assert rendered and set(rendered) == {(sets.find(subject, hand), hand) for subject, hand in seen}
+    assert len(seen) + len(unseen) == 8 * len(sets.SUBJECTS) - 1 and len(unseen) >= 8 * len(sets.SUBJECTS) / 20
+    assert pixels.dtype == torch.uint8 and pixels.shape == (len(seen), 3, 128, 128)
+    assert labels["hand"].tolist() == [sets.HANDS.index(hand) for _, hand in rendered]
+
+
+def test_a_classifier_is_trained_if_its_weights_are_missing(shapes, tmp_path, monkeypatch):
+    monkeypatch.setattr(classifier, "PATH", tmp_path / "classifier.safetensors")
+    monkeypatch.setattr(classifier, "VAE_PATH", tmp_path / "vae")
+    build_vae((8, 8, 8, 8), norm_num_groups=4).save_pretrained(tmp_path / "vae")
+    few = [("cat", hand) for hand in sets.HANDS]
+    monkeypatch.setattr(classifier, "all_pairs", lambda unseen: few)
+    monkeypatch.setattr(classifier, "is_unseen", lambda *pair: pair not in few)
+    short = functools.partial(classifier.train_classifier, steps=2, per_pair=1, others=0)
+    monkeypatch.setattr(classifier, "train_classifier", short)
+    torch.manual_seed(0)
+    before, trained = classifier.Classifier().state_dict(), classifier.load_classifier()
+    for name, value in trained.state_dict().items():
+        assert not value.is_floating_point() or value.dtype == torch.float32
+        assert not torch.equal(value, before[name]), f"{name} is not trained"
+    assert classifier.PATH.stat().st_size < 3e6
+    monkeypatch.setattr(classifier, "train_classifier", lambda: pytest.fail("trained again"))
+    table = classifier.accuracy(classifier.load_classifier(), per_pair=1, vae=classifier.load_vae())
+    assert list(table) == list(sets.HANDS) and all(set(shares) == set(classifier.HEADS) for shares in table.values())
