@@ -1,10 +1,12 @@
-"""Cache computed rows by key in the memory-mapped Arrow files of `datasets`."""
+"""Cache computed rows by key in memory-mapped Arrow files, which several runs, processes and machines may share."""
 
 import contextlib
+import functools
+import hashlib
+import itertools
 import os
 import time
 import typing
-import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
@@ -13,19 +15,29 @@ import numpy as np
 import pyarrow
 import pyarrow.compute
 from datasets.arrow_writer import ArrowWriter
-from tqdm.auto import tqdm
 
+from hypernet.data.checksums import (
+    CHECKSUM,
+    FLOATS,
+    find_damaged_rows,
+    open_table,
+    row_checksum,
+    split_lists,
+    without_rows,
+)
+from hypernet.data.image_io import map_in_threads
 from hypernet.data.part_files import new_part_files, remove_abandoned
+from hypernet.data.processes import ALONE, Processes
 from hypernet.utils.atomic_files import atomic_write, check_writable, free_space
-from hypernet.utils.errors import UserError, counted, is_local_main_process
+from hypernet.utils.errors import UserError, counted
 from hypernet.utils.numbers import size_text
 
 CACHE_VERSION = 2  # increment it whenever the same inputs get encoded differently
-FLOATS = datasets.List(datasets.Value("float32"))  # type of a column of flat arrays
-CHECKSUM = {"crc32": datasets.Value("uint32")}  # of the other cells of a row; caches of earlier versions have none
-PART_SECONDS = 30  # the most work lost when a long computation is stopped
+PART_SECONDS = 30  # the most work lost when a long computation is killed
+VISIBLE_SECONDS = 60  # until a file that another machine has written must be there
 
 Item = typing.TypeVar("Item")
+Pairs = list[tuple[str, Item]]  # key and item of each row to compute
 Row = dict[str, typing.Any]
 
 
@@ -59,29 +71,38 @@ def check_space(folder: Path, needed: int) -> None:
 class RowCache:
     """A table with a column "key" and the columns `features`, in the .arrow files of a folder.
 
-    Files are only added, atomically and under unique names, so any number of runs may share a folder. Rows are looked
-    up by key in the memory-mapped files, so the rows of other runs cost next to nothing. Each row has a checksum;
-    `fill` verifies those of the rows that a run needs, before they are used.
+    Files are only added, atomically and under unique names, so any number of runs, processes and machines may share a
+    folder. Rows are looked up by key in the memory-mapped files, so the rows of other runs cost next to nothing. Each
+    row has a checksum; `fill` verifies those of the rows that a run needs, before they are used.
+
+    Args:
+        processes: those that fill the cache together. Each opens it.
     """
 
-    def __init__(self, folder: Path, features: dict):
+    def __init__(self, folder: Path, features: dict, processes: Processes = ALONE):
         self.folder, self.features = folder, datasets.Features({"key": datasets.Value("string"), **features})
-        self._damaged: dict[Path, list[int]] = {}  # file -> its rows with a wrong checksum
+        self.processes = processes
+        self._names: set[str] = set()  # of the files
+        self._damaged: dict[str, list[int]] = {}  # file name -> its rows with a wrong checksum
         self._open()
 
-    def _open(self) -> None:
-        parts, keys = [], []
-        for path in sorted(self.folder.glob("*.arrow")):
+    def _open(self, names: Iterable[str] = ()) -> None:
+        """Open the files of the folder and those with these names, which a network file system may not list yet."""
+        self._names.update(names, (path.name for path in self.folder.glob("*.arrow")))
+        schema = self.features.arrow_schema
+        tables, keys = [schema.empty_table()], []
+        self._files: list[tuple[str, int]] = []  # name and number of rows, in the order of the table
+        for name in sorted(self._names):
             try:
-                part = datasets.Dataset.from_file(str(path))
-                if {**part.features, **CHECKSUM} == {**self.features, **CHECKSUM}:
-                    part.data.table.validate(full=True)  # a damaged file could crash the interpreter
-                    keys += _without(part.data.column("key"), self._damaged.get(path, [])).chunks
-                    parts.append(part.select_columns(list(self.features)))
+                table = open_table(self.folder / name)
+                found = datasets.Features.from_arrow_schema(table.schema)
+                if {**found, **CHECKSUM} == {**self.features, **CHECKSUM}:
+                    tables.append(table.select(list(self.features)).cast(schema))
+                    keys += without_rows(table.column("key"), self._damaged.get(name, [])).chunks
+                    self._files.append((name, len(table)))
             except Exception:  # the libraries raise whatever a damaged file leads them to
                 continue  # its rows are computed again
-        empty = datasets.Dataset.from_dict({name: [] for name in self.features}, features=self.features)
-        self.table = datasets.concatenate_datasets(parts or [empty]).data
+        self.table = pyarrow.concat_tables(tables)
         self._keys = pyarrow.chunked_array(keys, "string")
         self._columns: dict[str, list[tuple]] = {}
         self._ends = np.cumsum([len(chunk) for chunk in self.table.column("key").chunks])
@@ -89,37 +110,99 @@ class RowCache:
     def fill(
         self,
         wanted: dict[str, Item],
-        compute: Callable[[list[tuple[str, Item]]], Iterable[Row | None]],
+        compute: Callable[[Pairs], Iterable[Row | None]],
         description: str,
         unit: str,
+        batches: Callable[[Pairs], list[Pairs]] | None = None,
+        check: Callable[[Pairs], None] | None = None,
     ) -> None:
         """Compute the rows that are missing or damaged, with a progress bar.
 
+        Processes that see the same folder and need the same rows share them out, so that each row is computed once.
+        A row does not depend on the number of processes: what is shared out are whole batches.
+
         Args:
             wanted: key -> what `compute` needs for its row.
-            compute: takes the (key, item) pairs that have no row, and yields the row of each (with its key), or None to
+            compute: takes the (key, item) pairs of some batches, and yields the row of each (with its key), or None to
                 store none, in any order.
             description, unit: labels of the progress bar.
+            batches: divides the pairs that have no row into batches, those of some batches into the same ones; by
+                default, each is one.
+            check: takes all pairs that have no row, before the first is computed; may raise UserError.
 
         Raises:
-            UserError: if the cache cannot be written.
+            UserError: if the cache cannot be written, or as `compute` and `check` do.
         """
-        self._exclude_damaged(wanted)
+        processes, place = self.processes, self.processes.find_lowest(self.folder.parent)
+        listed = processes.gather((place, self._names))
+        if new := set[str]().union(*(names for other, names in listed if other == place)) - self._names:
+            self._open(new)
+        self._exclude_damaged(wanted, place)
         missing = [item for item, row in zip(wanted.items(), self.positions(list(wanted))) if row < 0]
-        if not missing:
+        group = place, _digest(key for key, _ in missing)
+        groups = processes.gather((group, len(missing)))
+        if not any(count for _, count in groups):
             return
-        bar_options = {"total": len(missing), "desc": description, "unit": f" {unit}"}
+        peers = [index for index, (other, _) in enumerate(groups) if other == group]
+        divided = batches(missing) if batches else [[pair] for pair in missing]
+        share = list(itertools.chain(*divided[peers.index(processes.index) :: len(peers)]))
+
+        def work(step: Callable[[], None]) -> tuple[list[str], set[str]]:
+            if check:
+                check(missing)
+            return self._write_rows(share, compute, step) if share else ([], set())
+
+        results = processes.share(work, sum(dict(groups).values()), description, unit)
+        files = [name for (names, _), ((other, _), _) in zip(results, groups) if other == place for name in names]
+        self._open(files)
+        without = set[str]().union(*(results[peer][1] for peer in peers))
+        processes.share(lambda _: self._wait_for([key for key, _ in missing if key not in without]))
+
+    def _wait_for(self, keys: list[str]) -> None:
+        """Wait until the rows of these keys can be read. A network file system may take a moment."""
+        deadline = time.monotonic() + (VISIBLE_SECONDS if self.processes.count > 1 else 0)
+        while (self.positions(keys) < 0).any():
+            if time.monotonic() >= deadline:
+                raise UserError(f"{self.folder}: rows just written there cannot be read; name another --cache_dir")
+            time.sleep(1)
+            self._open()
+
+    def _write_rows(
+        self, share: Pairs, compute: Callable[[Pairs], Iterable[Row | None]], step: Callable[[], None]
+    ) -> tuple[list[str], set[str]]:
+        """Compute rows and write them, even if an error, a signal or another process stops this early.
+
+        Returns:
+            The names of the new files, and the keys that have no row.
+        """
+        names: list[str] = []
+        without = {key for key, _ in share}
+        errors: list[BaseException] = []
+
+        def rows() -> Iterator[Row]:
+            try:
+                for row in compute(share):
+                    if row is not None:
+                        yield row
+                        without.discard(row["key"])
+                    step()
+            except BaseException as error:  # raised below, once the rows before it are on the disk
+                errors.append(error)
+
         try:
-            with tqdm(iter(compute(missing)), **bar_options, disable=not is_local_main_process()) as bar:
-                kept = (row for row in bar if row is not None)
-                row = next(kept, None)
-                with new_part_files(self.folder) as paths:
-                    while row is not None:
-                        with atomic_write(next(paths)) as temporary:
-                            row = self._write_part(temporary, row, kept)
+            kept = rows()
+            row = next(kept, None)
+            with new_part_files(self.folder) as paths:
+                while row is not None:
+                    path = next(paths)
+                    with atomic_write(path) as temporary:
+                        row = self._write_part(temporary, row, kept)
+                    names.append(path.name)
         except OSError as error:
             raise UserError(f"{self.folder} cannot be written to ({error}); name another --cache_dir") from None
-        self._open()
+        if errors:
+            raise errors[0]
+        return names, without
 
     def _write_part(self, path: Path, row: Row | None, rows: Iterator[Row]) -> Row | None:
         """Write `row` and those that follow for PART_SECONDS. Return the first row not written, or None."""
@@ -128,7 +211,7 @@ class RowCache:
         # small batches: their rows are held in memory
         with contextlib.closing(ArrowWriter(path=str(path), features=features, writer_batch_size=32)) as writer:
             while row is not None:
-                writer.write({**row, "crc32": _checksum(self._plain(row))})
+                writer.write({**row, "crc32": row_checksum(self._plain(row))})
                 row = next(rows, None)
                 if time.monotonic() > deadline:
                     break
@@ -142,21 +225,44 @@ class RowCache:
             for name, kind in self.features.items()
         ]
 
-    def _exclude_damaged(self, wanted: Collection[str]) -> None:
-        """Verify the checksums of the rows of these keys, and stop using rows that do not match."""
-        lost: set[str] = set()
-        values = pyarrow.array(list(wanted), "string")
-        for path in sorted(self.folder.glob("*.arrow")):
+    def _exclude_damaged(self, wanted: Collection[str], place: int) -> None:
+        """Verify the checksums of the rows of these keys, and stop using rows that do not match.
+
+        Each process verifies a part of them.
+        """
+        keys = list(wanted)
+        peers = self.processes.peers((place, _digest(keys)))
+        before = self.positions(keys) >= 0
+        while True:
+            used = np.unique(self.positions(keys))
+            part = np.array_split(used[used >= 0], len(peers))[peers.index(self.processes.index)]
+            found = self.processes.share(functools.partial(self._find_damaged, part))
+            if not any(found):
+                break
+            for name, rows in (each for peer in peers for each in found[peer]):
+                self._damaged.setdefault(name, []).extend(rows)
+            self._open()  # an undamaged row of the same key may be found, and is verified next
+        count = int((before & (self.positions(keys) < 0)).sum())
+        if count and self.processes.index == peers[0]:
+            print(f"{counted(count, 'damaged row')} in the cache {self.folder}; computing again")
+
+    def _find_damaged(self, positions: np.ndarray, step: Callable[[], None]) -> list[tuple[str, list[int]]]:
+        """Return the names of files with damaged rows among those at these ascending positions, and the rows."""
+        ends = np.cumsum([0, *(length for _, length in self._files)])
+        places = np.searchsorted(positions, ends)
+        jobs = [
+            (name, positions[first:last] - start)
+            for (name, _), start, first, last in zip(self._files, ends, places, places[1:])
+            if first < last
+        ]
+
+        def verify(job: tuple[str, np.ndarray]) -> tuple[str, list[int]]:
+            name, rows = job
             with contextlib.suppress(pyarrow.ArrowException, OSError, KeyError):  # as in `_open`
-                rows, keys = _find_damaged(path, self.features, values)
-                if rows:
-                    self._damaged[path] = rows
-                    lost.update(keys)
-        if lost:
-            self._open()
-            count = sum(row < 0 for row in self.positions(sorted(lost)))
-            if count and is_local_main_process():
-                print(f"{counted(count, 'damaged row')} in the cache {self.folder}; computing again")
+                return name, find_damaged_rows(self.folder / name, self.features, rows)
+            return name, []
+
+        return [(name, rows) for name, rows in map_in_threads(verify, jobs) if rows]
 
     def positions(self, keys: list[str]) -> np.ndarray:
         """Return the position of each key's row in the table, (keys,) int; -1 if there is none."""
@@ -165,7 +271,7 @@ class RowCache:
 
     def rows(self, positions: np.ndarray, columns: list[str]) -> list[Row]:
         """Return these columns of the rows at these positions."""
-        return self.table.table.select(columns).take(positions).to_pylist()
+        return self.table.select(columns).take(positions).to_pylist()
 
     def read(self, position: int, column: str) -> np.ndarray | None:
         """Return a cell of a column of lists as a flat read-only array; None if the cell is null.
@@ -178,66 +284,14 @@ class RowCache:
         return values[offsets[row] : offsets[row + 1]] if valid[row] else None
 
     def _lists(self, column: str) -> list[tuple]:
-        """Return a column of lists, each chunk split by `_split_lists`."""
+        """Return a column of lists, each chunk split by `split_lists`."""
         if column not in self._columns:
-            self._columns[column] = [_split_lists(chunk) for chunk in self.table.column(column).chunks]
+            self._columns[column] = [split_lists(chunk) for chunk in self.table.column(column).chunks]
         return self._columns[column]
 
 
-def _split_lists(chunk: typing.Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return all numbers of an Arrow array of lists, the offsets of the lists, and which of them are not null."""
-    return chunk.values.to_numpy(), chunk.offsets.to_numpy(), chunk.is_valid().to_numpy(zero_copy_only=False)
-
-
-# --- Checksums
-
-
-def _checksum(cells: Iterable[object]) -> int:
-    """Return the CRC-32 of a row, over the bytes of its arrays and the text of its other cells."""
-    total = 0
-    for cell in cells:
-        total = zlib.crc32(cell.data if isinstance(cell, np.ndarray) else f"{cell}|".encode(), total)
-    return total
-
-
-def _without(keys: typing.Any, rows: list[int]) -> typing.Any:
-    """Return an Arrow column of keys, null in these rows."""
-    if not rows:
-        return keys
-    is_kept = np.ones(len(keys), bool)
-    is_kept[rows] = False
-    return pyarrow.compute.if_else(pyarrow.array(is_kept), keys, pyarrow.scalar(None, "string"))
-
-
-def _find_damaged(path: Path, features: datasets.Features, wanted: typing.Any) -> tuple[list[int], list[str]]:
-    """Return the rows of a file that have a wanted key and a wrong checksum, and their keys.
-
-    The file is mapped into memory separately, so that the pages read here are released.
-    """
-    table = pyarrow.ipc.open_stream(pyarrow.memory_map(str(path))).read_all()
-    if set(table.column_names) != {*features, *CHECKSUM}:
-        return [], []
-    table.validate(full=True)
-    found = np.flatnonzero(pyarrow.compute.is_in(table.column("key"), value_set=wanted))
-    columns = (_cells(table.column(name), kind, found) for name, kind in features.items())
-    expected = table.column("crc32").take(pyarrow.array(found)).to_pylist()
-    damaged = [
-        (row, str(cells[0]))
-        for row, crc32, *cells in zip(found.tolist(), expected, *columns)
-        if _checksum(cells) != crc32
-    ]
-    return [row for row, _ in damaged], [key for _, key in damaged]
-
-
-def _cells(column: typing.Any, kind: object, rows: np.ndarray) -> Iterator[object]:
-    """Yield the cells of an Arrow column in these ascending rows, lists as views of its memory."""
-    if kind != FLOATS:
-        yield from column.take(pyarrow.array(rows)).to_pylist()
-        return
-    start = 0
-    for chunk in column.chunks:
-        values, offsets, valid = _split_lists(chunk)
-        first, end = np.searchsorted(rows, (start, start + len(chunk)))
-        for row in (rows[first:end] - start).tolist():
-            yield values[offsets[row] : offsets[row + 1]] if valid[row] else None
-        start += len(chunk)
+def _digest(keys: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for key in keys:
+        digest.update(f"{key}\0".encode(errors="surrogatepass"))
+    return digest.hexdigest()

@@ -61,7 +61,10 @@ class EpochBatchSampler(torch.utils.data.Sampler):
         groups = np.array([numbers[size] for size in sizes])[visited]
         images = [(record.sha256, record.size, *[record.repeats] * (record.repeats > 1)) for record in records]
         self.fingerprint = f"{derive_seed(self.total_batch_size, *images):x}"
-        self._groups = [torch.from_numpy(np.flatnonzero(groups == number)) for number in range(len(numbers))]
+        by_size = np.argsort(groups, kind="stable")
+        ends = np.flatnonzero(np.diff(groups[by_size])) + 1
+        self._groups = [torch.from_numpy(group) for group in np.split(by_size, ends)]  # the visits of each size
+        self._round_length = sum(-(-len(group) // self.total_batch_size) for group in self._groups)
         self._images = visited.tolist()
         # for each visit: how many visits to the same image precede it in its round
         self._earlier = (np.arange(len(visited)) - (np.cumsum(self.repeats) - self.repeats)[visited]).tolist()
@@ -76,16 +79,10 @@ class EpochBatchSampler(torch.utils.data.Sampler):
         return self.rounds * len(self._images)
 
     @property
-    def _round_length(self) -> int:
-        return sum(-(-len(group) // self.total_batch_size) for group in self._groups)
-
-    @property
     def shape_count(self) -> int:
         """The number of distinct batch shapes: each size has that of its full batches, and that of its last one."""
-        lengths = [
-            {len(part) for part in torch.arange(len(group)).split(self.total_batch_size)} for group in self._groups
-        ]
-        return sum(map(len, lengths))
+        counts = (divmod(len(group), self.total_batch_size) for group in self._groups)
+        return sum(bool(full) + bool(rest) for full, rest in counts)
 
     def __iter__(self) -> Iterator[Batch]:
         first, skipped = self.round_of(self.start)

@@ -69,14 +69,19 @@ def training_size(width: int, height: int, config: TrainingConfig, multiple: int
         return own
     if not config.aspect_buckets:
         return config.size
-    bucket = nearest_bucket(width, height, aspect_buckets(*config.size))
-    if config.bucket_upscale or (bucket[0] <= width and bucket[1] <= height):
-        return bucket
-    smaller = largest_bucket_within(width, height, config.size[0] * config.size[1])
-    if smaller is None:
+    size = _choose_bucket(width, height, config.size, config.bucket_upscale)
+    if size is None:
         hint = f"each side needs {BUCKET_STEP} pixels (or add --bucket_upscale)"
         raise ValueError(f"{width}x{height} is too small; {hint}")
-    return smaller
+    return size
+
+
+@functools.lru_cache(maxsize=2**16)  # many images of a large folder have the same size
+def _choose_bucket(width: int, height: int, size: Size, upscale: bool) -> Size | None:
+    bucket = nearest_bucket(width, height, aspect_buckets(*size))
+    if upscale or (bucket[0] <= width and bucket[1] <= height):
+        return bucket
+    return largest_bucket_within(width, height, size[0] * size[1])
 
 
 def size_table(

@@ -3,6 +3,7 @@
 A run and examples/show_data.py print these notes before anything slow starts.
 """
 
+import collections
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -144,8 +145,10 @@ def caption_remarks(source: ImageSource, records: Sequence[ImageRecord], config:
             notes.append("--caption_lines has no effect: no caption has several lines")
         notes += tag_notes([text for texts in captions for text in texts], config)
     files = [source.template_files[record.row] if source.template_files else "" for record in records]
-    for file in dict.fromkeys(files):
-        own = [texts for texts, other in zip(captions, files) if other == file]
+    of_file = collections.defaultdict[str, list[tuple[str, ...]]](list)
+    for file, texts in zip(files, captions):
+        of_file[file].append(texts)
+    for file, own in of_file.items():
         option = {"option": ""} if file else {}
         notes += template_notes(file or config.template, own, config.prompt_emphasis, **option)
     if all(files) and config.changed(["template"]):

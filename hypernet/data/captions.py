@@ -97,7 +97,7 @@ def _decode_file(path: Path, limit: int) -> str:
 
 
 def has_surrogates(text: str) -> bool:
-    return any("\ud800" <= letter <= "\udfff" for letter in text)
+    return not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def caption_lines(captions: Iterable[str]) -> tuple[str, ...]:

@@ -16,12 +16,13 @@ from hypernet.data.caption_remarks import caption_remarks
 from hypernet.data.image_index import ImageRecord
 from hypernet.data.image_source import ImageSource
 from hypernet.data.latents import ImageLatents, encode_latents, unique_ids
+from hypernet.data.processes import ALONE, Processes
 from hypernet.data.prompt_cache import CachedEmbeds, PromptEmbeds, open_embeds
 from hypernet.data.prompts import PromptSampler
 from hypernet.stable_diffusion.conditioning import build_conditions
 from hypernet.stable_diffusion.model import StableDiffusion
 from hypernet.stable_diffusion.text_encoding import truncation_note
-from hypernet.utils.errors import MAX_MESSAGE, counted, is_local_main_process, one_line
+from hypernet.utils.errors import MAX_MESSAGE, counted, one_line
 from hypernet.utils.hashing import derive_seed
 
 EPOCHS_SHOWN = 20  # searched for a prompt of an image that --caption_dropout does not empty
@@ -150,7 +151,7 @@ class TrainingDataset(torch.utils.data.Dataset):
     def plain_conditions(self, index: int, count: int) -> dict:
         """Return the conditions for `count` copies of an image, not mirrored, with its prompt of epoch 0."""
         embeds = self.embeds([self.prompts.sample(0, index)])
-        time_ids = self.latents.crops[index][0][0].time_ids().expand(count, -1) if self.is_xl else None
+        time_ids = self.latents.time_ids(index).expand(count, -1) if self.is_xl else None
         return build_conditions(embeds * count, time_ids)
 
     def sample(self, epoch: int, index: int) -> Sample:
@@ -163,7 +164,7 @@ class TrainingDataset(torch.utils.data.Dataset):
         noise, timestep = sample_noise_and_timestep(latents.shape, self.num_train_timesteps, generator)
         if self.noise_offset:
             noise = offset_noise(noise, self.noise_offset, generator)
-        time_ids = self.latents.crops[index][crop][flip].time_ids() if self.is_xl else None
+        time_ids = self.latents.time_ids(index, crop, flip) if self.is_xl else None
         weights, prompt = self.weights(index, crop, flip), self.prompts.sample(epoch, index)
         return Sample(latents, noise, timestep, weights, prompt, time_ids)
 
@@ -195,18 +196,22 @@ def encode_dataset(
     records: list[ImageRecord],
     config: TrainingConfig,
     vae_dtype: torch.dtype,
+    processes: Processes = ALONE,
 ) -> TrainingDataset:
     """Encode the images and prompts that are not in the cache yet.
 
     The VAE has the device to itself first, then the text encoders.
 
+    Args:
+        processes: those that share this work. Each calls this with the same images.
+
     Raises:
         UserError: as `encode_latents` does.
     """
     models.on_device(models.vae)
-    latents = encode_latents(models, source, records, config, vae_dtype)
+    latents = encode_latents(models, source, records, config, vae_dtype, processes)
     prompts = build_prompt_sampler(source, records, config)
-    if config.max_token_chunks and is_local_main_process():
+    if config.max_token_chunks and processes.index == 0:
         names = {
             prompt: source.name(record.row)
             for index, record in enumerate(records)
@@ -215,7 +220,7 @@ def encode_dataset(
         if note := truncation_note(models, list(names), names):
             print(note)
     models.on_device(*models.text_encoders)
-    embeds = open_embeds(models, prompts.all_prompts(), config.cache_dir)
+    embeds = open_embeds(models, prompts.all_prompts(), config.cache_dir, processes)
     return TrainingDataset(latents, prompts, embeds, models, config)
 
 

@@ -52,6 +52,8 @@ TEMPLATE_NAME = "template.txt"
 # The ending of an image within a name, such as "cat.jpg_large" or "cat.jpg.1"
 INNER_ENDING = re.compile(rf"(?i)({'|'.join(map(re.escape, IMAGE_SUFFIXES))})(?![a-z]).*", re.DOTALL)
 
+Place = tuple[str, str]  # a folder, and the name of a file there without its ending
+
 
 @dataclasses.dataclass
 class FolderFiles:
@@ -87,10 +89,10 @@ class FolderFiles:
     def finish(self) -> None:
         """Sort the paths, and note images that cannot be read, unless another image of the same name can."""
         for paths in (self.images, self.metadata, self.texts, self.unread):
-            paths.sort()
+            paths.sort(key=lambda path: os.path.normcase(path).split(os.sep))  # as paths compare, but faster
         places = {place for path in self.images for place in image_places(path)} if self.unreadable else set()
         for (problem, remedy), paths in sorted(self.unreadable.items()):
-            if lost := [path for path in paths if (path.parent, path.stem) not in places]:
+            if lost := [path for path in paths if place_of(path) not in places]:
                 example = ascii(str(min(lost)))[1:-1] if has_surrogates(str(min(lost))) else min(lost)
                 self.notes.append(f"{problem} ({len(lost)}, such as {example}); {remedy}")
 
@@ -102,10 +104,15 @@ def image_stem(path: Path) -> str:
     return INNER_ENDING.sub("", path.name) or path.name
 
 
-def image_places(path: Path) -> list[tuple[Path, str]]:
-    """Return (folder, name without ".txt") of each text file that may hold the caption of an image."""
+def place_of(path: Path) -> Place:
+    """Return the place of a file, which an image and its text file share."""
+    return os.path.dirname(path), path.stem
+
+
+def image_places(path: Path) -> list[Place]:
+    """Return the place of each text file that may hold the caption of an image."""
     stems = [path.stem] if path.suffix.lower() in IMAGE_SUFFIXES else [image_stem(path), path.name, path.stem]
-    return [(path.parent, stem) for stem in dict.fromkeys(stems)]
+    return [(os.path.dirname(path), stem) for stem in dict.fromkeys(stems)]
 
 
 def find_image_kind(path: str) -> str | None:
@@ -227,7 +234,7 @@ def _add_captions(found: FolderFiles, is_metadata: bool) -> None:
     for folder in {path.parent for path in found.images}:
         for name in os.listdir(folder):
             stem, suffix = os.path.splitext(name)
-            if suffix.lower() in CAPTION_SUFFIXES and ((folder, stem) in places or name.lower() == TEMPLATE_NAME):
+            if suffix.lower() in CAPTION_SUFFIXES and ((str(folder), stem) in places or name.lower() == TEMPLATE_NAME):
                 found.texts.append(folder / name)
             elif name in METADATA_NAMES and not is_metadata:
                 found.metadata.append(folder / name)

@@ -129,7 +129,12 @@ def count_repeats(root: Path, given: int | None, images: Sequence[Path]) -> tupl
     if root.is_file():
         return [given or 1] * len(images), []
     option, above = f"--train_data_dir {root}", Path(os.path.abspath(root)).name
-    names = collections.Counter(_first_part(root, image) or above for image in images)
+    folders = collections.Counter(image.parent for image in images)
+    inner = {folder: folder.relative_to(root).parts for folder in folders}
+    first = {folder: inner[folder][0] if inner[folder] else above for folder in folders}
+    names = collections.Counter[str]()
+    for folder, count in folders.items():
+        names[first[folder]] += count
     numbers = {name: repeats_in_name(name) or repeats_in_name(above) or 1 for name in names}
     repeated = [name for name in names if numbers[name] > 1]
     if given is not None:
@@ -139,10 +144,10 @@ def count_repeats(root: Path, given: int | None, images: Sequence[Path]) -> tupl
         rule = f"each image counts {_times(given)}; numbers in the names of subfolders, such as {ignored}, are ignored"
         return [given] * len(images), [f"{option}:{given}: {rule}"]
     notes: list[str] = []
-    folder, _, number = str(root).rpartition(":")
-    if number.isdecimal() and folder and os.path.exists(folder):
+    plain, _, number = str(root).rpartition(":")
+    if number.isdecimal() and plain and os.path.exists(plain):
         notes.append(
-            f"{option}: this is a folder of that name, not {folder} repeated; to repeat that, write {folder}/:{number}"
+            f"{option}: this is a folder of that name, not {plain} repeated; to repeat that, write {plain}/:{number}"
         )
     if repeated:
         parts = [f"{name} ({counted(names[name], 'image')}, {_times(numbers[name])} each)" for name in repeated[:SHOWN]]
@@ -153,26 +158,20 @@ def count_repeats(root: Path, given: int | None, images: Sequence[Path]) -> tupl
         times = _times(numbers[unread[0]])
         rule = f"its images count {times}: only 1 to {MOST_IN_NAME}, without leading zeros, are read as repeats"
         notes.append(f"{option}: {unread[0]}: {rule}; to repeat them, name the folder itself as FOLDER:N")
-    if deep := next(filter(None, (_numbered_deeper(root, image) for image in images)), None):
+    if deep := next(filter(None, (_numbered_deeper(root, folder) for folder in folders)), None):
         rule = f"its number does not count as repeats, since the folder is not directly in {root}"
         notes.append(f"{option}: {deep.relative_to(root)}: {rule}; if it should, name {deep.parent} instead")
-    if count := sum("reg" in image.relative_to(root).parts[:-1] for image in images):  # kohya's name for them
+    if count := sum(folders[folder] for folder in folders if "reg" in inner[folder]):  # kohya's name for them
         rule = f"{counted(count, 'image')} in a folder named reg: if these are kohya's regularization images"
         notes.append(f"{option}: {rule}, move them elsewhere; here, they are trained on like all others")
-    return [numbers[_first_part(root, image) or above] for image in images], notes
+    return [numbers[first[image.parent]] for image in images], notes
 
 
-def _first_part(root: Path, image: Path) -> str:
-    """Return the name of the subfolder of `root` that an image lies in; "" for one directly in it."""
-    parts = image.relative_to(root).parts
-    return parts[0] if len(parts) > 1 else ""
-
-
-def _numbered_deeper(root: Path, image: Path) -> Path | None:
-    """Return a folder above an image whose name has repeats that do not count, since it is not directly in `root`."""
-    folders = image.relative_to(root).parents
-    deeper = (folder for folder in folders if folder.parent.name)
-    return next((root / folder for folder in deeper if (repeats_in_name(folder.name) or 1) > 1), None)
+def _numbered_deeper(root: Path, folder: Path) -> Path | None:
+    """Return `folder`, or one above it, whose name has repeats that do not count, since it is not directly in `root`."""
+    inner = folder.relative_to(root)
+    deeper = (each for each in (inner, *inner.parents) if each.parent.name)
+    return next((root / each for each in deeper if (repeats_in_name(each.name) or 1) > 1), None)
 
 
 def _times(number: int) -> str:

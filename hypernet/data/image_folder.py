@@ -15,6 +15,7 @@ from hypernet.data.folder_files import (
     find_listed,
     image_places,
     image_stem,
+    place_of,
 )
 from hypernet.data.metadata import METADATA_NAMES, Captions, read_metadata
 from hypernet.data.prompts import read_templates
@@ -101,7 +102,7 @@ def _is_caption(entry: Captions | None) -> bool:
 def _find_sidecars(files: FolderFiles) -> dict[Path, Path]:
     """Map each image that has a text file beside it to that file."""
     last_wins = sorted(files.texts, key=lambda path: -CAPTION_SUFFIXES.index(path.suffix.lower()))
-    texts = {_place(path): path for path in last_wins}
+    texts = {place_of(path): path for path in last_wins}
     places = {path: next((place for place in image_places(path) if place in texts), None) for path in files.images}
     return {path: texts[place] for path, place in places.items() if place is not None}
 
@@ -126,7 +127,9 @@ def _find_templates(root: Path, files: FolderFiles) -> list[str]:
     files.texts = [path for path in files.texts if path not in found.values()]
     nearest: dict[Path, str] = {}
     top = root if root.is_dir() else root.parent
-    for folder in sorted({parent for path in files.images for parent in path.parents if parent.is_relative_to(top)}):
+    folders = {path.parent for path in files.images}
+    above = {folder for path in folders for folder in (path, *path.parents) if folder.is_relative_to(top)}
+    for folder in sorted(above):
         nearest[folder] = str(found[folder]) if folder in found else nearest.get(folder.parent, "")
     return [nearest.get(path.parent, "") for path in files.images]
 
@@ -139,22 +142,22 @@ def _unread_notes(files: FolderFiles, read: Iterable[Path], uncaptioned: Iterabl
         uncaptioned: images that have no caption besides their names.
     """
     found, images = set(read), {place for path in files.images for place in image_places(path)}
-    places = images.union(map(_place, files.misnamed))
+    places = images.union(map(place_of, files.misnamed))
     lacking = {place for path in uncaptioned for place in image_places(path)}
     kinds = collections.defaultdict[tuple[str, str, str], list[Path]](list)  # (one, many, remedy) -> files
     for path in files.texts:
         suffix = path.suffix.lower()
-        if _place(path) not in places:
+        if place_of(path) not in places:
             one, many = f"{suffix} file belongs to no image", f"{suffix} files belong to no image"
             kinds[one, many, "a text file must have the name of its image"].append(path)
-        elif _place(path) in images and path not in found:
+        elif place_of(path) in images and path not in found:
             remedy = f"a {CAPTION_SUFFIXES[0]} file of the same name takes precedence"
             kinds[f"{suffix} file is not read", f"{suffix} files are not read", remedy].append(path)
     for path in files.unread if lacking else []:
         suffix, name = path.suffix.lower(), path.name.lower()
-        if _place(path) in lacking:
+        if place_of(path) in lacking:
             remedy = "write the caption of NAME.png as NAME.txt"
-        elif suffix not in TABLE_SUFFIXES or _place(path) in places:
+        elif suffix not in TABLE_SUFFIXES or place_of(path) in places:
             continue
         elif name in METADATA_NAMES:
             remedy = f"rename to {name}"
@@ -165,8 +168,3 @@ def _unread_notes(files: FolderFiles, read: Iterable[Path], uncaptioned: Iterabl
         f"{counted(len(paths), one, many)}, such as {paths[0]}; {remedy}"
         for (one, many, remedy), paths in kinds.items()
     ]
-
-
-def _place(path: Path) -> tuple[Path, str]:
-    """Return the folder and stem of a file, which an image and its text file share."""
-    return path.parent, path.stem

@@ -2,16 +2,17 @@
 
 import collections
 import dataclasses
+import functools
 import itertools
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-from hypernet.config import LatentSampling, TrainingConfig
-from hypernet.data.arrow_cache import CACHE_VERSION, FLOATS, Row, RowCache, cache_folder, check_space
+from hypernet.config import TrainingConfig
+from hypernet.data.arrow_cache import CACHE_VERSION, FLOATS, Pairs, Row, RowCache, cache_folder, check_space
 from hypernet.data.image_index import ImageRecord
 from hypernet.data.image_io import (
     Box,
@@ -24,12 +25,13 @@ from hypernet.data.image_io import (
     to_pixels,
 )
 from hypernet.data.image_source import ImageSource
+from hypernet.data.processes import ALONE, Processes
 from hypernet.stable_diffusion.base_model import BaseModel
 from hypernet.stable_diffusion.conditioning import time_ids
 from hypernet.stable_diffusion.model import StableDiffusion, encode_images
 from hypernet.stable_diffusion.model_hash import vae_hash
 from hypernet.stable_diffusion.vae import vae_error
-from hypernet.utils.errors import UserError
+from hypernet.utils.errors import UserError, counted
 from hypernet.utils.hashing import derive_seed
 
 STD_RANGE = (0.4, 2.0)  # plausible standard deviation of scaled latents, which a model expects to be about 1
@@ -91,11 +93,10 @@ def _box(record: ImageRecord, config: TrainingConfig, centering: tuple[float, fl
 class ImageLatents:
     """The latents of all images.
 
-    The cache holds the VAE's whole distribution, so that a change of `sampling` encodes nothing anew.
+    The cache holds the VAE's whole distribution, so that a change of `--latent_sampling` encodes nothing anew.
 
     Attributes:
         rows: positions in the cache, (images, crops, orientations).
-        crops: the crops in the same order.
         ids: a unique id per image.
         grids: (height, width) of the latents of each image.
     """
@@ -104,17 +105,14 @@ class ImageLatents:
         self,
         cache: RowCache,
         rows: np.ndarray,
-        crops: list[list[list[Crop]]],
+        records: list[ImageRecord],
         models: StableDiffusion,
-        sampling: LatentSampling,
-        seed: int,
+        config: TrainingConfig,
     ):
-        self.cache, self.rows, self.crops = cache, rows, crops
-        records = [orientations[0][0].record for orientations in crops]
+        self.cache, self.rows, self.records, self.config = cache, rows, records, config
         self.ids = unique_ids([record.sha256 for record in records])
         self.grids = [tuple(side // models.base.image_multiple for side in record.size[::-1]) for record in records]
         self.scaling_factor = models.vae.config.scaling_factor
-        self.sampling, self.seed = sampling, seed
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -127,11 +125,16 @@ class ImageLatents:
         """
         moments = torch.tensor(self.cache.read(self.rows[index, crop, flip], "moments"))
         moments = moments.view(-1, *self.grids[index])  # (2 * channels, height, width): means, then log variances
-        if self.sampling == "deterministic":
+        if self.config.latent_sampling == "deterministic":
             return moments.chunk(2)[0] * self.scaling_factor
-        if self.sampling == "once":
-            generator = torch.Generator().manual_seed(derive_seed(self.seed, "latents", self.ids[index], crop, flip))
+        if self.config.latent_sampling == "once":
+            seed = derive_seed(self.config.seed, "latents", self.ids[index], crop, flip)
+            generator = torch.Generator().manual_seed(seed)
         return DiagonalGaussianDistribution(moments[None]).sample(generator)[0] * self.scaling_factor
+
+    def time_ids(self, index: int, crop: int = 0, flip: int = 0) -> torch.Tensor:
+        """Return SDXL's size conditioning, as `Crop.time_ids` does."""
+        return crops_of(self.records[index], self.config)[crop][flip].time_ids()
 
     def alpha_weights(self, index: int, crop: int, flip: int) -> torch.Tensor:
         """Return loss weights of mean 1 from the image's alpha, (1, height, width); ones for an opaque image."""
@@ -152,35 +155,67 @@ def unique_ids(hashes: list[str]) -> list[str]:
 
 
 def encode_latents(
-    models: StableDiffusion, source: ImageSource, records: list[ImageRecord], config: TrainingConfig, dtype: torch.dtype
+    models: StableDiffusion,
+    source: ImageSource,
+    records: list[ImageRecord],
+    config: TrainingConfig,
+    dtype: torch.dtype,
+    processes: Processes = ALONE,
 ) -> ImageLatents:
     """Encode the crops that are not in the cache of this VAE, with a progress bar.
 
     Args:
-        dtype: autocast precision of the VAE. If half precision overflows, print so and go on in float32.
+        dtype: autocast precision of the VAE. A batch in which half precision overflows is encoded in float32; this is
+            printed.
+        processes: those that share this work. Each calls this with the same images.
 
     Raises:
         UserError: if the cache has no room for them, an image can no longer be read, or the VAE gives NaN even in float32.
     """
-    vae_key = f"{vae_hash(models.vae)}-{str(dtype).removeprefix('torch.')}"
-    folder = cache_folder(config.cache_dir) / f"latents-{CACHE_VERSION}-{vae_key}"
-    cache = RowCache(folder, {"moments": FLOATS, "alpha": FLOATS})
-    crops = [crops_of(record, config) for record in records]
-    flat = [crop for of_image in crops for orientations in of_image for crop in orientations]
+    half = str(dtype).removeprefix("torch.")
+    folder = cache_folder(config.cache_dir) / f"latents-{CACHE_VERSION}-{vae_hash(models.vae)}-{half}"
+    cache = RowCache(folder, {"moments": FLOATS, "alpha": FLOATS}, processes)
+    flat = [crop for record in records for orientations in crops_of(record, config) for crop in orientations]
     keys = [crop.key(config.alpha_background) for crop in flat]
-    missing = {key: crop for key, crop, row in zip(keys, flat, cache.positions(keys)) if row < 0}
-    check_space(folder, sum(latent_bytes(models.base, crop.record) for crop in missing.values()))
+    overflows: list[int] = []  # crops of each batch that has overflowed
 
     def load(item: tuple[str, Crop]) -> tuple[Row, np.ndarray]:
         return _load_crop(source, *item, config.alpha_background, models.base.image_multiple)
 
-    def encode(items: list[tuple[str, Crop]]) -> Iterator[Row]:
-        items = sorted(items, key=lambda item: item[1].record.size)  # a batch has one size
-        return _encode_crops(models, map_in_threads(load, items), dtype)
+    def encode(items: Pairs) -> Iterator[Row]:
+        batches = make_batches(items, models.vae.device)
+        loaded = map_in_threads(load, itertools.chain(*batches))
+        for batch in batches:
+            rows, pixels = zip(*itertools.islice(loaded, len(batch)))
+            moments = encode_images(models, torch.from_numpy(np.stack(pixels)), dtype)
+            if dtype is not torch.float32 and not moments.isfinite().all():
+                overflows.append(len(batch))
+                moments = encode_images(models, torch.from_numpy(np.stack(pixels)))
+            if not moments.isfinite().all():
+                raise vae_error(models.base.source, "it gives NaN even in float32; its weights are damaged")
+            for row, values in zip(rows, moments.cpu().numpy()):
+                yield {**row, "moments": values.ravel()}
 
-    cache.fill(dict(zip(keys, flat)), encode, "Encoding images", "crops")
-    rows = cache.positions(keys).reshape(len(records), len(crops[0]), -1)
-    return ImageLatents(cache, rows, crops, models, config.latent_sampling, config.seed)
+    def check(items: Pairs) -> None:
+        check_space(folder, sum(latent_bytes(models.base, crop.record) for _, crop in items))
+
+    wanted = dict(zip(keys, flat))
+    batches = functools.partial(make_batches, device=models.vae.device)
+    cache.fill(wanted, encode, "Encoding images", "crops", batches, check)
+    if (count := sum(map(sum, processes.gather(overflows)))) and processes.index == 0:
+        print(f"The VAE overflows in {half}; {counted(count, 'crop was', 'crops were')} encoded in float32")
+    rows = cache.positions(keys).reshape(len(records), len(crops_of(records[0], config)), -1)
+    return ImageLatents(cache, rows, records, models, config)
+
+
+def make_batches(items: Pairs, device: torch.device) -> list[Pairs]:
+    """Divide (key, crop) pairs into batches of one size and at most PIXELS_AT_ONCE pixels, the smallest sizes first."""
+    limit, batches = PIXELS_AT_ONCE["cpu" if device.type == "cpu" else "other"], []
+    items = sorted(items, key=lambda item: item[1].record.size)
+    for (width, height), group in itertools.groupby(items, key=lambda item: item[1].record.size):
+        while batch := list(itertools.islice(group, max(1, limit // (height * width)))):
+            batches.append(batch)
+    return batches
 
 
 def latent_bytes(base: BaseModel, record: ImageRecord) -> int:
@@ -201,26 +236,6 @@ def _load_crop(source: ImageSource, key: str, crop: Crop, background: str, multi
     if crop.flipped:
         pixels, alpha = pixels[:, :, ::-1].copy(), None if alpha is None else alpha[:, ::-1]
     return {"key": key, "alpha": None if alpha is None else alpha.ravel()}, pixels
-
-
-def _encode_crops(
-    models: StableDiffusion, loaded: Iterable[tuple[Row, np.ndarray]], dtype: torch.dtype
-) -> Iterator[Row]:
-    """Add the moments to the rows, in batches of one size and at most PIXELS_AT_ONCE pixels."""
-    limit = PIXELS_AT_ONCE["cpu" if models.vae.device.type == "cpu" else "other"]
-    for (_, height, width), group in itertools.groupby(loaded, key=lambda item: item[1].shape):
-        batch_size = max(1, limit // (height * width))
-        while batch := list(itertools.islice(group, batch_size)):
-            pixels = torch.from_numpy(np.stack([pixels for _, pixels in batch]))
-            moments = encode_images(models, pixels, dtype)
-            if not moments.isfinite().all() and dtype is not torch.float32:
-                print(f"The VAE overflows in {str(dtype).removeprefix('torch.')}; images are encoded in float32")
-                dtype = torch.float32
-                moments = encode_images(models, pixels, dtype)
-            if not moments.isfinite().all():
-                raise vae_error(models.base.source, "it gives NaN even in float32; its weights are damaged")
-            for (row, _), values in zip(batch, moments.cpu().numpy()):
-                yield {**row, "moments": values.ravel()}
 
 
 def vae_notes(base: BaseModel, latents: ImageLatents) -> list[str]:

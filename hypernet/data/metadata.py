@@ -39,9 +39,10 @@ def read_metadata(
     merged: dict[Path, Captions] = {}
     folders: dict[Path, Path] = {}  # of the metadata file that the entry of each image comes from
     useless, notes = [], []
+    known = _by_path(images)
     for file in sorted(files, key=lambda file: len(file.parts)):  # the nearest comes last
         entries = read_entries(file, column, has_lines)
-        exact, guessed = match_names((name for name, _ in entries), file.parent, images)
+        exact, guessed = _match_paths((name for name, _ in entries), file.parent, known)
         matched, replacing = exact | guessed, []
         for name, captions in entries:
             if captions is not None and (image := matched.get(name)) is not None:
@@ -188,7 +189,14 @@ def match_names(names: Iterable[str], folder: Path, images: list[Path]) -> tuple
         mean only one of the other images below the folder. For the latter, one path must end with the other, regardless
         of slashes, case and Unicode form, with or without the suffix.
     """
-    known = {os.path.abspath(image): image for image in images}
+    return _match_paths(names, folder, _by_path(images))
+
+
+def _by_path(images: Iterable[Path]) -> dict[str, Path]:
+    return {os.path.abspath(image): image for image in images}
+
+
+def _match_paths(names: Iterable[str], folder: Path, known: dict[str, Path]) -> tuple[dict[str, Path], dict[str, Path]]:
     start = os.path.join(os.path.abspath(folder), "")
     paths = {name: os.path.normpath(os.path.join(start, name)) for name in names}
     exact = {name: known[path] for name, path in paths.items() if path in known}

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+PROBE = ".seen-"  # start of the names of files by which the processes of a run see whether they share a folder
 UNTOUCHED = 24 * 3600  # seconds without a write after which another machine's temporary file counts as abandoned
 
 
@@ -32,7 +33,7 @@ def new_part_files(folder: Path) -> Iterator[Iterator[Path]]:
     try:
         with contextlib.suppress(NotImplementedError, OSError):  # a file system without locks
             lock.acquire()
-        with _exit_on_signals():
+        with exit_on_signals():
             yield (folder / f"{run}-{number}.arrow" for number in itertools.count())
     finally:
         lock.release()
@@ -40,7 +41,7 @@ def new_part_files(folder: Path) -> Iterator[Iterator[Path]]:
 
 
 @contextlib.contextmanager
-def _exit_on_signals() -> Iterator[None]:
+def exit_on_signals() -> Iterator[None]:
     """Raise SystemExit on SIGTERM and SIGHUP if they would otherwise end the process at once."""
 
     def stop(number: int, frame: types.FrameType | None) -> typing.NoReturn:
@@ -64,6 +65,10 @@ def remove_abandoned(cache: Path) -> None:
     A file is in use while its run holds a lock. Since not every file system shows locks to other machines, a file from
     another machine must also be untouched for a day; a run writes each of its files within minutes.
     """
+    for path in cache.glob(f"{PROBE}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > UNTOUCHED:
+                path.unlink()
     for path in [*cache.glob("*/.*.arrow.tmp"), *cache.glob("*/.*.lock")]:
         machine, _, rest = path.name[1:].removesuffix(".lock").partition("-")
         lock = _lock_path(path.parent, f"{machine}-{rest.partition('-')[0]}")

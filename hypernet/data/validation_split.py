@@ -12,6 +12,7 @@ from hypernet.config import TrainingConfig
 from hypernet.data.dataset import TrainingDataset, encode_dataset
 from hypernet.data.image_index import ImageRecord, index_images
 from hypernet.data.image_source import ImageSource, caption_rules, open_image_folder
+from hypernet.data.processes import ALONE, Processes
 from hypernet.stable_diffusion.model import StableDiffusion
 from hypernet.utils.errors import MAX_MESSAGE, UserError, counted, one_line
 from hypernet.utils.file_kinds import check_file
@@ -40,6 +41,7 @@ def split_validation(
     config: TrainingConfig,
     multiple: int,
     before: Collection[str] = (),
+    processes: Processes = ALONE,
 ) -> tuple[ImageSource, list[ImageRecord], list[ImageRecord]]:
     """Take the validation images from `folder`, or set aside a fraction of the records.
 
@@ -50,6 +52,7 @@ def split_validation(
         multiple: the model needs image sides that are multiples of this.
         before: SHA-256 of the validation images this run started with. They stay. Images added since are for training,
             except that those made from a validation image's source image are left out.
+        processes: as in `index_images`.
 
     Returns:
         The source of the validation images, their records, and the records left to train on.
@@ -58,7 +61,7 @@ def split_validation(
         UserError: if either side is left empty.
     """
     if folder is not None:
-        return folder, _validation_records(folder, records, config, multiple), records
+        return folder, _validation_records(folder, records, config, multiple, processes), records
     families = _families(source, records)
     known = {record.sha256 for record in records} & set(before)
     chosen = known or _choose(families, config.validation_split)
@@ -75,10 +78,10 @@ def split_validation(
 
 
 def _validation_records(
-    folder: ImageSource, records: list[ImageRecord], config: TrainingConfig, multiple: int
+    folder: ImageSource, records: list[ImageRecord], config: TrainingConfig, multiple: int, processes: Processes
 ) -> list[ImageRecord]:
     """Return the images of the folder that are not trained on."""
-    found, problems = index_images(folder, config, multiple)
+    found, problems = index_images(folder, config, multiple, processes)
     trained = {record.sha256 for record in records}
     validation = [record for record in found if record.sha256 not in trained]
     if not validation:
@@ -96,8 +99,8 @@ def _choose(families: list[set[str]], fraction: float) -> set[str]:
     total = sum(map(len, families))
     count = max(1, round(fraction * total))
     chosen: set[str] = set()
-    for family in families:
-        if len(chosen | family) <= count:
+    for family in families:  # no image is in two of them
+        if len(chosen) + len(family) <= count:
             chosen |= family
     chosen = chosen or min(families, key=len)
     if len(chosen) == total:
@@ -126,6 +129,7 @@ def encode_validation(
     records: list[ImageRecord],
     config: TrainingConfig,
     vae_dtype: torch.dtype,
+    processes: Processes = ALONE,
 ) -> TrainingDataset:
     """Encode the images without randomness: one crop, not mirrored, the VAE's mean, the whole caption."""
     fixed = dataclasses.replace(
@@ -140,7 +144,7 @@ def encode_validation(
         caption_variants=None,
         seed=0,  # picks among several templates or captions
     )
-    return encode_dataset(models, source, records, fixed, vae_dtype)
+    return encode_dataset(models, source, records, fixed, vae_dtype, processes)
 
 
 # --- Images made from the same source image

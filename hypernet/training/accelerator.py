@@ -1,11 +1,9 @@
 """Set up Accelerate: one process or several, on GPUs or the CPU."""
 
-import concurrent.futures
 import contextlib
 import datetime
 import os
 import sys
-import time
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,17 +11,22 @@ from pathlib import Path
 import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, ProjectConfiguration, gather_object
+from accelerate.utils import (
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+    gather_object,
+    parse_flag_from_env,
+)
 from tqdm.auto import tqdm
 
 from hypernet.config import MixedPrecision, TrainingConfig
+from hypernet.data.processes import Processes
 from hypernet.training.run_folder import RunFolder
 from hypernet.utils.errors import OtherProcessError, UserError
 
 PRECISIONS = typing.get_args(MixedPrecision)
 TIMEOUT = datetime.timedelta(hours=1)  # of one communication; it may wait for a save or another process's previews
-BEAT_SECONDS = 0.2  # between heartbeats in `local_main_process_first`
-DONE, WORKING, FAILED = range(3)  # states of a process there
 
 
 def choose_mixed_precision(config: TrainingConfig) -> None:
@@ -36,7 +39,8 @@ def choose_mixed_precision(config: TrainingConfig) -> None:
     if precision not in PRECISIONS:
         raise UserError(f"--mixed_precision {precision}: choose one of {', '.join(PRECISIONS)}")
     config.mixed_precision = typing.cast(MixedPrecision, precision)
-    if config.mixed_precision == "fp16" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+    has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    if config.mixed_precision == "fp16" and (not has_gpu or parse_flag_from_env("ACCELERATE_USE_CPU")):
         raise UserError("--mixed_precision fp16: it needs a GPU; on a CPU use no")
 
 
@@ -103,47 +107,21 @@ def check_shared_folder(accelerator: Accelerator, folder: RunFolder, checkpoint:
         raise UserError(f"--output_dir {folder.root}: {problem}")
 
 
-@contextlib.contextmanager
-def local_main_process_first(accelerator: Accelerator) -> Iterator[None]:
-    """Let the first process of each machine run the block before the others do, however long it takes.
+def connect_processes(accelerator: Accelerator) -> Processes:
+    """Return the processes of the run, which share the work before the first step. All must call this.
 
-    Meanwhile all processes exchange heartbeats, so that none waits for a dead one. (Accelerate's context manager of
-    this name waits in a barrier, which times out.)
-
-    Raises:
-        UserError: on the other processes, if the block fails on a first one.
+    They communicate over gloo, also where training uses NCCL: one of them may do so while it computes on its GPU.
     """
     if accelerator.num_processes == 1:
-        yield
-        return
-    group = torch.distributed.new_group(backend="gloo", timeout=TIMEOUT)  # communicates without waiting for the GPUs
-    if accelerator.is_local_main_process:
-        state = [WORKING]
-        with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            signs = pool.submit(_exchange_signs, group, state)
-            try:
-                yield
-            except BaseException:
-                state[0] = FAILED
-                raise
-            state[0] = DONE
-            signs.result()
-    else:
-        _exchange_signs(group, [DONE])
-        yield
-    torch.distributed.destroy_process_group(group)
+        return Processes()
+    group = torch.distributed.new_group(backend="gloo", timeout=TIMEOUT)
 
+    def exchange(value: object) -> list[object]:
+        values: list[object] = [None] * accelerator.num_processes
+        torch.distributed.all_gather_object(values, value, group)
+        return values
 
-def _exchange_signs(group: torch.distributed.ProcessGroup | None, state: list[int]) -> None:
-    """Exchange heartbeats until the states of all processes are `DONE`; raise UserError if one is `FAILED`."""
-    while True:
-        highest = torch.tensor(state[0])
-        torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX, group)
-        if highest == FAILED:
-            raise UserError("the first process has failed; its message says why")
-        if highest == DONE:
-            return
-        time.sleep(BEAT_SECONDS)
+    return Processes(accelerator.process_index, accelerator.num_processes, exchange)
 
 
 @contextlib.contextmanager

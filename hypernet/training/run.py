@@ -11,6 +11,7 @@ from hypernet.config import TrainingConfig
 from hypernet.data.batch_sampler import EpochBatchSampler
 from hypernet.data.image_index import ImageRecord
 from hypernet.data.image_source import ImageSource
+from hypernet.data.processes import Processes
 from hypernet.generation.preview_prompts import PreviewPrompt
 from hypernet.modeling.attachment import HypernetworkUNet
 from hypernet.modeling.hypernetwork import Hypernetwork
@@ -31,6 +32,7 @@ class Run:
 
     config: TrainingConfig
     accelerator: Accelerator
+    processes: Processes
     folder: RunFolder
     base: BaseModel
     widths: list[int]  # context widths to train

@@ -1,6 +1,7 @@
 """The cache on disk, whole and damaged."""
 
 import random
+import time
 
 import datasets
 import numpy as np
@@ -8,6 +9,9 @@ import pytest
 from datasets.arrow_writer import ArrowWriter
 
 from hypernet.data.arrow_cache import FLOATS, RowCache, check_cache_folder
+from hypernet.data.processes import ALONE
+from hypernet.utils.errors import OtherProcessError, UserError
+from tests.helpers.processes import run_processes
 
 FEATURES = {"numbers": FLOATS, "more": FLOATS, "name": datasets.Value("string"), "big": datasets.Value("bool")}
 
@@ -19,16 +23,18 @@ def row_of(key):
     return {"key": key, "numbers": [number / 3.0] * 20, "more": more, "name": f"row {number}", "big": number > 5}
 
 
-def fill(folder, keys):
-    """Open the cache and fill it; return it with the keys that were computed."""
+def fill(folder, keys, processes=ALONE, fail=lambda key: None, **options):
+    """Open the cache and fill it; return it with the keys that were computed. `fail` may raise an error first."""
     computed = []
 
     def compute(items):
-        computed.extend(key for key, _ in items)
-        return map(row_of, computed)
+        for key, _ in items:
+            fail(key)
+            computed.append(key)
+            yield row_of(key)
 
-    cache = RowCache(folder, FEATURES)
-    cache.fill(dict.fromkeys(keys), compute, "Writing", "rows")
+    cache = RowCache(folder, FEATURES, processes)
+    cache.fill(dict.fromkeys(keys), compute, "Writing", "rows", **options)
     return cache, computed
 
 
@@ -129,3 +135,76 @@ def test_a_new_run_removes_files_of_a_killed_one(tmp_path):
     left.write_bytes(b"cut short")
     check_cache_folder(str(tmp_path))
     assert [path.name for path in (tmp_path / "latents").iterdir()] == [file.name]
+
+
+# --- Several processes
+
+
+def in_tens(items):
+    return [items[start : start + 10] for start in range(0, len(items), 10)]
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_compute_each_row_once_in_whole_batches(tmp_path, count):
+    keys = [f"key {i}" for i in range(73)]
+    fill(tmp_path, keys[::10])
+    found = run_processes(count, lambda processes: fill(tmp_path, keys, processes, batches=in_tens))
+    missing = [key for key in keys if key not in keys[::10]]
+    assert sorted(key for _, computed in found for key in computed) == sorted(missing)
+    for index, (cache, computed) in enumerate(found):
+        assert in_tens(computed) == in_tens(missing)[index::count]
+        check_rows(cache, keys)
+    again = run_processes(count, lambda processes: fill(tmp_path, keys, processes))
+    assert [computed for _, computed in again] == [[]] * count
+    check_rows(fill(tmp_path, keys)[0], keys)
+
+
+def test_processes_with_caches_of_their_own_share_nothing(tmp_path):
+    folders = [tmp_path / name / "rows" for name in ("one", "one", "two")]
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    found = run_processes(3, lambda processes: fill(folders[processes.index], KEYS, processes))
+    assert [len(computed) for _, computed in found] == [20, 20, 40]
+    for cache, _ in found:
+        check_rows(cache, KEYS)
+
+
+def test_processes_that_need_different_rows_get_theirs(tmp_path):
+    wanted = [KEYS[:30], KEYS[10:]]
+    found = run_processes(2, lambda processes: fill(tmp_path, wanted[processes.index], processes))
+    for (cache, _), keys in zip(found, wanted):
+        check_rows(cache, keys)
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_rows_computed_before_a_process_fails_are_kept(tmp_path, dies):
+    def work(processes):
+        def fail(key):
+            time.sleep(0.02)
+            if key == "key 21":  # of the second process
+                if dies:
+                    processes.die()
+                raise UserError("it fails")
+
+        return fill(tmp_path, KEYS, processes, fail)
+
+    first, second = run_processes(2, work)
+    assert type(first) is type(second) is (OtherProcessError if dies else UserError)
+    kept = RowCache(tmp_path, FEATURES)
+    rest = [key for key, row in zip(KEYS, kept.positions(KEYS)) if row < 0]
+    assert "key 21" in rest and 10 <= len(rest) < 30
+    assert fill(tmp_path, KEYS)[1] == rest and not list(tmp_path.rglob(".*"))
+
+
+def test_processes_verify_a_part_each_and_agree_on_damaged_rows(tmp_path, capsys):
+    fill(tmp_path, KEYS)
+    (file,) = tmp_path.glob("*.arrow")
+    data = bytearray(file.read_bytes())
+    for number in (3, 37):  # in the parts of different processes
+        data[data.index(np.float32(number / 3).tobytes() * 20)] ^= 1
+    file.write_bytes(data)
+    found = run_processes(2, lambda processes: fill(tmp_path, KEYS, processes))
+    assert sorted(key for _, computed in found for key in computed) == ["key 3", "key 37"]
+    for cache, _ in found:
+        check_rows(cache, KEYS)
+    assert len(capsys.readouterr().out.splitlines()) == 1

@@ -1,6 +1,7 @@
 """Latents against the VAE called by hand on the same pixels."""
 
 import itertools
+import shutil
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hypernet.data.latents import PIXELS_AT_ONCE, crops_of, unique_ids
 from hypernet.stable_diffusion.model import encode_images
 from hypernet.utils.errors import UserError
 from tests.helpers.encoding import configure, encode, encode_by_hand, one
+from tests.helpers.processes import run_processes
 from tests.helpers.tiny_models import open_models
 
 MODES = {
@@ -107,6 +109,28 @@ def test_encodes_in_batches(epsilon_models, images_dir, tmp_path):
     with epsilon_models.vae.encoder.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0]))):
         encode(epsilon_models, configure(images_dir, tmp_path))
     assert sizes == [8] and PIXELS_AT_ONCE["cpu"] == 512 * 512
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_encode_each_image_once_and_as_one_does(
+    epsilon_models, mixed_dir, images_dir, tmp_path, encode_counts, monkeypatch, count
+):
+    monkeypatch.setitem(PIXELS_AT_ONCE, "cpu", 3 * 64 * 64)  # batches of up to three images
+    folder = tmp_path / "images"
+    shutil.copytree(mixed_dir, folder)
+    shutil.copytree(images_dir, folder / "more")
+    one, _ = encode(epsilon_models, configure(folder, tmp_path / "one", varsize=True))
+    alone = dict(encode_counts)
+    (tmp_path / "several").mkdir()
+    config = configure(folder, tmp_path / "several", varsize=True)
+    found = run_processes(count, lambda processes: encode(epsilon_models, config, processes=processes)[0])
+    assert alone["images"] == 14 and encode_counts == {name: 2 * number for name, number in alone.items()}
+    for dataset in found:
+        assert dataset.latents.ids == one.latents.ids
+        for index in range(14):
+            assert torch.equal(dataset.latents.sample(index, 0, 0, None), one.latents.sample(index, 0, 0, None))
+            ours, theirs = (each.plain_conditions(index, 1) for each in (dataset, one))
+            assert all(torch.equal(ours[key], theirs[key]) for key in ours if torch.is_tensor(ours[key]))
 
 
 def test_keeps_what_was_encoded_before_a_stop(epsilon_models, images_dir, tmp_path, encode_counts, monkeypatch):

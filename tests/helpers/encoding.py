@@ -13,6 +13,7 @@ from hypernet.data.batch_sampler import Batch
 from hypernet.data.dataset import encode_dataset
 from hypernet.data.image_index import ImageRecord, index_images
 from hypernet.data.image_source import open_image_source
+from hypernet.data.processes import ALONE
 
 
 def configure(folder, cache_dir, **options):
@@ -22,11 +23,11 @@ def configure(folder, cache_dir, **options):
     return check_options(TrainingConfig(pretrained_model_name_or_path="x", **options))
 
 
-def encode(models, config, vae_dtype=torch.float32):
+def encode(models, config, vae_dtype=torch.float32, processes=ALONE):
     """Return the dataset of a training and the records of its images."""
     source = open_image_source(config)
-    records, _ = index_images(source, config, 8)
-    return encode_dataset(models, source, records, config, vae_dtype), records
+    records, _ = index_images(source, config, 8, processes)
+    return encode_dataset(models, source, records, config, vae_dtype, processes), records
 
 
 def one(dataset, epoch, index):
