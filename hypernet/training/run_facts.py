@@ -54,7 +54,8 @@ def training_command(config: TrainingConfig, num_processes: int = 1) -> str:
             values = value if isinstance(value, list) else [value]
             words += [f"--{name}", *(str(item).lower() if isinstance(item, bool) else str(item) for item in values)]
     is_launched = "LOCAL_RANK" in os.environ
-    launcher = f"accelerate launch --num_processes {num_processes}" if is_launched else "python"
+    several = "--multi_gpu " * (num_processes > 1)  # on CPUs, too: otherwise, one process starts
+    launcher = f"accelerate launch {several}--num_processes {num_processes}" if is_launched else "python"
     return f"{launcher} {shlex.join(words)}"
 
 

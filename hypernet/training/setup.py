@@ -28,8 +28,8 @@ from hypernet.training.accelerator import (
     build_accelerator,
     check_shared_folder,
     choose_mixed_precision,
+    connect_processes,
     describe_accelerator,
-    local_main_process_first,
     print_main,
 )
 from hypernet.training.checkpoint import Checkpointer
@@ -38,6 +38,8 @@ from hypernet.training.disk_forecast import check_disk
 from hypernet.training.ema import EMA
 from hypernet.training.failures import Failures
 from hypernet.training.init_from import load_init_from
+from hypernet.training.launch_settings import check_launch_settings
+from hypernet.training.memory_forecast import memory_lines
 from hypernet.training.model_card import check_hub_login
 from hypernet.training.model_checks import check_resolution, choose_widths
 from hypernet.training.optimizers import build_optimizer, check_optimizer
@@ -56,6 +58,7 @@ from hypernet.training.run_options import read_orders
 from hypernet.training.time_forecast import Stopwatch, describe_length
 from hypernet.training.trackers import Trackers, choose_trackers
 from hypernet.training.validation import ValidationLoss
+from hypernet.utils.errors import UserError
 
 
 def start_run(config: TrainingConfig) -> Run:
@@ -64,6 +67,7 @@ def start_run(config: TrainingConfig) -> Run:
     Raises:
         UserError: for an option that this machine does not support, or a file that is unusable.
     """
+    check_launch_settings()
     orders = read_orders(config)
     choose_mixed_precision(config)
     config.validation_prompt = fill_name(config.validation_prompt, str(config.name))
@@ -92,6 +96,7 @@ def start_run(config: TrainingConfig) -> Run:
     return Run(
         config=config,
         accelerator=accelerator,
+        processes=connect_processes(accelerator),
         folder=folder,
         base=base,
         widths=widths,
@@ -113,19 +118,19 @@ def find_images(run: Run) -> RunImages:
     """Index the images, set some aside for validation, and count the steps.
 
     Raises:
-        UserError: if no usable images are left, or the run in the folder was trained on different ones.
+        UserError: if no usable images are left, the run in the folder was trained on different ones, or not all
+            processes find the same ones.
     """
     config, accelerator, multiple = run.config, run.accelerator, run.base.image_multiple
     validation_source: ImageSource | None = None
     validation_records: list[ImageRecord] = []
-    with local_main_process_first(accelerator):
-        found, problems = index_images(run.source, config, multiple)
-        records = found
-        if config.has_validation:
-            before = () if run.orders.overwrite else run.folder.read_validation_images()
-            validation_source, validation_records, records = split_validation(
-                run.source, run.validation_source, records, config, multiple, before
-            )
+    found, problems = index_images(run.source, config, multiple, run.processes)
+    records = found
+    if config.has_validation:
+        before = () if run.orders.overwrite else run.folder.read_validation_images()
+        validation_source, validation_records, records = split_validation(
+            run.source, run.validation_source, records, config, multiple, before, run.processes
+        )
     batches = EpochBatchSampler(
         records,
         config.train_batch_size,
@@ -145,6 +150,9 @@ def find_images(run: Run) -> RunImages:
     begun = run.initial.hypernetwork.config.step if run.initial else 0
     accelerator.print(describe_length(config, len(batches), begun), check_disk(run, records), sep="\n")
     contents = data_contents(run.source, found, validation_records, config)
+    if len(run.processes.peers((batches.fingerprint, contents))) < run.processes.count:
+        problem = "not all processes find the same images and captions there; all machines need the same files"
+        raise UserError(f"{run.source.option}: {problem}")
     if note := run.folder.check_contents(contents, batches.fingerprint, image_digests(run.source, found)):
         accelerator.print(f"note: {note}")
     run.previews = fill_placeholders(run.previews, run.source, records[0].row, str(config.name))
@@ -170,13 +178,13 @@ def encode_data(run: Run, images: RunImages, models: StableDiffusion) -> tuple[T
     """Encode images and prompts that are not in the cache yet."""
     config, accelerator, validation = run.config, run.accelerator, None
     precision = vae_dtype(run.dtype, accelerator.device)
-    with local_main_process_first(accelerator):
-        dataset = encode_dataset(models, run.source, images.records, config, precision)
-        if images.validation_source is not None:
-            validation_set = encode_validation(
-                models, images.validation_source, images.validation_records, config, precision
-            )
+    if accelerator.is_main_process:
+        print_main(accelerator, *memory_lines(run, images, models))
+    dataset = encode_dataset(models, run.source, images.records, config, precision, run.processes)
     if images.validation_source is not None:
+        validation_set = encode_validation(
+            models, images.validation_source, images.validation_records, config, precision, run.processes
+        )
         validation = ValidationLoss(validation_set, models, accelerator, config.train_batch_size)
     print_main(accelerator, *vae_notes(run.base, dataset.latents))
     return dataset, validation

@@ -12,6 +12,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+# Bytes of the optimizer's state per byte of the weights, which are float32: AdamW keeps two moments of them, bitsandbytes'
+# AdamW8bit a byte each, and four per block of 256
+ADAMW_STATE, ADAMW_8BIT_STATE = 2.0, 0.508
+
 
 class PeakMemory(TorchDispatchMode):
     """Count the bytes of all live storages.
@@ -27,6 +31,10 @@ class PeakMemory(TorchDispatchMode):
         super().__init__()
         self.now = self.peak = 0
         self._known: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+    def restart(self) -> None:
+        """Forget the peak so far."""
+        self.peak = self.now
 
     def __torch_dispatch__(
         self, function: Callable, types: Iterable[type], args: Sequence = (), kwargs: dict[str, Any] | None = None
@@ -68,22 +76,18 @@ def compute_norms_in_float32(module: torch.nn.Module) -> None:
             part.forward = types.MethodType(layer_norm, part)
 
 
-class FakeAdamW8bit:
-    """The memory of bitsandbytes' AdamW8bit, which cannot be built on fake tensors.
+class FakeOptimizer:
+    """The memory of an optimizer, some of which cannot be built on fake tensors.
 
-    It holds two moments of one byte per weight and a float32 per block of 256; those of weights with fewer than 4,096
-    elements stay in full precision.
+    Args:
+        state_ratio: bytes of its state per byte of the weights, such as `ADAMW_STATE`.
     """
 
-    def __init__(self, parameters: Iterable[torch.nn.Parameter]):
+    def __init__(self, parameters: Iterable[torch.nn.Parameter], state_ratio: float):
         self.parameters = list(parameters)
-        self.state: list[torch.Tensor] = []
-        for weight in self.parameters:
-            if weight.numel() < 4096:
-                self.state += [torch.zeros_like(weight), torch.zeros_like(weight)]
-            else:
-                self.state += [torch.zeros_like(weight, dtype=torch.uint8) for _ in range(2)]
-                self.state += [torch.zeros(-(-weight.numel() // 256), device=weight.device) for _ in range(2)]
+        size = sum(weight.numel() * weight.element_size() for weight in self.parameters)
+        device = self.parameters[0].device
+        self.state = torch.empty(round(state_ratio * size), dtype=torch.uint8, device=device)
 
     def step(self) -> None:
         """Do nothing: an update allocates no memory."""
