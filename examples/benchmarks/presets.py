@@ -6,12 +6,12 @@
     python examples/benchmarks/presets.py --plot examples/docs/images/presets.png
 
 "encoding" is the most that the VAE or the text encoders take in float32 while they encode images and prompts, before
-the UNet is on the device. "step" is the peak of a training step's tensors, as examples/benchmarks/step.py counts it.
-"preview" is the peak of decoding a preview, with everything training holds meanwhile. CUDA itself and the workspaces of
-its libraries take another half GiB or so.
+the UNet is on the device. "step" is the peak of a training step's tensors. "preview" is the peak of decoding a preview,
+with everything training holds meanwhile. A run counts the same before it begins (hypernet/training/memory_peaks.py).
+CUDA itself and the workspaces of its libraries take another half GiB or so; examples/benchmarks/gpu_check.py measures
+what a GPU takes.
 """
 
-import argparse
 import re
 import sys
 from collections.abc import Sequence
@@ -27,15 +27,13 @@ if __name__ == "__main__":
 
 import torch
 import yaml
-from diffusers import AutoencoderKL
 from matplotlib.figure import Figure
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from examples.benchmarks.memory import compute_norms_in_float32, count_peak_memory
-from examples.benchmarks.step import Step, parse_arguments
-from examples.benchmarks.ways import Ours
-from hypernet.data.latents import PIXELS_AT_ONCE
-from hypernet.training.previews import enable_tiling
+from examples.benchmarks.ways import CONFIGS as UNETS
+from hypernet.modeling.hypernetwork import WIDTHS_SD1
+from hypernet.training.memory_counting import ADAMW_8BIT_STATE, ADAMW_STATE
+from hypernet.training.memory_peaks import MemoryNeeds, MemoryPeaks, memory_peaks
 from hypernet.utils.errors import UserError
 
 CONFIGS = REPO / "examples" / "configs"
@@ -53,59 +51,40 @@ TEXT_ENCODERS = {
         {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "projection_dim": 1280},
     ],
 }
-DTYPES = {"fp16": "float16", "bf16": "bfloat16"}
-Peaks = dict[str, int]  # "encoding", "step", "preview" -> bytes
+WIDTHS = {"sd15": WIDTHS_SD1, "sdxl": (640, 1280, 2048)}
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def count_peaks(preset: str) -> Peaks:
-    """Return the peak memory of encoding, of a step, and of decoding a preview."""
+def needs_of(preset: str) -> MemoryNeeds:
+    """Return what determines the memory that a preset takes, on the model that it names."""
     options = yaml.safe_load((CONFIGS / f"{preset}.yaml").read_text())
     model = "sdxl" if "xl" in options["pretrained_model_name_or_path"] else "sd15"
-    flags = ["--model", model, "--size", str(options["resolution"]), "--count_only"]
-    flags += ["--dtype", DTYPES[options["mixed_precision"]], "--batch_size", str(options.get("train_batch_size", 1))]
-    way = Ours(
-        activation=options.get("activation", "linear"),
-        checkpointing=options.get("gradient_checkpointing", False),
-        quantize=options.get("quantize"),
-        use_8bit_adam=options.get("use_8bit_adam", False),
-    )
-    args, tiling = parse_arguments(flags), options.get("enable_tiling", False)
-    return {"encoding": count_encoding(model, args.size), **count_training(args, way, tiling)}
-
-
-def count_encoding(model: str, size: int) -> int:
-    """Return the peak memory of encoding images and prompts in float32."""
-    with count_peak_memory() as memory:
-        vae = AutoencoderKL(**VAE).requires_grad_(False)
-        vae.encode(torch.randn(max(1, PIXELS_AT_ONCE["other"] // size**2), 3, size, size))
+    size = (options["resolution"], options["resolution"])
     with torch.device("meta"):
         encoders = [CLIPTextModel(CLIPTextConfig(**config)) for config in TEXT_ENCODERS[model]]
-    weights = sum(weight.numel() for encoder in encoders for weight in encoder.parameters())
-    return max(memory.peak, 4 * weights)
+    return MemoryNeeds(
+        unet=UNETS[model],
+        vae=VAE,
+        hypernetwork={"widths": WIDTHS[model], "activation": options.get("activation", "linear")},
+        dtype=DTYPES[options["mixed_precision"]],
+        vae_dtype=torch.float32,
+        size=size,
+        batch_size=options.get("train_batch_size", 1),
+        preview_size=size,
+        checkpointing=options.get("gradient_checkpointing", False),
+        quantize=options.get("quantize"),
+        tiling=options.get("enable_tiling", False),
+        state_ratio=ADAMW_8BIT_STATE if options.get("use_8bit_adam") else ADAMW_STATE,
+        encoder_bytes=sum(4 * weight.numel() for encoder in encoders for weight in encoder.parameters()),
+    )
 
 
-def count_training(args: argparse.Namespace, way: Ours, tiling: bool) -> Peaks:
-    """Return the peak memory of a step, and of decoding a preview after it."""
-    with count_peak_memory() as memory:
-        step = Step(args, way, True, "cpu", args.dtype)
-        compute_norms_in_float32(step.unet)
-        step()
-        memory.peak = memory.now
-        step()
-        step_peak, memory.peak = memory.peak, memory.now
-        vae = AutoencoderKL(**VAE).requires_grad_(False)
-        if tiling:
-            enable_tiling(vae)
-        vae.decode(torch.randn(1, 4, args.size // 8, args.size // 8))
-        return {"step": step_peak, "preview": memory.peak}
-
-
-def draw_bars(counts: dict[str, Peaks]) -> Figure:
+def draw_bars(counts: dict[str, MemoryPeaks]) -> Figure:
     """Draw three bars per preset, and a line at the memory of its card."""
     figure = Figure(figsize=(11, 0.75 * len(counts) + 1), dpi=110, layout="constrained")
     axis, height = figure.subplots(), 0.27
     for row, peaks in enumerate(counts.values()):
-        for i, (name, size) in enumerate(peaks.items()):
+        for i, (name, size) in enumerate(vars(peaks).items()):
             label = name if row == 0 else None
             axis.barh(row + (i - 1) * height, size / 2**30, height, color=f"C{i}", label=label)
     cards = [int(found[1]) if (found := re.search(r"(\d+)gb", preset)) else None for preset in counts]
@@ -129,8 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown := [preset for preset in presets if preset not in PRESETS]:
         raise UserError(f"{unknown[0]}: there is no such preset; choose from {', '.join(PRESETS)}")
     for preset in presets:
-        counts[preset] = count_peaks(preset)
-        peaks = ", ".join(f"{name} {size / 2**30:6.2f} GiB" for name, size in counts[preset].items())
+        counts[preset] = memory_peaks(needs_of(preset))
+        peaks = ", ".join(f"{name} {size / 2**30:6.2f} GiB" for name, size in vars(counts[preset]).items())
         print(f"{preset:14} {peaks} counted", flush=True)
     if args.plot:
         draw_bars(counts).savefig(args.plot, format="png")

@@ -15,11 +15,12 @@ the peak is also measured.
 
 A training step:
 floor              forward and backward through the frozen UNet, down to its input (training need not go that far)
+floor, compiled    the same with torch.compile
 webui              the WebUI's way: modules in every layer, plain attention, every block recomputed
 module by module   one hypernetwork attached, its modules computed one after the other
 ours, linear       the same (structure 1,2,1) with the fewest products, see hypernet/modeling/linear_map.py
 ours, swish        with an activation, so that only the text's contexts can be shared
-ours, checkpointing, int8, nf4, compiled    linear, with that option of the trainer
+ours, checkpointing, 8-bit AdamW, int8, nf4, compiled    linear, with that option of the trainer
 ours, smallest     nf4, 8-bit AdamW and checkpointing together
 lora               rank 16 through PEFT on to_q, to_k, to_v and to_out, as in diffusers' example
 
@@ -49,12 +50,29 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from examples.benchmarks.memory import FakeAdamW8bit, compute_norms_in_float32, count_peak_memory
-from examples.benchmarks.ways import TABLES, TRAINING, Inputs, Ours, Way, floor, is_fake, load_unet, make_inputs
+from examples.benchmarks.ways import (
+    TABLES,
+    TRAINING,
+    Inputs,
+    Ours,
+    Way,
+    compiled_floor,
+    floor,
+    is_fake,
+    load_unet,
+    make_inputs,
+)
 from hypernet.cli.generation_options import parse_count
+from hypernet.training.memory_counting import (
+    ADAMW_8BIT_STATE,
+    FakeOptimizer,
+    compute_norms_in_float32,
+    count_peak_memory,
+)
 from hypernet.utils.errors import UserError
 
 SIZES = {"quickstart": 128, "sd15": 512, "sdxl": 1024}  # pixels a side
+MAX_SECONDS = 3  # to time steps for, if there are several
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -73,7 +91,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     dtype_help = "of the UNet and the products; default: float32 when timing a CPU, else bfloat16"
     parser.add_argument("--dtype", choices=DTYPES, help=dtype_help)
     parser.add_argument("--rounds", type=parse_count, default=10, help="default: %(default)s")
-    ways_help = "ways to train; default: all but ours, compiled"
+    parser.add_argument("--steps", type=parse_count, default=1, help="to time at once; default: %(default)s")
+    ways_help = "ways to train; default: all but the compiled ones"
     parser.add_argument("--ways", nargs="+", choices=TRAINING, metavar="WAY", help=ways_help)
     parser.add_argument("--quick", action="store_true", help="three rounds of floor, webui and ours, linear")
     parser.add_argument("--count_only", action="store_true", help="FLOPs and memory, no times")
@@ -86,7 +105,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     args.size = args.size or SIZES[args.model]
     times_a_cpu = not args.count_only and torch.device(args.device).type == "cpu"
     args.dtype = DTYPES[args.dtype or ("float32" if times_a_cpu else "bfloat16")]
-    ways = args.ways or [way for way in TRAINING if way != "ours, compiled"]
+    ways = args.ways or [way for way in TRAINING if "compiled" not in way]
     args.ways = ["floor", *(way for way in ways if way != "floor")]
     return args
 
@@ -114,14 +133,17 @@ class Step:
 
     def __init__(self, args: argparse.Namespace, way: Way, trains: bool, device: str, dtype: torch.dtype):
         self.unet, self.trains, self.dtype = load_unet(args.model, device, dtype), trains, dtype
-        self.is_floor, self.optimizer = way is floor, None
+        self.is_floor, self.optimizer = way in (floor, compiled_floor), None
         parameters = way(self.unet, dtype)
         self.inputs = make_inputs(self.unet, args.batch_size if trains else 2, args.size, device, dtype)
         if not trains and isinstance(way, Ours):
             for hypernetwork, _ in self.unet._hypernetworks.layers:
                 hypernetwork.eval().requires_grad_(False)
         elif parameters and device != "meta" and getattr(way, "use_8bit_adam", False):
-            self.optimizer = (FakeAdamW8bit if is_fake(self.unet) else bitsandbytes.optim.AdamW8bit)(parameters)
+            fakes = is_fake(self.unet)
+            self.optimizer = (
+                FakeOptimizer(parameters, ADAMW_8BIT_STATE) if fakes else bitsandbytes.optim.AdamW8bit(parameters)
+            )
         elif parameters and device != "meta":
             self.optimizer = torch.optim.AdamW(parameters, fused=True)
 
@@ -164,16 +186,8 @@ def measure(args: argparse.Namespace, table: str, ways: list[str]) -> dict[str, 
     memory: dict[str, int | None] = {}
     for _ in range(args.rounds):
         for way in ways:
-            torch.manual_seed(0)
-            step = Step(args, TABLES[table][way], table == "training", args.device, args.dtype)
-            step()  # allocates gradients and moments, and compiles
-            synchronize(args.device)
-            started = time.perf_counter()
-            step()
-            memory[way] = synchronize(args.device)
-            seconds[way].append(time.perf_counter() - started)
-            del step
-            gc.collect()  # attention layers and what is attached to them form reference cycles
+            elapsed, memory[way] = time_way(args, table, way)
+            seconds[way].append(elapsed)
     images = args.batch_size if table == "training" else 1
     return {
         way: {
@@ -185,9 +199,35 @@ def measure(args: argparse.Namespace, table: str, ways: list[str]) -> dict[str, 
     }
 
 
+def time_way(args: argparse.Namespace, table: str, way: str) -> tuple[float, int | None]:
+    """Return the seconds of a step, the mean of `args.steps`, and its peak memory in bytes as `synchronize` does.
+
+    Slow steps are timed less often, but at least once.
+    """
+    torch.manual_seed(0)
+    step = Step(args, TABLES[table][way], table == "training", args.device, args.dtype)
+    for _ in range(min(3, args.steps)):  # they allocate gradients and moments, and compile
+        synchronize(args.device)
+        started = time.perf_counter()
+        step()
+        synchronize(args.device)
+    steps = max(1, min(args.steps, int(MAX_SECONDS / (time.perf_counter() - started))))
+    started = time.perf_counter()
+    for _ in range(steps):
+        step()
+    memory = synchronize(args.device)
+    elapsed = (time.perf_counter() - started) / steps
+    del step
+    gc.collect()  # attention layers and what is attached to them form reference cycles
+    return elapsed, memory
+
+
 def synchronize(device: str) -> int | None:
-    """Wait for a GPU; return its peak memory in bytes since the last call. On a CPU return None."""
-    if torch.device(device).type != "cuda":
+    """Wait for a GPU; return the peak memory of a CUDA device in bytes since the last call, else None."""
+    kind = torch.device(device).type
+    if kind == "mps":
+        torch.mps.synchronize()
+    if kind != "cuda":
         return None
     torch.cuda.synchronize()
     peak = torch.cuda.max_memory_allocated()

@@ -73,6 +73,13 @@ def floor(unet: UNet2DConditionModel, dtype: torch.dtype) -> list[torch.nn.Param
     return []
 
 
+def compiled_floor(unet: UNet2DConditionModel, dtype: torch.dtype) -> list[torch.nn.Parameter]:
+    """The frozen UNet alone, compiled."""
+    set_memory_format(unet, compiled=True)
+    compile_model(unet)
+    return []
+
+
 @dataclasses.dataclass(frozen=True)
 class Ours:
     """A hypernetwork attached, with options of the trainer."""
@@ -142,11 +149,13 @@ def fused(unet: UNet2DConditionModel, dtype: torch.dtype) -> list[torch.nn.Param
 
 TRAINING: dict[str, Way] = {
     "floor": floor,
+    "floor, compiled": compiled_floor,
     "webui": webui,
     "module by module": Ours(use_linear_maps=False),
     "ours, linear": Ours(),
     "ours, swish": Ours(activation="swish"),
     "ours, checkpointing": Ours(checkpointing=True),
+    "ours, 8-bit AdamW": Ours(use_8bit_adam=True),
     "ours, int8": Ours(quantize="int8"),
     "ours, nf4": Ours(quantize="nf4"),
     "ours, smallest": Ours(checkpointing=True, quantize="nf4", use_8bit_adam=True),

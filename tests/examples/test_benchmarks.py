@@ -6,9 +6,7 @@ import random
 
 import pytest
 import torch
-from bitsandbytes.optim import AdamW8bit
 
-import hypernet
 from examples.benchmarks import (
     damaged_files,
     inference,
@@ -21,8 +19,8 @@ from examples.benchmarks import (
 )
 from examples.benchmarks.damage.kinds import KINDS, Kind
 from examples.benchmarks.damage.samples import make_samples
-from examples.benchmarks.memory import FakeAdamW8bit, PeakMemory, count_peak_memory
 from hypernet.cli.training_options import parse_config
+from hypernet.training.memory_peaks import memory_peaks
 from hypernet.utils.errors import UserError
 from tests.helpers.scripts import one_line_error
 from tests.helpers.tiny_models import tiny_unet
@@ -30,10 +28,6 @@ from tests.helpers.tiny_models import tiny_unet
 
 def parse(model, *flags):
     return step.parse_arguments(["--model", model, "--count_only", *flags])
-
-
-def tensor_bytes(tensors):
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 # --- FLOPs
@@ -66,7 +60,7 @@ def test_fused_hypernetwork_costs_nothing():
 
 @pytest.mark.parametrize("preset, limits", [("6gb", (1.68, 2.47)), ("8gb", (2.13, 2.92))])
 def test_small_cards_suffice(preset, limits):
-    peaks = {name: size / 2**30 for name, size in presets.count_peaks(preset).items()}
+    peaks = {name: size / 2**30 for name, size in vars(memory_peaks(presets.needs_of(preset))).items()}
     assert peaks.pop("encoding") < 3.1
     for name, limit in zip(("step", "preview"), limits, strict=True):
         assert 0.95 * limit < peaks.pop(name) < limit
@@ -88,58 +82,12 @@ def test_sizes_of_files_and_frozen_unets(capsys):
     assert any("sdxl" in line and "nf4" in line and " 1.83 " in line for line in lines)
 
 
-def test_counts_memory_as_by_hand():
-    with count_peak_memory() as memory:
-        a = torch.ones(1000)  # 4,000 bytes
-        b = a * 2  # 8,000
-        view = b.view(10, 100)
-        assert memory.now == memory.peak == 8000
-        del b
-        assert memory.now == 8000
-        del view
-        (a.half() + a).sum()  # 2,000 for the half, 4,000 for the sum of both, 4 for the sum of its elements
-        assert memory.now == 4000 and memory.peak == 10000
-
-
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_fake_tensors_take_as_much_as_real_ones(checkpointing):
-    def peak(context):
-        with context as memory:
-            unet = tiny_unet()
-            hypernetwork = hypernet.Hypernetwork([12, 16, 32], activation="swish")
-            hypernet.attach(unet, hypernetwork)
-            if checkpointing:
-                unet.enable_gradient_checkpointing()
-                unet.train()
-            optimizer = torch.optim.AdamW(hypernetwork.parameters(), fused=True)
-            inputs = ways.make_inputs(unet, 2, 64, "cpu", torch.float32)
-            for _ in range(2):
-                step.training_step(unet, False, inputs, optimizer, torch.float32)
-        return memory.peak
-
-    with_data = peak(PeakMemory())
-    assert peak(count_peak_memory()) == with_data > 1e6
-
-
-def test_fake_8bit_adam_takes_as_much_as_the_real_one():
-    weights = [torch.nn.Parameter(torch.ones(100, 100)), torch.nn.Parameter(torch.ones(100))]
-    optimizer = AdamW8bit(weights)
-    for weight in weights:
-        weight.grad = torch.ones_like(weight)
-    optimizer.step()
-    held = [
-        value
-        for state in optimizer.state.values()
-        for key, value in state.items()
-        if torch.is_tensor(value) and "qmap" not in key
-    ]
-    assert tensor_bytes(FakeAdamW8bit(weights).state) == tensor_bytes(held)
-
-
 # --- Whole scripts
 
 
-def test_tables_of_a_step(tmp_path, capsys):
+def test_tables_of_a_step(tmp_path, monkeypatch, capsys):
+    config = dict(tiny_unet().config)  # of a model that is quicker than the quickstart's
+    monkeypatch.setattr(ways.UNet2DConditionModel, "load_config", lambda *_, **__: config)
     table, names = tmp_path / "table.json", ["floor", "webui", "lora"]
     step.main(["--rounds=1", "--size=64", f"--json={table}", "--ways", *names])
     rows = json.loads(table.read_text())
