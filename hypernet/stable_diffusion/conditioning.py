@@ -25,7 +25,7 @@ def build_conditions(embeds: list[Embeds], time_ids: torch.Tensor | None = None)
     conditions: Conditions = {"encoder_hidden_states": padded}  # (B, tokens, text width)
     if len(set(lengths)) > 1:
         positions = torch.arange(padded.shape[1], device=padded.device)
-        mask = positions < torch.tensor(lengths, device=padded.device)[:, None]  # (B, tokens)
+        mask = positions < torch.tensor(lengths).to(padded.device, non_blocking=True)[:, None]  # (B, tokens)
         conditions["encoder_attention_mask"] = mask
     if time_ids is not None:
         pooled = torch.stack([each.pooled for each in embeds if each.pooled is not None])  # (B, pooled width)

@@ -59,7 +59,7 @@ def _encode_chunks(
     counts = [len(of_prompt) for of_prompt in chunks]
     parts = [_forward(models, encoder, part) for part in ids.split(CHUNKS_AT_ONCE)]
     hidden = torch.cat([part for part, _ in parts])  # (all chunks, 77, width)
-    hidden = apply_emphasis(hidden, weights.to(hidden.device))
+    hidden = apply_emphasis(hidden, weights)
     tokens = [part.flatten(0, 1) for part in hidden.split(counts)]
     if parts[0][1] is None:
         return tokens, None
@@ -72,7 +72,7 @@ def _forward(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return the layer that the UNet reads, (chunks, 77, width), and pooled embeddings from encoders that have them."""
     needs_layers = models.base.is_xl or models.base.clip_skip > 1
-    outputs = encoder(ids.to(encoder.device), output_hidden_states=needs_layers)
+    outputs = encoder(ids.to(encoder.device, non_blocking=True), output_hidden_states=needs_layers)
     return _hidden_states(models, encoder, outputs), outputs[0] if outputs[0].ndim == 2 else None
 
 
@@ -100,10 +100,11 @@ def apply_emphasis(hidden: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 
     Args:
         hidden: (chunks, 77, width).
-        weights: (chunks, 77).
+        weights: (chunks, 77), on the CPU, where comparing them does not wait for a GPU.
     """
     if bool((weights == 1).all()):
         return hidden
+    weights = weights.to(hidden.device, non_blocking=True)
     weighted = hidden * weights[..., None].to(hidden.dtype)
     restored = weighted * (hidden.mean((1, 2), keepdim=True) / weighted.mean((1, 2), keepdim=True))
     return torch.where((weights == 1).all(1)[:, None, None], hidden, restored)
