@@ -6,26 +6,38 @@ import shutil
 
 import pytest
 
-from examples.quickstart.tools.draw import write_images
 from hypernet.training import divergence_guard
-from tests.helpers.scripts import REPO, read_csv, same_weights, step_of, train_here
+from tests.helpers.scripts import read_csv, same_weights, step_of, train_here
+from tests.helpers.tiny_models import tiny_unet
 
-QUICKSTART = REPO / "examples" / "quickstart"
+
+@pytest.fixture
+def judged_by_loss(monkeypatch):
+    """Let the divergence guard watch the loss alone."""
+    monkeypatch.setattr(divergence_guard, "MAX_PERTURBATION", math.inf)
 
 
 @pytest.fixture(scope="module")
-def known_images(tmp_path_factory):
-    """Images in a style that the quickstart's model draws well, so that ruining it raises the loss tenfold anywhere."""
-    folder = tmp_path_factory.mktemp("flat")
-    write_images(folder, "flat", 8, 3)
+def sensitive(models_dir, tmp_path_factory):
+    """Folder with a tiny model whose loss rises with the contexts without limit, as its layers normalize nothing.
+
+    A UNet with random weights does as badly as it can; normalized, it could not do worse.
+    """
+    folder = tmp_path_factory.mktemp("sensitive")
+    shutil.copytree(models_dir / "epsilon", folder / "epsilon")
+    unet = tiny_unet(norm_eps=1e6)
+    for layer in unet.modules():
+        if getattr(layer, "eps", None) == 1e6:
+            layer.weight.data.fill_(1e3)
+    unet.save_pretrained(folder / "epsilon" / "unet")
     return folder
 
 
-def test_a_run_that_cannot_learn_ends_with_its_best_state(images_dir, tmp_path):
+def test_a_run_that_cannot_learn_ends_with_its_best_state(models_dir, images_dir, tmp_path):
     """Even a thousandth of this learning rate is too high: three rollbacks, then the run gives up."""
     flags = ["--learning_rate=1e4", "--max_grad_norm=0", "--validation_split=0.3", "--validation_loss_steps=1"]
-    flags += ["--max_train_steps=60", "--checkpointing_steps=1000", "--name=x", f"--cache_dir={tmp_path / 'cache'}"]
-    train_here(QUICKSTART, images_dir, tmp_path / "run", *flags, model="model")
+    flags += ["--max_train_steps=60", "--checkpointing_steps=1000", "--name=x"]
+    train_here(models_dir, images_dir, tmp_path / "run", *flags)
     events = read_csv(tmp_path / "run" / "guard.csv")
     assert [event["learning_rate_factor"] for event in events] == ["0.1", "0.01", "0.001", "0.001"]
     assert all(event["event"].startswith("effect/") for event in events)  # the perturbation gave it away
@@ -33,14 +45,13 @@ def test_a_run_that_cannot_learn_ends_with_its_best_state(images_dir, tmp_path):
     assert same_weights(tmp_path / "run", tmp_path / "run" / "best")
 
 
-def test_rolls_back_when_the_validation_loss_rises(known_images, tmp_path, monkeypatch):
-    monkeypatch.setattr(divergence_guard, "MAX_PERTURBATION", math.inf)  # judge by the loss alone
+@pytest.mark.usefixtures("judged_by_loss")
+def test_rolls_back_when_the_validation_loss_rises(sensitive, images_dir, tmp_path):
     flags = ["--learning_rate=1", "--max_grad_norm=0", "--validation_split=0.3", "--validation_loss_steps=2"]
-    flags += ["--max_train_steps=20", "--checkpointing_steps=7", "--logging_steps=5", "--name=x"]
-    flags += [f"--cache_dir={tmp_path / 'cache'}"]
+    flags += ["--max_train_steps=20", "--checkpointing_steps=7", "--logging_steps=5", "--name=x", "--weight_init=zero"]
     guarded, free = tmp_path / "guarded", tmp_path / "free"
-    train_here(QUICKSTART, known_images, guarded, *flags, model="model")
-    train_here(QUICKSTART, known_images, free, *flags, "--no_guard", model="model")
+    train_here(sensitive, images_dir, guarded, *flags)
+    train_here(sensitive, images_dir, free, *flags, "--no_guard")
     for run in (guarded, free):  # `best` is the best of what was measured, whatever that was on this processor
         losses, steps = (read_csv(run / "validation_loss.csv", column) for column in ("val_loss", "step"))
         assert step_of(run / "best" / "x.pt") == steps[losses.index(min(losses))]
@@ -58,13 +69,12 @@ def test_rolls_back_when_the_validation_loss_rises(known_images, tmp_path, monke
     assert max(read_csv(free / "validation_loss.csv", "val_loss")) > 1.3 * base[0]  # what it would have come to
 
 
-def test_rollbacks_are_exact_over_a_resume(known_images, tmp_path, monkeypatch):
-    monkeypatch.setattr(divergence_guard, "MAX_PERTURBATION", math.inf)  # judge by the loss alone
+@pytest.mark.usefixtures("judged_by_loss")
+def test_rollbacks_are_exact_over_a_resume(sensitive, images_dir, tmp_path):
     flags = ["--learning_rate=1e-5:9, 1", "--max_grad_norm=0", "--validation_split=0.3", "--validation_loss_steps=2"]
     flags += ["--checkpointing_steps=7", "--logging_steps=5", "--name=x", "--ema_decay=0.5", "--max_train_steps=42"]
-    flags += [f"--cache_dir={tmp_path / 'cache'}"]
     whole = tmp_path / "whole"
-    train_here(QUICKSTART, known_images, whole, *flags, model="model")
+    train_here(sensitive, images_dir, whole, *flags)
     first_rollback = int(read_csv(whole / "guard.csv")[0]["step"])
     after = first_rollback // 7 * 7 + 7  # the first checkpoint after the rollback
     assert 7 < first_rollback and after < 42  # so one resume starts before the rollback, the other after it
@@ -72,7 +82,7 @@ def test_rollbacks_are_exact_over_a_resume(known_images, tmp_path, monkeypatch):
         parts = tmp_path / f"from {step}"
         shutil.copytree(whole, parts)
         resume = f"--resume_from_checkpoint=step-{step:06d}"
-        train_here(QUICKSTART, known_images, parts, *flags, resume, model="model")
+        train_here(sensitive, images_dir, parts, *flags, resume)
         assert same_weights(whole, parts) and same_weights(whole / "best", parts / "best"), step
         tables = ["hypernetwork_loss.csv", "validation_loss.csv", "guard.csv"]
         for name in [*tables, "checkpoints/step-000042/optimizer.bin"]:

@@ -14,6 +14,7 @@ from hypernet.cli.training_options import parse_config
 from hypernet.training import checkpoint, loss_plot
 from hypernet.training.run_folder import RunFolder
 from hypernet.utils.errors import UserError
+from tests.helpers.forked_python import forked_python
 from tests.helpers.scripts import command, read_csv, same_weights, step_of, train_here, weights
 
 QUICK = ["--learning_rate=1e-3", "--train_batch_size=3", "--logging_steps=2", "--name=x"]
@@ -73,7 +74,8 @@ def test_a_run_killed_twice_ends_as_if_left_alone(models_dir, tmp_path):
     flags = [f"--pretrained_model_name_or_path={models_dir / 'epsilon'}", f"--train_data_dir={tmp_path / 'images'}"]
     flags += [f"--cache_dir={tmp_path / 'cache'}", "--resolution=64", "--max_train_steps=20", *FLAGS]
     train_here(models_dir, tmp_path / "images", tmp_path / "whole", *flags)
-    result = compare(tmp_path, flags, kills=2, seconds=1.5)
+    with forked_python():
+        result = compare(tmp_path, flags, kills=2, seconds=1.5)
     assert result["kills"] == 2 and result["resumed"] >= 1 and result["files compared"] > 50
     assert result["differing"] == []
 

@@ -4,6 +4,7 @@ import re
 import signal
 import time
 
+import datasets
 import psutil
 import pytest
 
@@ -51,7 +52,7 @@ def test_a_second_ctrl_c_stops_at_once(models_dir, images_dir, tmp_path):
 def test_the_death_of_the_launcher_counts_as_sigterm(models_dir, images_dir, tmp_path):
     launch = ["-m", "accelerate.commands.launch", "--quiet"]
     launcher = start_training(models_dir, images_dir, tmp_path / "run", *ENDLESS, launch=launch)
-    (trainer,) = psutil.Process(launcher.pid).children()
+    *_, trainer = sorted(psutil.Process(launcher.pid).children(), key=lambda child: child.pid)
     launcher.send_signal(signal.SIGTERM)
     launcher.wait(10)
     psutil.wait_procs([trainer], timeout=60)
@@ -65,12 +66,34 @@ def test_a_process_that_dies_ends_the_run_in_one_line(models_dir, images_dir, tm
     launcher = start_training(models_dir, images_dir, run, *flags, launch=LAUNCH_TWO)
     while len(list((run / "checkpoints").glob("step-*"))) < 2:
         time.sleep(0.05)
-    children = psutil.Process(launcher.pid).children()
-    workers = [child for child in children if "train_hypernetwork" in " ".join(child.cmdline())]
-    rank = {child.environ()["RANK"]: child for child in workers}
-    rank["0"].kill()  # the one that usually prints errors, so another one has to
+    *_, first, _ = sorted(psutil.Process(launcher.pid).children(), key=lambda child: child.pid)
+    first.kill()  # the one that usually prints errors, so another one has to
     assert launcher.wait(60) != 0
     log = read_log(run)
     assert len(re.findall(r"error: .*checkpoint", log)) == 1, log[-3000:]
     printed = train_here(models_dir, images_dir, run, "--max_train_steps=1")
     assert re.search(r"checkpoints/step-\d+, step \d+\n", printed)  # an intact one
+
+
+def test_a_process_that_dies_while_encoding_ends_the_run_and_what_is_encoded_is_kept(models_dir, mixed_dir, tmp_path):
+    run, cache = tmp_path / "run", tmp_path / "cache"
+    flags = [f"--cache_dir={cache}", "--crop=random", "--crop_variants=1000", "--max_train_steps=1"]
+    launcher = start_training(models_dir, mixed_dir, run, *flags, launch=LAUNCH_TWO, until="Encoding images")
+    while not re.search(r"Encoding images: +[1-9]", read_log(run)):
+        time.sleep(0.01)
+    *_, second = sorted(psutil.Process(launcher.pid).children(), key=lambda child: child.pid)
+    second.kill()
+    assert launcher.wait(60) != 0
+    log = read_log(run)
+    assert len(re.findall(r"error: .* is kept", log)) == 1, log[-3000:]
+    kept = cached_crops(cache)
+    assert kept
+    train_here(models_dir, mixed_dir, run, *flags)
+    crops = cached_crops(cache)
+    assert len(kept) < len(crops) == len(set(crops))  # each is encoded once
+
+
+def cached_crops(cache):
+    """Return the key of every encoded crop in a cache."""
+    files = cache.glob("latents-*/*.arrow")
+    return [key for file in files for key in datasets.Dataset.from_file(str(file))["key"]]

@@ -18,6 +18,7 @@ from PIL import Image
 import hypernet
 import train_hypernetwork
 from hypernet.cli.training_options import parse_config
+from hypernet.data.processes import Processes
 from hypernet.training import setup
 from hypernet.training.accelerator import set_cpu_threads
 from hypernet.utils.errors import UserError
@@ -150,10 +151,11 @@ def test_two_processes_equal_one_with_the_same_total_batch(models_dir, images_di
     flags += ["--validation_split=0.3", "--validation_loss_steps=10", "--validation_inference_steps=2"]
     flags += ["--validation_prompt", "a cat", "a dog", "a fish"]
     flags += ["--validation_sampler=DPM++ 2M", "--validation_resolution=64x96"]
-    two = ["--train_batch_size=2", "--validation_seed=-1", *flags]
+    caches = {name: tmp_path / f"cache of {name}" for name in ("one", "two")}
+    two = ["--train_batch_size=2", "--validation_seed=-1", f"--cache_dir={caches['two']}", *flags]
     train(models_dir, images_dir, tmp_path / "two", *two, launch=LAUNCH_TWO)
     seed = json.loads((tmp_path / "two" / "run.json").read_text())["preview_seed"]
-    one = ["--train_batch_size=4", f"--validation_seed={seed}", *flags]
+    one = ["--train_batch_size=4", f"--validation_seed={seed}", f"--cache_dir={caches['one']}", *flags]
     said = train_here(models_dir, images_dir, tmp_path / "one", *one)
     sizes = re.findall(r"^ *\d+x\d+ +(\d+) +\d+$", said, re.M)
     assert "1" in sizes and any(int(count) >= 4 for count in sizes)
@@ -170,6 +172,33 @@ def test_two_processes_equal_one_with_the_same_total_batch(models_dir, images_di
         np.asarray(Image.open(tmp_path / run / "previews" / "before_after.png"), np.int16) for run in ("one", "two")
     ]
     assert np.abs(grids[0] - grids[1]).max() <= 2  # prompts are divided among processes, and come back in order
+    for kind in ("pictures", "latents", "prompts"):
+        rows = [cached_rows(caches[name], kind) for name in ("one", "two")]
+        assert rows[0] == rows[1]
+
+
+def test_processes_that_find_different_images_end_the_run(models_dir, images_dir, tmp_path, monkeypatch):
+    train_here(
+        models_dir, images_dir, tmp_path / "run", "--max_train_steps=1"
+    )  # so that nothing is missing in the cache
+
+    def exchange(beat):  # with a second process, which answers the same except for its images and captions
+        state, steps, value = beat
+        is_fingerprint = isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], dict)
+        return [beat, (state, steps, "other images" if is_fingerprint else value)]
+
+    monkeypatch.setattr(setup, "connect_processes", lambda accelerator: Processes(0, 2, exchange))
+    with pytest.raises(UserError, match="--train_data_dir"):
+        train_here(models_dir, images_dir, tmp_path / "run", "--max_train_steps=2")
+    assert step_of(tmp_path / "run") == 1
+
+
+def cached_rows(cache, kind):
+    """Return the rows of a cache by key; no key may occur twice."""
+    files = [datasets.Dataset.from_file(str(path)) for path in cache.glob(f"{kind}-*/*.arrow")]
+    rows = [(row.pop("key"), row) for row in datasets.concatenate_datasets(files)]
+    assert len(dict(rows)) == len(rows)
+    return dict(rows)
 
 
 def test_trains_on_a_dataset_and_prints_which_images_are_used(models_dir, images_dir, tmp_path, capsys):

@@ -21,6 +21,7 @@ from examples import compare
 from examples.comparison import runs
 from hypernet.cli.training_options import parse_config
 from hypernet.utils.errors import UserError
+from tests.helpers.forked_python import forked_python
 from tests.helpers.grids import ProcessWithin, required_options, write_yaml
 from tests.helpers.scripts import REPO, run, train_here
 from tests.helpers.tiny_models import tiny_unet
@@ -202,7 +203,8 @@ def test_ctrl_c_saves_a_checkpoint_and_the_same_command_resumes(tmp_path, models
         "--output_dir",
         tmp_path / "out",
     ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    with forked_python():
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     first, second = (tmp_path / "out" / "runs" / f"seed={seed}" for seed in (1, 2))
     losses = first / "hypernetwork_loss.csv"
     deadline = time.monotonic() + 300
@@ -216,7 +218,8 @@ def test_ctrl_c_saves_a_checkpoint_and_the_same_command_resumes(tmp_path, models
     step = int(checkpoint.name.removeprefix("step-"))
     before = losses.read_bytes()
     assert not second.exists()
-    compare.main([str(write_grid(step + 2, [1])), "--output_dir", str(tmp_path / "out")])
+    with forked_python():
+        compare.main([str(write_grid(step + 2, [1])), "--output_dir", str(tmp_path / "out")])
     assert {row["step"] for row in read_csv(tmp_path / "out" / "compare.csv")} == {str(step + 2)}
     assert losses.read_bytes().startswith(before)
     assert str(checkpoint) in (tmp_path / "out" / "logs" / "seed=1.txt").read_text()

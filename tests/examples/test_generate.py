@@ -18,7 +18,7 @@ def test_generates_what_diffusers_does_and_again_from_the_infotext(models_dir, h
     flags = ["--steps=3", "--seed=7", "--num_images=3", "--batch_size=2", "--size=64x128", "--sampler", "euler A"]
     flags += ["--hypernetwork_dir", hypernetworks_dir, "--output_dir", tmp_path]
     run_dir = hypernetworks_dir / "ink"
-    done = run(REPO / "examples/generate.py", *words, *flags, "--hypernetwork", run_dir)
+    done = run(REPO / "examples/generate.py", *words, *flags, "--hypernetwork", run_dir, afresh=True)
     assert done.returncode == 0 and not unexpected(done.stderr), done.stderr
     paths = done.stdout.splitlines()
     assert [path.rpartition("-")[2] for path in paths] == ["seed7.png", "seed8.png", "seed9.png"]

@@ -18,6 +18,7 @@ from examples import generate, xy_plot
 from hypernet.generation.generator import weights_sha256
 from hypernet.generation.infotext import parse_infotext, read_png_infotext
 from hypernet.utils.errors import UserError
+from tests.helpers.forked_python import forked_python
 from tests.helpers.generation import grid_cell, max_difference, reference_image, run_main
 from tests.helpers.scripts import REPO, one_line_error, unexpected
 from tests.helpers.tiny_models import TINY_WIDTHS
@@ -36,7 +37,8 @@ def test_resumes_after_an_interrupt(models_dir, hypernetworks_dir, tmp_path, mon
     run_dir = hypernetworks_dir / "ink"
     x_axis = ["--x", "checkpoint", "none", run_dir / "checkpoints" / "*", run_dir / "ink.pt"]
     flags = list(map(str, [SCRIPT, *x_axis, *Y_AXIS, "--output", tmp_path / "first.png"]))
-    process = subprocess.Popen([sys.executable, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with forked_python():
+        process = subprocess.Popen([sys.executable, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     cells = tmp_path / "first_cells"
     while process.poll() is None and len(list(cells.glob("[!.]*.png"))) < 2:
         time.sleep(0.005)

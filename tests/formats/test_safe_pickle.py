@@ -258,7 +258,8 @@ def test_refuses_every_damaged_or_malicious_file(good, tmp_path):
     for i, (name, bad) in enumerate(mutations):
         names[f"{i}.pt"] = name
         (tmp_path / f"{i}.pt").write_bytes(bad)
-    done = run("-c", READER, *names, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(REPO)})
+    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+    done = run("-c", READER, *names, afresh=True, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     accepted = [names[line.split()[1]] for line in done.stdout.splitlines() if line.startswith("accepted")]
     assert not accepted and done.stdout.count("refused") == len(mutations) > 1200

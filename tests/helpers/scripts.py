@@ -1,4 +1,4 @@
-"""Run the scripts as a user would, in a subprocess, or within this process, which saves seconds of imports."""
+"""Run the scripts as a user would, in a process of their own, or within this process."""
 
 import contextlib
 import csv
@@ -16,6 +16,7 @@ from accelerate.state import AcceleratorState
 import hypernet
 from hypernet.cli.script import run_script
 from hypernet.cli.training_options import parse_config
+from tests.helpers.forked_python import forked_python
 
 REPO = Path(__file__).resolve().parents[2]
 # `--cpu --num_processes=2` starts one process, as of Accelerate 1.15; this starts two, on CPUs too
@@ -25,14 +26,19 @@ LAUNCH_TWO += ["--mixed_precision=no", "--dynamo_backend=no"]
 STARTED: list[subprocess.Popen] = []  # what `start_training` has started; a fixture ends it with the test
 
 
-def run(*command, cwd=REPO, **kwargs):
-    """Run a script of the repository as a user would; return the finished process with its output."""
+def run(*command, cwd=REPO, afresh=False, **kwargs):
+    """Run a script of the repository as a user would; return the finished process with its output.
+
+    Args:
+        afresh: import everything, too. It takes ten seconds, and is for what a forked process cannot show.
+    """
     command = [sys.executable, *map(str, command)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=400, **kwargs)
+    with contextlib.nullcontext() if afresh else forked_python():
+        return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=400, **kwargs)
 
 
 def train_here(models_dir, images_dir, output_dir, *flags, model="epsilon") -> str:
-    """Train on a tiny model within this process, which saves seconds of imports; return what it printed."""
+    """Train on a tiny model within this process; return what it printed."""
     import train_hypernetwork
 
     AcceleratorState._reset_state(True)
@@ -83,7 +89,7 @@ def start_training(models_dir, images_dir, output_dir, *flags, launch=(), until=
     """Start the script in a process of its own; return it once its log contains `until`, or its first losses are logged."""
     script = [sys.executable, *launch, str(REPO / "train_hypernetwork.py")]
     arguments = command(models_dir, images_dir, output_dir, "--cache_dir", models_dir / "cache", *flags)
-    with open(f"{output_dir}.log", "w") as log:
+    with open(f"{output_dir}.log", "w") as log, forked_python():
         process = subprocess.Popen([*script, *arguments], stdout=log, stderr=subprocess.STDOUT, cwd=REPO)
     STARTED.append(process)
     deadline = time.monotonic() + 120

@@ -16,7 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 import hypernet
 from tests.helpers.references import with_hooks
-from tests.helpers.tiny_models import generate, tiny_hypernetwork, tiny_pipeline, tiny_unet, unet_inputs
+from tests.helpers.tiny_models import ONE_LEVEL, generate, tiny_hypernetwork, tiny_pipeline, tiny_unet, unet_inputs
 
 SIZE = {"width": 64, "height": 64}
 IMAGE = Image.effect_noise((64, 64), 50).convert("RGB")
@@ -124,14 +124,9 @@ def test_bfloat16_pipeline(expected):
 def test_compiles_without_graph_breaks(before, activation):
     """diffusers' documentation compiles with fullgraph=True, which fails at any graph break."""
     torch.compiler.reset()
-    small = {
-        "block_out_channels": (16,),
-        "down_block_types": ("CrossAttnDownBlock2D",),
-        "up_block_types": ("CrossAttnUpBlock2D",),
-    }
     hypernetwork = tiny_hypernetwork(activation=activation).eval()
-    unet, plain = tiny_unet(**small), tiny_unet(**small)
-    reference = with_hooks(tiny_unet(**small), [(hypernetwork, 0.7)])
+    unet, plain = tiny_unet(**ONE_LEVEL), tiny_unet(**ONE_LEVEL)
+    reference = with_hooks(tiny_unet(**ONE_LEVEL), [(hypernetwork, 0.7)])
     if not before:
         hypernet.attach(unet, hypernetwork, 0.7)
     compiled = torch.compile(unet, fullgraph=True, backend="eager")

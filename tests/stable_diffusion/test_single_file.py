@@ -299,7 +299,7 @@ save_file(models.text_encoders[0].state_dict(), sys.argv[3])
 print(len(models.tokenizers[0]))
 """
     paths = [tmp_path / name for name in ("model.safetensors", "model.yaml", "text_encoder.safetensors")]
-    done = run("-c", code, *paths, env={**os.environ, "HF_HOME": str(tmp_path / "home")})
+    done = run("-c", code, *paths, afresh=True, env={**os.environ, "HF_HOME": str(tmp_path / "home")})
     assert done.returncode == 0, done.stderr[-3000:]
     assert int(done.stdout) == len(pipe.tokenizer)
     found, expected = load_file(paths[-1]), pipe.text_encoder.state_dict()

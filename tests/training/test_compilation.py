@@ -3,6 +3,8 @@
 PyTorch itself runs the graphs here, because inductor takes minutes.
 """
 
+import shutil
+
 import pytest
 import torch
 from torch._dynamo.utils import counters
@@ -13,6 +15,16 @@ from hypernet.training import compilation
 from hypernet.training.compilation import check_compiler, check_shapes
 from hypernet.utils.errors import UserError
 from tests.helpers.scripts import read_csv, train_here
+from tests.helpers.tiny_models import ONE_LEVEL, tiny_unet
+
+
+@pytest.fixture(scope="module")
+def small_models(models_dir, tmp_path_factory):
+    """Folder with the tiny model `epsilon`, whose UNet has one level only."""
+    folder = tmp_path_factory.mktemp("small")
+    shutil.copytree(models_dir / "epsilon", folder / "epsilon")
+    tiny_unet(**ONE_LEVEL).save_pretrained(folder / "epsilon" / "unet")
+    return folder
 
 
 @pytest.fixture
@@ -31,13 +43,13 @@ def graphs():
         (1, ["--mixed_precision=bf16", "--activation=swish", "--dropout_structure=0,0.3,0", "--quantize=nf4"]),
     ],
 )
-def test_compiled_training_equals_eager(models_dir, images_dir, tmp_path, monkeypatch, graphs, shapes, flags):
+def test_compiled_training_equals_eager(small_models, images_dir, tmp_path, monkeypatch, graphs, shapes, flags):
     monkeypatch.setattr(compilation, "BACKEND", "eager")
     flags += ["--max_train_steps=4", "--logging_steps=1", "--learning_rate=1e-3", "--name=x"]
     flags += ["--weight_init=xavier_normal", "--validation_split=0.01"]
     preview = ["--validation_prompt=a cat", "--validation_steps=2", "--validation_inference_steps=2"]
-    train_here(models_dir, images_dir, tmp_path / "plain", *flags)
-    train_here(models_dir, images_dir, tmp_path / "compiled", *flags, *preview, "--compile")
+    train_here(small_models, images_dir, tmp_path / "plain", *flags)
+    train_here(small_models, images_dir, tmp_path / "compiled", *flags, *preview, "--compile")
     assert graphs["stats"]["unique_graphs"] - 1 == shapes  # besides the function of check_compiler
     assert not graphs["graph_break"]
     close = {"rel": 2e-2} if "--mixed_precision=bf16" in flags else {"rel": 1e-5}
