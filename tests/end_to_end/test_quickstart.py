@@ -65,7 +65,7 @@ def test_classifier_recognizes_the_committed_images():
 def test_command_runs_and_names_its_files(quickstart):
     done, copy = quickstart
     assert done.returncode == 0, done.stderr[-3000:]
-    assert step_of(copy / "output" / "quickstart") == 1000
+    assert step_of(copy / "output" / "quickstart") == 400
     paths = set(re.findall(r"output/quickstart[\w./-]*\w", done.stdout))
     assert "output/quickstart/previews/before_after.png" in paths
     assert not [path for path in paths if not (copy / path).exists()]
