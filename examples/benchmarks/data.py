@@ -58,7 +58,8 @@ def draw_images(folder: Path, count: int, size: int = 64, start: int = 0) -> Non
 
 
 def training_flags(folder: Path, cache: Path, *more: str) -> list[str]:
-    return ["--config", str(CONFIG), f"--train_data_dir={folder}", f"--cache_dir={cache}", *more]
+    once = "--random_flip=false"  # mirrored images are encoded, too
+    return ["--config", str(CONFIG), once, f"--train_data_dir={folder}", f"--cache_dir={cache}", *more]
 
 
 def prepare_data(models: StableDiffusion, folder: Path, cache: Path, *more: str) -> PreparedData:

@@ -3,15 +3,15 @@
 
     python examples/benchmarks/gpu_check.py
     python examples/benchmarks/gpu_check.py --parts sd15 sd15_compiled --minutes 20
-    python examples/benchmarks/gpu_check.py --device cpu --quick          # whether it runs at all: tiny shapes, few steps
+    python examples/benchmarks/gpu_check.py --device cpu --quick          # only checks that it runs: tiny shapes, few steps
 
 It needs no network, no model and nothing beyond requirements.txt: it trains the quickstart, and for the rest takes UNets
-of the real shapes with random weights. Each part runs in a process of its own with a time limit, so a part that crashes or
-hangs costs no other; the most telling come first, and those that --minutes leaves no time for are not run. The tables
+of the real shapes with random weights. Each part runs in its own process with a time limit, so one that crashes or hangs does
+not affect the others. The most informative run first; those for which --minutes leaves no time are not run. The tables
 appear as parts finish, and in output/gpu_check/report.md and report.json. The exit code is 1 if a part has failed.
 
 machine          GPU, memory, driver, versions
-quickstart_fp16  the quickstart in fp16: speed, memory, and what its classifier sees in samples, if it is there
+quickstart_fp16  the quickstart in fp16: speed, memory, and what its classifier sees in samples, if there is one
 quickstart_bf16  the same in bf16
 sd15             a step of Stable Diffusion 1.5's shape, 512 x 512, batch 1 and 4: time, and measured peak memory
 quickstart_cpu   the quickstart's first steps on the CPU: losses and previews beside those of the GPU
@@ -44,14 +44,14 @@ MODELS = {"sd15": "Stable Diffusion 1.5, 512 x 512", "sdxl": "SDXL, 1024 x 1024"
 PLAIN = ("floor", "ours, linear", "ours, swish", "webui", "lora")
 SAVING = ("floor", "ours, checkpointing", "ours, int8", "ours, nf4", "ours, 8-bit AdamW", "ours, smallest")
 COMPILED = ("floor, compiled", "ours, compiled")
-PARTS = {  # the most telling first; the seconds are limits, several times what a T4 should need
+PARTS = {  # the most informative first; the seconds are limits, several times what a T4 should need
     "machine": Part("machine.facts", "The machine", 40),
     "quickstart_fp16": Part("quickstart.in_half_precision", "The quickstart in fp16", 120, {"precision": "fp16"}),
     "quickstart_bf16": Part("quickstart.in_half_precision", "The quickstart in bf16", 120, {"precision": "bf16"}),
     "sd15": Part("steps.time_ways", MODELS["sd15"], 120, {"model": "sd15", "ways": PLAIN, "batch_sizes": (1, 4)}),
     "quickstart_cpu": Part("quickstart.on_cpu", "The quickstart beside the CPU's", 100, environment=ON_CPU),
     "loop": Part("training.loop", "The training loop", 60),
-    "resume": Part("training.resume", "Resumed against uninterrupted", 90),
+    "resume": Part("training.resume", "Resumed and uninterrupted runs", 90),
     "sdxl": Part("steps.time_ways", MODELS["sdxl"], 120, {"model": "sdxl", "ways": PLAIN}),
     "sd15_options": Part("steps.time_ways", f"{MODELS['sd15']}: options", 90, {"model": "sd15", "ways": SAVING}),
     "sdxl_options": Part("steps.time_ways", f"{MODELS['sdxl']}: options", 120, {"model": "sdxl", "ways": SAVING}),
@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = Settings(args.device, args.quick, args.output_dir.resolve())
     parts = {name: part for name, part in PARTS.items() if name in (args.parts or PARTS)}
     report = run_parts(parts, settings, args.minutes)
-    print(f"{report.summary()}\n{args.output_dir / 'report.md'} holds these tables, report.json the same as data.")
+    print(f"{report.summary()}\n{args.output_dir / 'report.md'} contains these tables; report.json contains the same data.")
     if not args.quick:
         print("Please post report.md as an issue of this repository: no figures of this GPU may be known yet.")
     sys.exit(report.has_failures)

@@ -163,7 +163,7 @@ class RowCache:
         deadline = time.monotonic() + (VISIBLE_SECONDS if self.processes.count > 1 else 0)
         while (self.positions(keys) < 0).any():
             if time.monotonic() >= deadline:
-                raise UserError(f"{self.folder}: rows just written there cannot be read; name another --cache_dir")
+                raise UserError(f"{self.folder}: rows just written there cannot be read; choose another --cache_dir")
             time.sleep(1)
             self._open()
 

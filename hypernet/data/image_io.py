@@ -277,7 +277,7 @@ def alpha_weights(cells: np.ndarray) -> np.ndarray:
 def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """Yield `function(item)` for each item in order, computing a few ahead. (Decoding images releases the GIL.)
 
-    The processes of a run on one machine share its cores, and so the memory that the images ahead take.
+    The processes of a run on one machine divide its cores, and so also the memory for images decoded ahead.
     """
     workers = max(1, min(8, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     pool, ahead = ThreadPoolExecutor(workers), collections.deque[Future[Result]]()

@@ -93,7 +93,7 @@ def _box(record: ImageRecord, config: TrainingConfig, centering: tuple[float, fl
 class ImageLatents:
     """The latents of all images.
 
-    The cache holds the VAE's whole distribution, so that a change of `--latent_sampling` encodes nothing anew.
+    The cache holds the VAE's whole distribution, so that no image is encoded again if `--latent_sampling` changes.
 
     Attributes:
         rows: positions in the cache, (images, crops, orientations).

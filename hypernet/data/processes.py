@@ -22,7 +22,7 @@ Exchange = Callable[[typing.Any], list[typing.Any]]  # a value of each process -
 
 
 class _Beat(typing.NamedTuple):
-    """What a process tells the others."""
+    """A heartbeat, which a process sends to the others."""
 
     state: int = WORKING
     steps: int = 0
@@ -36,8 +36,8 @@ class _OthersFailed(Exception):
 class Processes:
     """All processes of a run, seen from one of them. By default, it is the only one.
 
-    While they work, they exchange heartbeats, each of which takes a moment. So a share may take hours without a
-    communication that times out, and a process that dies is noticed at once.
+    While they work, they exchange short heartbeats. So a share may take hours without a timeout, and a process that
+    dies is noticed at once.
 
     Args:
         exchange: returns the values of all processes when all of them have called it. It fails if a process has died.
@@ -50,7 +50,7 @@ class Processes:
     def share(
         self, work: Callable[[Callable[[], None]], Value], total: int = 0, description: str = "", unit: str = ""
     ) -> list[Value]:
-        """Let each process do its part of a work, and return the results of all of them. All must call this.
+        """Let each process do its part of the work, and return the results of all of them. All must call this.
 
         The main process shows one progress bar of the steps of all processes.
 
@@ -97,7 +97,7 @@ ALONE = Processes()
 
 
 class _Share:
-    """One process's share of a work, done in this thread while another one exchanges heartbeats."""
+    """One process's share of the work, done in this thread while another thread exchanges heartbeats."""
 
     def __init__(self, exchange: Exchange, bar: tqdm):
         self._exchange, self._bar = exchange, bar
@@ -118,8 +118,8 @@ class _Share:
                 error = failure
                 self._end(FAILED, _describe(failure))
             if beats.exception() is not None:
-                problem = "another process of this run has died or is stuck while images and prompts are encoded"
-                raise OtherProcessError(f"{problem}; what is encoded is kept for the next start") from None
+                problem = "another process of this run died or got stuck while images and prompts were encoded"
+                raise OtherProcessError(f"{problem}; the next run keeps what is encoded") from None
         if error is not None and not isinstance(error, UserError):
             raise error
         found = beats.result()
@@ -158,5 +158,5 @@ def _describe(error: BaseException) -> str:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, KeyboardInterrupt | SystemExit):
-        return "another process has been stopped; what is encoded is kept for the next start"
+        return "another process has been stopped; the next run keeps what is encoded"
     return f"another process has failed ({one_line(f'{type(error).__name__}: {error}')})"

@@ -18,10 +18,10 @@ WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD
 
 
 def check_launch_settings() -> None:
-    """Check what Accelerate would do beside starting processes and choosing a device and a precision.
+    """Check what Accelerate would do besides starting processes and choosing a device and a precision.
 
     Raises:
-        UserError: if that would end in an error or in another training than this one; it names the setting.
+        UserError: if that would fail or change the training; it names the setting.
     """
     for variable, setting in SPLITTING.items():
         if parse_flag_from_env(variable):
@@ -45,7 +45,7 @@ def _refusal(setting: str, problem: str) -> UserError:
 
 
 def _is_one_of_several() -> bool:
-    """Whether `accelerate launch` was to start several processes, and has started this one only.
+    """Whether `accelerate launch` was to start several processes, but has started only this one.
 
     On CPUs it does so without MPI or --multi_gpu. For several processes it sets an address, not always their number.
     """

@@ -1,7 +1,7 @@
-"""Say how much GPU memory a run takes before it begins, and which options would make it fit.
+"""Report before a run begins how much GPU memory it takes, and which options would make it fit.
 
 The figures are counted (see `hypernet.training.memory_peaks`), not estimated. Since more comes on top, a run whose count
-does not fit fails, or on Windows may become very slow; for one whose count barely fits, nobody can tell.
+does not fit fails, or on Windows may become very slow. One whose count barely fits may still fail.
 """
 
 import contextlib
@@ -28,8 +28,8 @@ def memory_lines(run: Run, images: RunImages, models: StableDiffusion) -> list[s
     """Return a line on the memory that a run takes, and a note if it will not fit; nothing where that is not known.
 
     That is: on CPUs and Apple's GPUs, which share their memory with everything else, and with --compile, which fuses
-    operations, so that their intermediate results are never stored. Nor is anything said of a run that resumes, since it
-    fitted before and counting takes seconds.
+    operations, so that their intermediate results are never stored. A run that resumes gets no line either, since it fit
+    before and counting takes seconds.
     """
     device = run.accelerator.device
     if device.type != "cuda" or run.config.compile or run.checkpoint:
@@ -74,13 +74,13 @@ def describe_memory(needs: MemoryNeeds, config: TrainingConfig, free: int) -> li
     peaks = memory_peaks(needs)
     parts = [f"encoding {_gib(peaks.encoding)}", f"a step {_gib(peaks.step)}"]
     parts += [f"previews {_gib(peaks.preview)}"] if peaks.preview else []
-    line = f"memory: at least {_gib(peaks.highest)} GiB ({', '.join(parts)}), where {_gib(free)} GiB is free"
+    line = f"memory: at least {_gib(peaks.highest)} GiB ({', '.join(parts)}); {_gib(free)} GiB is free"
     if peaks.highest <= free:
         return [line]
     changes, least = find_remedy(needs, peaks, config, free)
     added = " ".join(f"--{option}" if value is True else f"--{option} {value}" for option, value in changes.items())
     if least + RESERVE <= free:
-        hint = f"add {added}, which takes {_gib(least)} GiB"
+        hint = f"with {added} it takes {_gib(least)} GiB"
     elif added:
         hint = f"even with {added} it takes {_gib(least)} GiB; use a smaller --resolution as well"
     else:

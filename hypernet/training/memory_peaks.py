@@ -1,4 +1,4 @@
-"""What a run takes of a GPU's memory: peaks of its parts, counted on fake tensors or measured on real ones.
+"""The peak GPU memory of each part of a run, counted on fake tensors or measured on real ones.
 
 Nothing is estimated: what a run does on its device is done once, on tensors of the same shapes. CUDA itself, the workspaces
 of its libraries and the allocator's rounding come on top of a count, which is the least that a run takes. (So do the copies
@@ -77,7 +77,7 @@ class MemoryPeaks:
 
     @property
     def highest(self) -> int:
-        """What the device must have room for."""
+        """The memory that the device must have."""
         return max(dataclasses.astuple(self))
 
 

@@ -1,7 +1,7 @@
 """Which learning rates suit which optimizer. Imports no torch.
 
-The limits come from runs of 100 to 300 steps on the quickstart's images: AdamW learns well at 1e-4 to 1e-2 and drowns
-out the contexts at 5e-2; SGD learns nothing at 1e-3 and learns well at 1.
+The limits come from runs of 100 to 300 steps on the first quickstart's images: AdamW learns well at 1e-4 to 1e-2 and
+drowns out the contexts at 5e-2; SGD learns nothing at 1e-3 and learns well at 1.
 """
 
 import re

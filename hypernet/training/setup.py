@@ -151,7 +151,7 @@ def find_images(run: Run) -> RunImages:
     accelerator.print(describe_length(config, len(batches), begun), check_disk(run, records), sep="\n")
     contents = data_contents(run.source, found, validation_records, config)
     if len(run.processes.peers((batches.fingerprint, contents))) < run.processes.count:
-        problem = "not all processes find the same images and captions there; all machines need the same files"
+        problem = "the processes find different images or captions there; all machines need the same files"
         raise UserError(f"{run.source.option}: {problem}")
     if note := run.folder.check_contents(contents, batches.fingerprint, image_digests(run.source, found)):
         accelerator.print(f"note: {note}")

@@ -52,7 +52,7 @@ def test_fused_hypernetwork_costs_nothing():
     none, fused, attached = (
         step.count_flops(parse("quickstart"), "sampling", way) for way in ("none", "fused", "attached")
     )
-    assert none == fused < attached < 1.1 * none
+    assert none == fused < attached < 1.15 * none
 
 
 # --- Memory

@@ -1,4 +1,4 @@
-"""What examples/benchmarks/gpu_check.py says of the machine."""
+"""Describe the machine, for examples/benchmarks/gpu_check.py."""
 
 import contextlib
 import importlib.metadata

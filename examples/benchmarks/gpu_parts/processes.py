@@ -49,7 +49,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What all parts are given.
+    """Settings that all parts receive.
 
     Attributes:
         device: cuda, mps or cpu.
@@ -84,7 +84,7 @@ class Outcome:
 
 
 def prepare_processes(settings: Settings) -> None:
-    """Where processes are forked, import the libraries before the first one, so that the others need not."""
+    """Import the libraries before the first process is forked, so that none has to; do nothing if they are spawned."""
     if _start_method(settings) == "fork":
         for module in ("machine", "quickstart", "steps", "training"):
             importlib.import_module(f"{PACKAGE}.{module}")

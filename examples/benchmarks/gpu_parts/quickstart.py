@@ -36,7 +36,7 @@ def in_half_precision(settings: Settings, precision: str) -> Iterator[Row]:
     if settings.device == "cpu" and precision == "fp16":
         raise Skipped("needs CUDA or MPS")
     if settings.device == "cuda" and precision == "bf16" and half_precision("cuda") != "bfloat16":
-        raise Skipped("this GPU has no bf16")
+        raise Skipped("this GPU does not support bf16")
     started = time.monotonic()
     folder = train_quickstart(settings, precision, precision)
     seconds, metrics = time.monotonic() - started, folder / "metrics.csv"
@@ -52,12 +52,12 @@ def in_half_precision(settings: Settings, precision: str) -> Iterator[Row]:
 
 
 def judge_samples(settings: Settings, folder: Path) -> Iterator[Row]:
-    """Yield the shares of samples in the hand and with the right subject, without and with the hypernetwork.
+    """Yield the shares of samples in the style and with the right subject, without and with the hypernetwork.
 
     They are generated in float32, so that only the training differs from a CPU's.
     """
     if not classifier.PATH.exists():
-        yield {"measure": "shares of samples", "value": "not measured: the quickstart's classifier is not there"}
+        yield {"measure": "shares of samples", "value": "not measured: the quickstart's classifier is missing"}
         return
     judge, pipeline = classifier.load_classifier(), load_pipeline(QUICKSTART / "model").to(settings.device)
     scenes = prompt_scenes(2 if settings.quick else SAMPLES)
@@ -68,7 +68,7 @@ def judge_samples(settings: Settings, folder: Path) -> Iterator[Row]:
         seen = classifier.judge(judge, images)
         in_hand = share_right(seen["hand"], [HAND] * len(scenes))
         subject = share_right(seen["subject"], [scene.subject for scene in scenes])
-        yield {"measure": f"share in the hand, {title}", "value": in_hand}
+        yield {"measure": f"share in the style, {title}", "value": in_hand}
         yield {"measure": f"share with the right subject, {title}", "value": subject}
 
 
@@ -96,4 +96,4 @@ def on_cpu(settings: Settings) -> Iterator[Row]:
         for name, folder in folders.items()
     }
     differences = {name: float(np.abs(image - previews["CPU, float32"]).mean()) for name, image in previews.items()}
-    yield {"measure": "previews without it, mean difference in levels of 255", **differences}
+    yield {"measure": "previews without a hypernetwork, mean difference (of 255)", **differences}

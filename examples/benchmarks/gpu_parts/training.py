@@ -103,7 +103,7 @@ def resume(settings: Settings) -> Iterator[Row]:
             "deterministic algorithms": "on" if deterministic else "off",
             "the same run twice": describe_difference(whole, again),
             "resumed": describe_difference(whole, resumed),
-            "without a deterministic form": ", ".join(sorted(indeterminate)),
+            "no deterministic implementation": ", ".join(sorted(indeterminate)),
         }
 
 
@@ -140,7 +140,7 @@ def describe_difference(folder: Path, other: Path) -> str:
 
 
 def two_gpus(settings: Settings) -> Iterator[Row]:
-    """Yield what two processes over NCCL make of a run, against one process with the same images per step."""
+    """Yield how two processes over NCCL compare with one process and the same images per step."""
     settings.require_cuda()
     if torch.cuda.device_count() < 2:
         raise Skipped("needs two GPUs")
@@ -157,5 +157,5 @@ def two_gpus(settings: Settings) -> Iterator[Row]:
     yield {"measure": "images per second, one process", "value": speeds[0]}
     yield {"measure": "images per second, two processes", "value": speeds[1]}
     apart = max(abs(a - b) / a for a, b in zip(*losses))
-    yield {"measure": "losses apart by at most", "value": apart}
-    yield {"measure": "weights apart by", "value": describe_difference(one, two)}
+    yield {"measure": "largest relative difference of losses", "value": apart}
+    yield {"measure": "largest difference of weights", "value": describe_difference(one, two)}
