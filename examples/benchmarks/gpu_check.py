@@ -118,7 +118,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = Settings(args.device, args.quick, args.output_dir.resolve())
     parts = {name: part for name, part in PARTS.items() if name in (args.parts or PARTS)}
     report = run_parts(parts, settings, args.minutes)
-    print(f"{report.summary()}\n{args.output_dir / 'report.md'} contains these tables; report.json contains the same data.")
+    print(
+        f"{report.summary()}\n{args.output_dir / 'report.md'} contains these tables; report.json contains the same data."
+    )
     if not args.quick:
         print("Please post report.md as an issue of this repository: no figures of this GPU may be known yet.")
     sys.exit(report.has_failures)
