@@ -49,10 +49,8 @@ def test_larger_batch_is_nearer_to_the_floor():
 
 
 def test_fused_hypernetwork_costs_nothing():
-    none, fused, attached = (
-        step.count_flops(parse("quickstart"), "sampling", way) for way in ("none", "fused", "attached")
-    )
-    assert none == fused < attached < 1.15 * none
+    none, fused, attached = (step.count_flops(parse("sd15"), "sampling", way) for way in ("none", "fused", "attached"))
+    assert none == fused < attached < 1.1 * none
 
 
 # --- Memory

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 
 from examples.quickstart.tools import build_model, classifier, measure, scenes, sets
 from examples.quickstart.tools.architecture import build_vae
+from hypernet.utils.errors import UserError
 
 CIRCLE = '<circle cx="16" cy="16" r="{radius}" fill="#{color:06x}"/>'
 
@@ -47,6 +48,20 @@ def test_subjects_are_found_under_each_sets_own_names(shapes):
         assert all(sets.find(subject, hand) for subject in sets.SUBJECTS)
     assert sets.find("dog", sets.HANDS[-1]) is None
     assert sets.find("fire engine", sets.HANDS[-1]) == "fireengine"
+
+
+def test_a_set_that_cannot_be_fetched_is_a_user_error(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", "")  # without npm
+    monkeypatch.setattr(sets, "CACHE_DIR", tmp_path)
+    with pytest.raises(UserError, match="npm"):
+        sets.load_set.__wrapped__("openmoji")
+    assert not list(tmp_path.iterdir())
+
+
+def test_rendering_without_resvg_is_a_user_error(shapes, monkeypatch):
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    with pytest.raises(UserError, match="resvg-py"):
+        sets.render_icon.__wrapped__("cat-face", "noto")
 
 
 def test_an_emoji_is_rendered_from_edge_to_edge(shapes):

@@ -16,7 +16,7 @@ from examples.benchmarks.settings_study import page, rows, run, timing
 from examples.benchmarks.settings_study.lora import train_lora
 from examples.benchmarks.settings_study.plots import draw_changes, draw_learning_rates, find_changes, seed_deviation
 from examples.benchmarks.settings_study.run import MODEL, SECTIONS, SEEDS, section_runs, write_data
-from examples.quickstart.tools import scenes
+from examples.quickstart.tools import scenes, sets
 from hypernet.cli.training_options import options_to_flags, parse_config
 from hypernet.utils.errors import UserError
 
@@ -125,10 +125,10 @@ def test_tags_have_the_words_of_the_captions(plain_hand, tmp_path):
 
 
 def test_emoji_that_cannot_be_fetched_are_one_line(monkeypatch, tmp_path):
-    def fail(*args):
-        raise FileNotFoundError("npm")
-
-    monkeypatch.setattr(run, "write_images", fail)
+    monkeypatch.setenv("PATH", "")  # without npm
+    monkeypatch.setattr(sets, "CACHE_DIR", tmp_path / "sets")
+    sets.load_set.cache_clear()
+    sets.find.cache_clear()
     with pytest.raises(UserError, match="--styles openmoji"):
         write_data(tmp_path, "openmoji")
     assert not (tmp_path / "done").exists()

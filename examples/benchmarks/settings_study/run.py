@@ -23,7 +23,6 @@ import json
 import math
 import random
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -128,8 +127,8 @@ def write_data(folder: Path, style: str) -> None:
         scenes = {"images": write_images(folder / "images", style)}
         subjects = {scene.subject for scene in scenes["images"]}
         scenes["held_out"] = write_images(folder / "held_out", style, 8, seed=999, exclude=subjects)
-    except (ImportError, OSError, subprocess.CalledProcessError) as error:
-        raise UserError(f"--styles {style}: fetching its emoji needs npm, a network and resvg-py ({error})") from None
+    except UserError as error:
+        raise UserError(f"--styles {style}: {error}") from None
     rng = random.Random(0)
     for name, drawn in scenes.items():
         tagged = shutil.copytree(folder / name, folder / f"{name}_tags", dirs_exist_ok=True)

@@ -37,6 +37,7 @@ from examples.quickstart.tools.architecture import (
 )
 from examples.quickstart.tools.scenes import BACKGROUNDS, Scene, caption, draw, random_scene, to_array
 from examples.quickstart.tools.sets import HANDS, MODEL_HANDS, SETS, SUBJECTS
+from hypernet.cli.script import run_script
 
 WORDS = """a an the of on in at with and background picture image photo drawing painting style art illustration simple
 color small big little large black gray brown gold silver line outline outlined sketch cartoon ink paper night
@@ -277,4 +278,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

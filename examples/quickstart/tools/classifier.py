@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from examples.quickstart.tools.scenes import BACKGROUNDS, draw, random_scene
 from examples.quickstart.tools.sets import HANDS, SUBJECTS, common_icons, find, icon_entry, render, render_icon
+from hypernet.cli.script import run_script
 
 PATH = Path(__file__).with_suffix(".safetensors")
 VAE_PATH = Path(__file__).resolve().parents[1] / "model" / "vae"
@@ -297,4 +298,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

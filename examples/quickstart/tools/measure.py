@@ -19,11 +19,30 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 import hypernet
-from examples.quickstart.tools.classifier import Classifier, accuracy, judge, load_classifier
-from examples.quickstart.tools.scenes import BACKGROUNDS, NOT_MIRRORED, SIZES, Scene, caption, draw, reach, to_array
+from examples.quickstart.tools.classifier import (
+    Classifier,
+    accuracy,
+    judge,
+    load_classifier,
+    load_vae,
+    reconstruct,
+    to_pixels,
+)
+from examples.quickstart.tools.scenes import (
+    BACKGROUNDS,
+    NOT_MIRRORED,
+    SIZES,
+    Scene,
+    caption,
+    draw,
+    random_scene,
+    reach,
+    to_array,
+)
 from examples.quickstart.tools.sets import HANDS, MODEL_HANDS, SUBJECTS
+from hypernet.cli.script import ScriptParser, run_script
 
-BUILD = Path(__file__).resolve().parents[1] / "build"
+MODEL = Path(__file__).resolve().parents[1] / "model"
 Figures = dict[str, dict[str, float]]
 
 
@@ -82,6 +101,16 @@ def nearest_hand(image: Image.Image, subject: str, background: str) -> str:
     return scenes[np.square(error).mean(axis=(1, 2, 3)).argmin()].hand
 
 
+def nearest_hand_accuracy(hand: str, count: int = 48) -> float:
+    """Return how often `nearest_hand` names the hand of an artist's own images after the VAE."""
+    rng = random.Random(hand)
+    scenes = [random_scene(rng, hand=hand) for _ in range(count)]
+    pixels = reconstruct(load_vae(), to_pixels([draw(scene) for scene in scenes])).permute(0, 2, 3, 1).numpy()
+    images = [Image.fromarray(each) for each in pixels]
+    seen = [nearest_hand(image, scene.subject, scene.background) for image, scene in zip(images, scenes)]
+    return share_right(seen, [hand] * count)
+
+
 def save_sheet(images: Sequence[Image.Image], path: Path, columns: int = 12, border: int = 2) -> None:
     cell = images[0].width + 2 * border
     sheet = Image.new("RGB", (columns * cell, -(-len(images) // columns) * cell), (128, 128, 128))
@@ -92,12 +121,15 @@ def save_sheet(images: Sequence[Image.Image], path: Path, columns: int = 12, bor
 
 def measure_model(args: argparse.Namespace, classifier: Classifier) -> Figures:
     """Measure how well samples follow their prompts; every other prompt names the hand."""
+    judges = accuracy(classifier)  # first: it needs the artists' emoji, which may not be there
+    for hand in MODEL_HANDS:
+        judges[hand]["nearest hand"] = nearest_hand_accuracy(hand)
     scenes = prompt_scenes(args.samples)
     prompts = [caption(scene, name_hand=i % 2 == 0) for i, scene in enumerate(scenes)]
     images = sample(load_pipeline(args.model), prompts)
     if args.sheet:
         save_sheet(images[:96], args.sheet)
-        args.sheet.with_suffix(".txt").write_text("\n".join(prompts[:96]) + "\n", encoding="utf-8")
+        args.sheet.with_suffix(".txt").write_text("\n".join(prompts[:96]) + "\n", encoding="utf-8")  # its prompts
     seen = judge(classifier, images)
     subjects = [scene.subject for scene in scenes]
     wrong = sorted({wanted for wanted, name in zip(subjects, seen["subject"]) if wanted != name})
@@ -108,11 +140,12 @@ def measure_model(args: argparse.Namespace, classifier: Classifier) -> Figures:
         "background": share_right(seen["background"], [scene.background for scene in scenes]),
         "hand, when named": share_right(hands, [scene.hand for scene in scenes[::2]]),
     }
-    return {f"{len(scenes)} samples": right, **accuracy(classifier)}
+    return {f"{len(scenes)} samples": right, **judges}
 
 
 def measure_hypernetwork(args: argparse.Namespace, classifier: Classifier) -> Figures:
     """Measure samples without and with a hypernetwork: the share in its hand, and of right subjects."""
+    judges = accuracy(classifier)  # first: it needs the artists' emoji, which may not be there
     scenes = prompt_scenes(args.samples)
     pipeline, figures, rows = load_pipeline(args.model), {}, []
     for title in ("without", "with"):
@@ -128,12 +161,12 @@ def measure_hypernetwork(args: argparse.Namespace, classifier: Classifier) -> Fi
         }
     if args.sheet:
         save_sheet([image for at in range(0, 48, 12) for images in rows for image in images[at : at + 12]], args.sheet)
-    return {**figures, args.hand: accuracy(classifier)[args.hand]}
+    return {**figures, args.hand: judges[args.hand]}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
+    parser = ScriptParser(__doc__)
+    commands = parser.add_subparsers(required=True, parser_class=argparse.ArgumentParser)
     model = commands.add_parser("model", help="measure how well the model follows its prompts")
     model.set_defaults(measure=measure_model, samples=480)
     hypernetwork = commands.add_parser("hypernetwork", help="measure what a hypernetwork changes")
@@ -142,11 +175,9 @@ def main() -> None:
     hypernetwork.add_argument("--strength", type=float, default=1.0)
     hypernetwork.add_argument("--hand", choices=HANDS, default="openmoji", help="the hand that it was trained on")
     for command in (model, hypernetwork):
-        command.add_argument("--model", type=Path, default=BUILD / "model", help="the base model's folder")
+        command.add_argument("--model", type=Path, default=MODEL, help="the base model's folder")
         command.add_argument("--samples", type=int, help="number of samples, at least 48")
-        command.add_argument(
-            "--sheet", type=Path, help="write samples to this image; with .txt beside it, their prompts"
-        )
+        command.add_argument("--sheet", type=Path, help="write samples to this image")
         command.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     args = parser.parse_args()
     if args.samples < 48:
@@ -159,4 +190,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from examples.quickstart.tools.sets import HANDS, MODEL_HANDS, SETS, SUBJECTS, find, render
+from hypernet.cli.script import run_script
 
 BACKGROUNDS = {
     "red": (222, 66, 66),
@@ -154,4 +155,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

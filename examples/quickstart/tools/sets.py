@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from hypernet.utils.errors import UserError
+
 CACHE_DIR = Path(__file__).resolve().parents[1] / "build" / "sets"
 
 
@@ -82,14 +84,17 @@ SUBJECTS = _parse_subjects()
 def load_set(name: str) -> dict[str, Any]:
     """Return a set in Iconify's JSON format (`icons`, `aliases`, `width`, `height`), downloading it at first.
 
-    Raises `subprocess.CalledProcessError` if npm cannot fetch it.
+    Raises `UserError` if npm cannot fetch it.
     """
     path = CACHE_DIR / f"{name}.json"
     if not path.exists():
         CACHE_DIR.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE_DIR) as folder:
             package = f"@iconify-json/{name}@{SETS[name].version}"
-            subprocess.run(["npm", "pack", "--silent", package], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+            try:
+                subprocess.run(["npm", "pack", "--silent", package], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+            except (OSError, subprocess.CalledProcessError) as error:
+                raise UserError(f"{package}: fetching an artist's emoji needs npm and a network ({error})") from None
             (archive,) = Path(folder).glob("*.tgz")
             with tarfile.open(archive) as tar:
                 tar.extract("package/icons.json", folder, filter="data")
@@ -134,8 +139,14 @@ def render(subject: str, name: str, side: int = 192) -> Image.Image:
 
 @functools.cache
 def render_icon(icon: str, name: str, side: int = 192) -> Image.Image:
-    """Return an emoji as a transparent RGBA image of side x side pixels, filled in its longer direction."""
-    import resvg_py
+    """Return an emoji as a transparent RGBA image of side x side pixels, filled in its longer direction.
+
+    Raises `UserError` if resvg-py is not installed.
+    """
+    try:
+        import resvg_py
+    except ImportError:
+        raise UserError("drawing an artist's emoji needs resvg-py: pip install resvg-py") from None
 
     icons, shape = load_set(name), icon_entry(icon, name)
     left, top = shape.get("left", 0), shape.get("top", 0)
