@@ -100,6 +100,6 @@ def test_learns_the_style_and_keeps_the_subjects(quickstart):
     hypernet.attach(pipeline.unet, hypernet.load(copy / "output" / "quickstart" / "openmoji.pt"))
     hand_after, after = measure()
     print(f"openmoji {hand_before:.0%} -> {hand_after:.0%}, {before} -> {after}")
-    assert hand_before <= 0.1 and hand_after >= 0.80
+    assert hand_before <= 0.1 and hand_after >= 0.70  # 0.88 less three standard errors of 36 samples
     assert before["subject"] >= 0.90 and after["subject"] >= 0.60
     assert before["background"] >= 0.95
