@@ -8,11 +8,11 @@
 A grid is a YAML file with options of train_hypernetwork.py, and under `grid:` lists of values; every combination is a
 run. No account is needed. To resume, run the same command again: finished runs are not repeated. A run that fails does
 not stop the others. The page is OUTPUT_DIR/compare.html, one self-contained file; compare.png is the same page as an
-image, and compare.csv has the figures.
+image, and compare.csv has the figures. First come the runs that no other beats in both prompt fidelity and style
+distance; which of these is best, your eyes decide.
 """
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,12 +29,14 @@ import torch
 from examples.comparison.grid import read_grid
 from examples.comparison.page import write_page
 from examples.comparison.previews import generate_previews
+from examples.comparison.ranking import rank
 from examples.comparison.results import read_result
 from examples.comparison.runs import Run, Runner, train_all
 from hypernet.cli.generation_options import parse_count
 from hypernet.cli.option_notes import unquoted_note
 from hypernet.formats.trained_folder import is_run_folder
 from hypernet.training.run_folder import RunFolder
+from hypernet.training.trackers import sync_command
 from hypernet.utils.errors import UserError
 
 GRID_OPTIONS = ("jobs", "dry_run", "overwrite")
@@ -53,9 +55,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--jobs", type=parse_count, help="runs to train at a time; default: one per GPU, or 1 on a CPU")
     help = "also report the first step at which a run's validation loss was this low"
     parser.add_argument("--reach", type=float, help=help)
-    help = "prompts to generate, with [name] for each run's name; default: the previews' of the best run that has any"
+    help = "prompts to generate, with [name] for each run's name; default: the previews' of the first run that has any"
     parser.add_argument("--prompt", nargs="+", help=help)
-    help = "generate with at most this many of the best runs; default: %(default)s"
+    help = "generate with at most this many runs, the front first; default: %(default)s"
     parser.add_argument("--max_previews", type=parse_count, default=12, help=help)
     parser.add_argument("--dry_run", action="store_true", help="only list the runs, and which of them are done")
     parser.add_argument("--overwrite", action="store_true", help="retrain runs whose options have changed")
@@ -124,16 +126,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         runs = find_runs(args.paths)
         check_output_folder(args.output_dir, f"--output_dir {args.output_dir}")
-    results = [read_result(run, failed.get(run.name), args.reach) for run in runs]
-    results.sort(key=lambda result: result.rank)
+    ranking = rank([read_result(run, failed.get(run.name), args.reach) for run in runs])
     title = args.grid.name if args.grid else f"{len(runs)} runs"
-    html, png, table = write_page(results, None, args.output_dir, title)  # in case generating fails
-    previews = generate_previews(results, runs, args.output_dir / "pictures", args.prompt, args.max_previews)
+    html, png, table = write_page(ranking, None, args.output_dir, title)  # in case generating fails
+    previews = generate_previews(ranking.results, runs, args.output_dir / "pictures", args.prompt, args.max_previews)
     if previews is not None:
-        write_page(results, previews, args.output_dir, title)
-    if args.grid and any(args.output_dir.glob("runs/*/wandb/offline-run-*")):
-        pattern = Path(shlex.quote(str(args.output_dir)), "runs", "*", "wandb", "offline-run-*")
-        print(f"W&B ran offline; after `wandb login`, upload the runs with: wandb sync {pattern}")
+        write_page(ranking, previews, args.output_dir, title)
+    if command := sync_command([run.folder for run in runs]):
+        print(f"W&B ran offline; after `wandb login`, upload the runs with: {command}")
     print(f"Open {html} ({png.name} is the same page as an image, {table.name} has the figures)")
     if failed:
         logs = args.output_dir / "logs"

@@ -1,4 +1,4 @@
-"""Plot the losses of all runs of a comparison over their steps."""
+"""Plot the losses of all runs of a comparison over their steps, and color the groups of runs."""
 
 import math
 import textwrap
@@ -8,21 +8,25 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
-from examples.comparison.table import Group
+from examples.comparison.groups import Group
+from examples.comparison.ranking import Ranking
 from hypernet.training.loss_plot import smooth
 
-MAX_LABELS = 14  # curves in the legend
+HUES = [hue for hue in range(10) if hue != 7]  # of tab20, without gray
+COLORS = [colormaps["tab20"](2 * hue + pale) for pale in (0, 1) for hue in HUES]
+GRAY = (0.8, 0.8, 0.8, 1.0)
+MAX_LABELS = len(COLORS)  # groups in a legend
 
 
 def color_groups(groups: list[Group]) -> None:
-    """Give each group its color: distinct ones for up to ten groups, else a gradient from best to worst."""
-    few = len(groups) <= 10
+    """Give each of the first groups a color of its own, and all others gray."""
     for number, group in enumerate(groups):
-        group.color = colormaps["tab10"](number) if few else colormaps["viridis"](number / len(groups))
+        group.color = COLORS[number] if number < len(COLORS) else GRAY
 
 
-def draw_curves(groups: list[Group]) -> Figure:
-    """Plot validation loss and training loss in the groups' colors, the best group on top."""
+def draw_curves(ranking: Ranking) -> Figure:
+    """Plot validation loss and training loss in the groups' colors, the first group on top."""
+    groups = ranking.groups
     has_validation = any(result.val_losses for group in groups for result in group.results)
     height = 5.2 + 0.11 * min(len(groups), MAX_LABELS)
     figure = Figure(figsize=(15 if has_validation else 9, height), dpi=110, layout="constrained")
@@ -30,20 +34,37 @@ def draw_curves(groups: list[Group]) -> Figure:
     panels = figure.subplots(1, len(fields), squeeze=False)[0]
     for panel, field in zip(panels, fields):
         _draw_panel(panel, groups, field)
-    base = next((r.val_loss_base for group in groups for r in group.results if r.val_loss_base), None)
-    if base is not None:
-        panels[0].axhline(base, color="0.5", linestyle="--", linewidth=1, label="base model", zorder=1)
     handles, labels = panels[0].get_legend_handles_labels()
-    curves = len(labels) - (base is not None)  # drawn from worst to best
+    if has_validation:
+        _draw_base_losses(panels[0], ranking)
     figure.legend(
-        [*handles[:curves][::-1], *handles[curves:]],
-        [*labels[:curves][::-1], *labels[curves:]],
+        handles[::-1],  # drawn from last to first
+        labels[::-1],
         loc="outside lower left",
         ncols=2,
         frameon=False,
-        title=f"the best {MAX_LABELS} of {len(groups)}" if len(groups) > MAX_LABELS else None,
+        title=legend_title(groups),
     )
     return figure
+
+
+def _draw_base_losses(panel: Axes, ranking: Ranking) -> None:
+    """Draw a line at the base model's loss on each validation set, with its name at the right end."""
+    for each in ranking.sets:
+        if each.base_loss is not None:
+            name = f"base model, set {each.number}" if len(ranking.sets) > 1 else "base model"
+            panel.axhline(each.base_loss, color="0.5", linestyle="--", linewidth=1, zorder=1)
+            where = (1, each.base_loss)
+            panel.annotate(
+                name,
+                where,
+                (-4, 4),
+                xycoords=panel.get_yaxis_transform(),
+                textcoords="offset points",
+                ha="right",
+                color="0.4",
+                fontsize=9,
+            )
 
 
 def _draw_panel(panel: Axes, groups: list[Group], field: str) -> None:
@@ -56,7 +77,7 @@ def _draw_panel(panel: Axes, groups: list[Group], field: str) -> None:
             panel.plot(
                 steps,
                 smooth(losses, _neighbors(losses)) if is_training else losses,
-                label=_legend_label(group.name) if i == 0 and number < MAX_LABELS else None,
+                label=legend_label(number, group) if i == 0 and number < MAX_LABELS else None,
                 color=group.color,
                 linewidth=1.6,
                 marker=None if is_training else ".",
@@ -82,6 +103,11 @@ def _neighbors(losses: list) -> int:
     return len(losses) // 16
 
 
-def _legend_label(name: str) -> str:
-    """Escape a name for matplotlib, which reads $ as math and hides labels that start with an underscore."""
-    return " " + textwrap.shorten(name, 80).replace("$", r"\$")
+def legend_title(groups: list[Group]) -> str | None:
+    """Return the title of a legend that does not name all groups."""
+    return f"the first {MAX_LABELS} of {len(groups)}, in the order of the table" if len(groups) > MAX_LABELS else None
+
+
+def legend_label(number: int, group: Group, width: int = 80) -> str:
+    """Return a group's number in the table (from 0) and name; matplotlib would read $ as math."""
+    return f"{number + 1}  {textwrap.shorten(group.name, width)}".replace("$", r"\$")

@@ -36,11 +36,10 @@ def generate_previews(
     The seeds start at 0, whatever `--seed` a run was trained with.
 
     Args:
-        results: best first.
-        runs: the same runs in the order of the columns, which is not that of the loss: the lowest one is not always the
-            one to like.
+        results: in the order in which to choose; see `Ranking.results`.
+        runs: the same runs in the order of the columns.
         folder: where the images go.
-        prompts: with [name] for each run's name. Default: those previewed by the best run that has any, likewise.
+        prompts: with [name] for each run's name. Default: those previewed by the first result that has any, likewise.
 
     Returns:
         None if there is no prompt, or no run to generate with.
@@ -80,7 +79,7 @@ def generate_previews(
 
 
 def own_prompts(options: dict[str, Any], best: dict[str, Any], prompts: list[str]) -> list[str]:
-    """Return a run's own previewed prompts if they differ from the best run's only in the name, else `prompts`.
+    """Return a run's own previewed prompts if they differ from the shared ones only in the name, else `prompts`.
 
     In the latter, [name] becomes the run's name.
 

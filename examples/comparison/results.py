@@ -5,13 +5,15 @@ import math
 import statistics
 import textwrap
 from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from examples.comparison.grid import format_value
 from examples.comparison.runs import Run
+from examples.comparison.validation_sets import ValidationSet
 from hypernet.config import TrainingConfig
-from hypernet.training.run_folder import RunFolder
+from hypernet.training.run_folder import SCORE_COLUMNS, RunFolder
 from hypernet.training.run_options import BEGUN_BY, PREVIEW_SEED, PREVIEWS
 from hypernet.utils.errors import UserError, reason
 from hypernet.utils.reading import read_json_object
@@ -23,6 +25,7 @@ IGNORED |= {"validation_prompt", "validation_steps", "num_validation_images", "v
 IGNORED |= {"validation_prompts_file", "validation_negative_prompt", "validation_sampler", "validation_resolution"}
 IGNORED |= {"validation_seed", "validation_guidance_scale", "validation_loss_steps", "enable_tiling"}
 IGNORED |= {BEGUN_BY, PREVIEWS, PREVIEW_SEED}
+SCORES = SCORE_COLUMNS[1:]
 
 
 @dataclasses.dataclass
@@ -30,6 +33,10 @@ class Result:
     """A run and its outcome. Losses are (step, loss) pairs; None means not measured.
 
     The fields from `step` to `file_bytes` are columns of compare.csv; some are read from result.json.
+
+    Attributes:
+        validation_images: SHA-256 of the validation images; empty without any.
+        validation_set: what the run was measured on, once `find_validation_sets` has found it.
     """
 
     run: Run
@@ -37,8 +44,13 @@ class Result:
     problem: str | None  # why it failed or has not finished
     losses: list[tuple[int, float]]
     val_losses: list[tuple[int, float]]
+    validation_images: frozenset[str] = frozenset()
+    validation_set: ValidationSet | None = None
     step: int | None = None
-    val_loss: float | None = None  # of the exported hypernetwork
+    prompt_fidelity: float | None = None  # of the exported hypernetwork, like the next three
+    style_distance: float | None = None
+    score: float | None = None
+    val_loss: float | None = None
     val_loss_base: float | None = None  # of the base model alone
     best_val_loss: float | None = None
     best_step: int | None = None
@@ -55,11 +67,9 @@ class Result:
         return statistics.fmean(last) if last else None
 
     @property
-    def rank(self) -> tuple[bool, float, float]:
-        """Sort key: failed runs last, then by validation loss, then by training loss."""
-        losses = (self.val_loss, self.last_loss)
-        val_loss, last_loss = (math.inf if loss is None or not math.isfinite(loss) else loss for loss in losses)
-        return self.problem is not None, val_loss, last_loss
+    def has_scores(self) -> bool:
+        """Whether prompt fidelity and style distance are known."""
+        return all(value is not None and math.isfinite(value) for value in (self.prompt_fidelity, self.style_distance))
 
     @property
     def can_generate(self) -> bool:
@@ -82,12 +92,12 @@ def read_result(run: Run, problem: str | None, reach: float | None = None) -> Re
     outcome = _read_outcome(folder.result) if run.is_finished else {}
     if not outcome and problem is None:
         problem = f"not finished, at step {metrics[-1]['step'] if metrics else 0}"
-    if val_losses:  # for an unfinished run, its last measurement
-        outcome = {
-            "val_loss": val_losses[-1][1],
-            "val_loss_base": float(validation[0].get("val_loss_base") or math.nan),
-            **outcome,
-        }
+    # for an unfinished run, its last measurements
+    if not outcome:
+        scores = folder.scores.rows()
+        outcome = {name: _summarize(scores, name, itemgetter(-1)) for name in SCORES}
+    losses = {name: _summarize(validation, name, itemgetter(-1)) for name in ("val_loss", "val_loss_base")}
+    outcome = {**losses, **outcome}
     names = {field.name for field in dataclasses.fields(Result)}
     return Result(
         run,
@@ -95,6 +105,7 @@ def read_result(run: Run, problem: str | None, reach: float | None = None) -> Re
         problem,
         _pairs(folder.losses.rows(), "loss"),
         val_losses,
+        validation_images=_read_validation_images(folder.validation_images),
         reached=next((step for step, loss in val_losses if reach is not None and loss <= reach), None),
         images_per_second=_summarize(metrics, "images_per_second", statistics.median),
         peak_memory_gib=_summarize(metrics, "peak_memory_gib", max),
@@ -121,6 +132,14 @@ def _open_folder(path: Path, options: dict[str, Any]) -> RunFolder:
     names = {field.name for field in dataclasses.fields(TrainingConfig)} - {"output_dir"}
     known = {name: value for name, value in options.items() if name in names}
     return RunFolder(TrainingConfig(output_dir=str(path), **known))
+
+
+def _read_validation_images(path: Path) -> frozenset[str]:
+    """Return the SHA-256 of the validation images; empty if there are none, or the file is damaged."""
+    try:
+        return frozenset(read_json_object(path))
+    except (OSError, ValueError):
+        return frozenset()
 
 
 def _pairs(rows: list[dict], column: str) -> list[tuple[int, float]]:

@@ -1,75 +1,35 @@
-"""The table of a comparison, in which runs that differ only in the seed share a row, and the CSV of all runs."""
+"""The table of a comparison, with a row per group, and the CSV of all runs."""
 
 import csv
-import dataclasses
 import math
 import statistics
 from pathlib import Path
-from typing import Any
 
 from examples.comparison.grid import format_value
-from examples.comparison.results import Result, differing_options, shorten_value
+from examples.comparison.groups import Group, Standing
+from examples.comparison.ranking import Ranking
+from examples.comparison.results import SCORES, differing_options
 from hypernet.utils.atomic_files import atomic_write
 
-FIGURES = ["step", "val_loss", "val_loss_base", "best_val_loss", "best_step", "reached", "last_loss"]
+FIGURES = ["step", *SCORES, "val_loss", "val_loss_base", "best_val_loss", "best_step", "reached", "last_loss"]
 FIGURES += ["images_per_second", "peak_memory_gib", "file_bytes", "guard_returns", "problem"]
 
 
-@dataclasses.dataclass
-class Group:
-    """Runs that differ only in the seed."""
+def build_table(ranking: Ranking) -> tuple[list[str], list[list[str]]]:
+    """Return the headings, and a row of texts per group, numbered as in the plots.
 
-    values: dict[str, str]  # of the options in which the groups differ
-    results: list[Result]
-    color: tuple[float, ...] = (0.5, 0.5, 0.5)
-
-    @property
-    def has_own_name(self) -> bool:
-        """Whether the runs go by their names: they come from no grid, or differ in nothing."""
-        return not self.values or not self.results[0].run.options
-
-    @property
-    def name(self) -> str:
-        """What the legend calls the group."""
-        return self.runs if self.has_own_name else ", ".join(f"{key} {value}" for key, value in self.values.items())
-
-    @property
-    def runs(self) -> str:
-        """The names of its runs."""
-        return ", ".join(result.run.name for result in self.results)
-
-    @property
-    def problem(self) -> str | None:
-        """The first problem of its runs."""
-        return next((result.problem for result in self.results if result.problem), None)
-
-    def values_of(self, field: str) -> list[Any]:
-        """Return a field of all results that have it."""
-        return [value for value in (getattr(result, field) for result in self.results) if value is not None]
-
-
-def group_runs(results: list[Result]) -> list[Group]:
-    """Group runs that differ only in the seed; the group with the lowest mean loss comes first."""
-    keys = [key for key in differing_options(results) if key != "seed"]
-    groups: dict[tuple, Group] = {}
-    for result in results:
-        values = {key: shorten_value(result.options.get(key)) for key in keys}
-        exact = tuple(format_value(result.options.get(key)) for key in keys)  # shortened values may coincide
-        groups.setdefault(exact or (result.run.name,), Group(values, [])).results.append(result)
-    if not keys and len(results) > 1 and len({result.options.get("seed") for result in results}) == len(results):
-        groups = {("all",): Group({}, results)}
-
-    def mean_rank(group: Group) -> list[float]:
-        return [statistics.fmean(values) for values in zip(*(result.rank for result in group.results))]
-
-    return sorted(groups.values(), key=mean_rank)
-
-
-def build_table(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
-    """Return the headings, and a row of texts per group. Columns that are empty for all groups are left out."""
+    Columns that are empty for all groups are left out.
+    """
+    groups, several_sets = ranking.groups, len(ranking.sets) > 1
     columns = {
+        "validation set": [str(g.validation_set.number) if several_sets and g.validation_set else "" for g in groups],
+        "front": [_format_standing(group, ranking) for group in groups],
+        **{
+            name.replace("_", " "): [format_mean(group.values_of(name), "{:.2f}") for group in groups]
+            for name in SCORES
+        },
         "validation loss": [format_mean(group.values_of("val_loss"), "{:.4f}") for group in groups],
-        "best": [format_mean(group.values_of("best_val_loss"), "{:.4f}") for group in groups],
+        "lowest": [format_mean(group.values_of("best_val_loss"), "{:.4f}") for group in groups],
         "at step": [format_mean(group.values_of("best_step"), "{:.0f}") for group in groups],
         "reached at step": [_format_reached(group) for group in groups],
         "training loss": [format_mean(group.values_of("last_loss"), "{:.4f}") for group in groups],
@@ -86,9 +46,17 @@ def build_table(groups: list[Group]) -> tuple[list[str], list[list[str]]]:
     show_counts = any(len(group.results) > 1 for group in groups)
     rows = []
     for i, group in enumerate(groups):
-        row = [*([group.runs] * show_names), *group.values.values(), *([str(len(group.results))] * show_counts)]
+        counts = [str(len(group.results))] * show_counts
+        row = [str(i + 1), *([group.runs] * show_names), *group.values.values(), *counts]
         rows.append([*row, *(texts[i] for texts in columns.values())])
-    return [*(["run"] * show_names), *groups[0].values, *(["runs"] * show_counts), *columns], rows
+    return ["", *(["run"] * show_names), *groups[0].values, *(["runs"] * show_counts), *columns], rows
+
+
+def _format_standing(group: Group, ranking: Ranking) -> str:
+    """Return whether the group is on the front, and if it cannot be, why."""
+    alone = "alone in its set" if ranking.is_alone(group) else "yes"
+    standings = {Standing.FRONT: alone, Standing.BEHIND: "no", Standing.BELOW_LIMIT: f"below {ranking.min_fidelity:g}"}
+    return standings.get(group.standing, "")
 
 
 def _format_reached(group: Group) -> str:
@@ -111,12 +79,15 @@ def format_mean(values: list[float], form: str) -> str:
     return f"{text}, {lost}" if lost else text
 
 
-def write_csv(results: list[Result], path: Path) -> None:
-    """Write every run with the options that differ, and its figures."""
-    keys = differing_options(results)
+def write_csv(ranking: Ranking, path: Path) -> None:
+    """Write every run with the options that differ, its standing and its figures, in the order of the table."""
+    keys = differing_options(ranking.results)
     with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["run", *keys, *FIGURES])
-        for result in results:
-            options = [format_value(result.options.get(key)) for key in keys]
-            writer.writerow([result.run.name, *options, *(getattr(result, name) for name in FIGURES)])
+        writer.writerow(["run", *keys, *FIGURES, "standing", "validation_set"])
+        for group in ranking.groups:
+            for result in group.results:
+                options = [format_value(result.options.get(key)) for key in keys]
+                figures = [getattr(result, name) for name in FIGURES]
+                number = result.validation_set.number if result.validation_set else ""
+                writer.writerow([result.run.name, *options, *figures, group.standing.name.lower(), number])

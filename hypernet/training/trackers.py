@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from wandb import Run
 
 TITLES = {"wandb": "W&B", "tensorboard": "TensorBoard"}
-NUMBERS = ("learning_rate", "max_grad_norm", "max_grad_value", "resolution")  # text options that are often one number
+# Text options that are often one number
+NUMBERS = ("learning_rate", "max_grad_norm", "max_grad_value", "resolution", "validation_resolution")
+OFFLINE = "offline-run"  # how W&B's folders of offline runs begin
 PACKAGES = ("torch", "accelerate", "diffusers", "transformers", "datasets", "bitsandbytes")
 
 
@@ -151,7 +153,7 @@ def typed_options(config: TrainingConfig) -> dict[str, Any]:
     values = dict(vars(config))
     for name, text in [(name, values[name]) for name in NUMBERS]:
         for kind in (float, int):  # an int where it is one
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, TypeError):  # a schedule, or None
                 values[name] = kind(text)
     return values
 
@@ -224,6 +226,24 @@ def sync_line(run: "Run") -> str | None:
     if run.settings.mode != "offline":
         return None
     folder = Path(run.dir).parent  # offline-run-DATE-ID; a resumed run has several
-    several = len(list(folder.parent.glob(f"offline-run-*-{run.id}"))) > 1
-    place, name = shlex.quote(str(folder.parent)), f"offline-run-*-{run.id}" if several else folder.name
+    several = len(list(folder.parent.glob(f"{OFFLINE}-*-{run.id}"))) > 1
+    place, name = shlex.quote(str(folder.parent)), f"{OFFLINE}-*-{run.id}" if several else folder.name
     return f"W&B ran offline; after `wandb login`, upload the run with: wandb sync {place}/{name}"
+
+
+def sync_command(folders: Sequence[Path]) -> str | None:
+    """Return one command that uploads the offline W&B runs of several run folders; None if nothing is left to upload."""
+    folders = [folder for folder in folders if _has_offline_run(folder)]
+    if not folders:
+        return None
+    places = [shlex.quote(str(folder)) for folder in folders]
+    parents = {folder.parent for folder in folders}
+    beside = [folder for parent in parents for folder in parent.iterdir() if _has_offline_run(folder)]
+    if len(parents) == 1 and len(folders) > 1 and set(beside) == set(folders):  # no other run would be uploaded
+        places = [f"{shlex.quote(str(*parents))}/*"]
+    return " ".join(["wandb sync", *(f"{place}/wandb/{OFFLINE}-*" for place in places)])
+
+
+def _has_offline_run(folder: Path) -> bool:
+    """Whether a run folder holds an offline W&B run that `wandb sync` has not marked as uploaded."""
+    return any(not any(run.glob("*.wandb.synced")) for run in folder.glob(f"wandb/{OFFLINE}-*"))

@@ -3,26 +3,19 @@
 import math
 import os
 import statistics
-from pathlib import Path
 
 import pytest
 
 from examples.comparison.grid import read_grid
+from examples.comparison.groups import group_runs
 from examples.comparison.page import write_page
 from examples.comparison.previews import own_prompts
-from examples.comparison.results import Result
-from examples.comparison.runs import Run, Runner, same_options
-from examples.comparison.table import build_table, group_runs
+from examples.comparison.ranking import rank
+from examples.comparison.runs import Runner, same_options
+from examples.comparison.table import build_table
 from hypernet.cli.training_options import options_to_flags, parse_config
 from hypernet.utils.errors import UserError
-from tests.helpers.grids import required_options, write_yaml
-
-
-def make_result(name: str, **values) -> Result:
-    """Make the result of a run named "ACTIVATION SEED"."""
-    options = {"activation": name.split()[0], "seed": int(name.split()[1])}
-    return Result(Run(name, Path("nowhere"), options), options, values.pop("problem", None), [], [], **values)
-
+from tests.helpers.grids import make_result, required_options, write_yaml
 
 # --- Grids
 
@@ -136,22 +129,24 @@ def test_counts_losses_that_are_not_finite(tmp_path):
     results = [make_result(name, val_loss=loss) for name, loss in losses.items()]
     for result in results:
         result.losses, result.val_losses = [(10, math.nan), (20, math.inf)], [(10, result.val_loss)]
-    paths = write_page(sorted(results, key=lambda each: each.rank), None, tmp_path, "$x^2 runs")
+    ranking = rank(results)
+    paths = write_page(ranking, None, tmp_path, "$x^2 runs")
     assert all(path.stat().st_size for path in paths)
-    _, rows = build_table(group_runs(results))
-    assert rows[0][:3] == ["swish", "1", "0.6000"]
-    assert rows[1][:2] == ["relu", "2"] and rows[1][2].startswith("0.5000, 1 ")
+    headings, rows = build_table(ranking)
+    losses = {row[1]: row[headings.index("validation loss")] for row in rows}
+    assert losses["swish"] == "0.6000" and losses["relu"].startswith("0.5000, 1 ")
 
 
-def test_groups_runs_that_differ_only_in_the_seed():
-    losses = {"relu 0": 0.2, "relu 1": 0.4, "swish 0": 0.25, "swish 1": 0.27}
-    results = [make_result(name, val_loss=loss) for name, loss in losses.items()]
-    results += [make_result("mish 0", problem="it crashed"), make_result("mish 1", val_loss=0.1)]
-    headings, rows = build_table(group_runs(results))
-    assert headings == ["activation", "runs", "validation loss", "problem"]
-    assert [row[0] for row in rows] == ["swish", "relu", "mish"]  # by the mean; a group with a failed run comes last
-    assert rows[1][2] == f"{statistics.fmean([0.2, 0.4]):.4f} ± {statistics.stdev([0.2, 0.4]):.4f}"
-    assert rows[2][-1] == "it crashed"
+def test_runs_that_differ_only_in_the_seed_share_a_row():
+    scores = {"relu 0": (0.9, 0.2), "relu 1": (1.0, 0.4), "swish 0": (0.95, 0.25), "swish 1": (0.97, 0.27)}
+    results = [make_result(name, values) for name, values in scores.items()]
+    results += [make_result("mish 0", problem="it crashed"), make_result("mish 1", (1, 0))]
+    headings, rows = build_table(rank(results))
+    assert headings[:4] == ["", "activation", "runs", "front"]
+    # by the means; a group with a failed run comes last, whatever its other runs are like
+    assert [row[:4] for row in rows] == [["1", "swish", "2", "yes"], ["2", "relu", "2", "no"], ["3", "mish", "2", ""]]
+    spread = f"{statistics.fmean([0.2, 0.4]):.2f} ± {statistics.stdev([0.2, 0.4]):.2f}"
+    assert rows[1][headings.index("style distance")] == spread and rows[2][-1] == "it crashed"
 
 
 def test_values_that_look_alike_when_shortened_are_not_grouped():

@@ -1,4 +1,4 @@
-"""Write the YAML files that examples/compare.py takes; train its runs without a process for each."""
+"""Write the YAML files that examples/compare.py takes, make up results; train its runs without a process for each."""
 
 import contextlib
 import gc
@@ -10,6 +10,8 @@ import yaml
 from accelerate.state import AcceleratorState
 
 import train_hypernetwork
+from examples.comparison.results import Result
+from examples.comparison.runs import Run
 from hypernet.cli.script import run_script
 from hypernet.cli.training_options import parse_config
 
@@ -52,3 +54,22 @@ def required_options(models_dir: Path, images_dir: Path) -> dict[str, Any]:
         "cache_dir": str(models_dir / "cache"),
         "resolution": 64,
     }
+
+
+def make_result(
+    name: str, scores: tuple[float, float] | None = None, base: float | None = None, **values: Any
+) -> Result:
+    """Make up the result of a run named "ACTIVATION SEED".
+
+    Args:
+        scores: prompt fidelity and style distance.
+        base: the validation loss of the base model.
+    """
+    options = {"activation": name.split()[0], "seed": int(name.split()[1]), "min_prompt_fidelity": 0.8}
+    options |= values.pop("options", {})
+    if scores:
+        fidelity, distance = scores
+        values |= {"prompt_fidelity": fidelity, "style_distance": distance}
+        values["score"] = min(max(fidelity, 0), 1) * (1 - min(max(distance, 0), 1))
+    problem = values.pop("problem", None)
+    return Result(Run(name, Path("nowhere"), options), options, problem, [], [], val_loss_base=base, **values)
