@@ -3,12 +3,13 @@
 
     python examples/benchmarks/gpu_check.py
     python examples/benchmarks/gpu_check.py --parts sd15 sd15_compiled --minutes 20
-    python examples/benchmarks/gpu_check.py --device cpu --quick          # only checks that it runs: tiny shapes, few steps
+    python examples/benchmarks/gpu_check.py --device cpu --quick      # only tests that the script works: tiny shapes
 
-It needs no network, no model and nothing beyond requirements.txt: it trains the quickstart, and for the rest takes UNets
-of the real shapes with random weights. Each part runs in its own process with a time limit, so one that crashes or hangs does
-not affect the others. The most informative run first; those for which --minutes leaves no time are not run. The tables
-appear as parts finish, and in output/gpu_check/report.md and report.json. The exit code is 1 if a part has failed.
+It needs no network, no model and nothing beyond requirements.txt: it trains the quickstart, and for the rest takes
+UNets of the real shapes with random weights. Each part runs in its own process with a time limit, so one that crashes
+or hangs does not affect the others. The most informative parts run first; those that --minutes leaves no time for are
+not run. A slow card needs more: with --minutes 16, each part may take twice as long. The tables appear as parts finish,
+and in output/gpu_check/report.md and report.json. The exit code is 1 if a part has failed.
 
 machine          GPU, memory, driver, versions
 quickstart_fp16  the quickstart in fp16: speed, memory, and what its classifier sees in samples, if there is one
@@ -26,6 +27,7 @@ sd15_compiled    --compile, against the floor compiled
 """
 
 import argparse
+import dataclasses
 import os
 import sys
 import time
@@ -44,8 +46,9 @@ MODELS = {"sd15": "Stable Diffusion 1.5, 512 x 512", "sdxl": "SDXL, 1024 x 1024"
 PLAIN = ("floor", "ours, linear", "ours, swish", "webui", "lora")
 SAVING = ("floor", "ours, checkpointing", "ours, int8", "ours, nf4", "ours, 8-bit AdamW", "ours, smallest")
 COMPILED = ("floor, compiled", "ours, compiled")
-PARTS = {  # the most informative first; the seconds are limits, several times what a T4 should need
-    "machine": Part("machine.facts", "The machine", 40),
+MINUTES = 8
+PARTS = {  # the most informative first; the seconds are limits within MINUTES, several times what a T4 should need
+    "machine": Part("machine.facts", "The machine", 90),
     "quickstart_fp16": Part("quickstart.in_half_precision", "The quickstart in fp16", 120, {"precision": "fp16"}),
     "quickstart_bf16": Part("quickstart.in_half_precision", "The quickstart in bf16", 120, {"precision": "bf16"}),
     "sd15": Part("steps.time_ways", MODELS["sd15"], 120, {"model": "sd15", "ways": PLAIN, "batch_sizes": (1, 4)}),
@@ -67,12 +70,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     """Parse the options.
 
     Raises:
-        UserError: for an unknown part, or minutes that are not positive.
+        UserError: for an unknown part, minutes that are not positive, or a device that is missing.
     """
     parser = ScriptParser(__doc__)
-    parser.add_argument("--device", choices=("cuda", "mps", "cpu"), help="default: the first of these that is there")
+    parser.add_argument("--device", choices=("cuda", "mps", "cpu"), help="default: cuda or mps, whichever there is")
     parser.add_argument("--parts", nargs="+", metavar="PART", help="default: all")
-    parser.add_argument("--minutes", type=float, default=8, help="of the whole check; default: %(default)s")
+    minutes_help = "of the whole check; with more than the default %(default)s, each part may take longer, too"
+    parser.add_argument("--minutes", type=float, default=MINUTES, help=minutes_help)
     parser.add_argument("--quick", action="store_true", help="tiny shapes and few steps; the figures mean nothing")
     parser.add_argument("--output_dir", type=Path, default=Path("output/gpu_check"), help="default: %(default)s")
     args = parser.parse_args(arguments)
@@ -81,17 +85,38 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     if not args.minutes > 0:
         raise UserError(f"--minutes {args.minutes:g}: it must be more than 0")
     check_output_folder(args.output_dir, f"--output_dir {args.output_dir}")
-    args.device = args.device or find_device()
+    args.device = find_device(args.device)
     return args
 
 
-def find_device() -> str:
-    """Return "cuda", "mps" or "cpu", whichever there is first."""
+def find_device(wanted: str | None) -> str:
+    """Return the device that is wanted, by default "cuda" or "mps".
+
+    Raises:
+        UserError: if it is missing.
+    """
+    if wanted == "cpu":
+        return wanted
     import torch  # after --help, since it takes seconds
 
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    for device, is_there in found.items():
+        if is_there and wanted in (None, device):
+            return device
+    problem = f"PyTorch {torch.__version__} finds no {'GPU' if wanted is None else 'such device'}"
+    remedy = "install its build for your GPU" if wanted == "mps" else "install its CUDA build"
+    option = f"--device {wanted}: " if wanted else ""
+    raise UserError(f"{option}{problem}; {remedy}, or check the CPU with --device cpu --quick")
+
+
+def choose_parts(names: Sequence[str] | None, quick: bool) -> dict[str, Part]:
+    """Return the parts of these names, by default all; in a quick check, titles say what stands in for the models."""
+    parts = {name: part for name, part in PARTS.items() if name in (names or PARTS)}
+    for name, part in parts.items():
+        if quick and "model" in part.arguments:
+            title = f"The quickstart's UNet, 64 x 64, in place of {part.title}"
+            parts[name] = dataclasses.replace(part, title=title)
+    return parts
 
 
 def run_parts(parts: Mapping[str, Part], settings: Settings, minutes: float) -> Report:
@@ -102,10 +127,13 @@ def run_parts(parts: Mapping[str, Part], settings: Settings, minutes: float) -> 
     for name, part in parts.items():
         left = 60 * minutes - (time.monotonic() - started)
         if left < MIN_SECONDS:
-            outcome = Outcome("not run", f"no time left of --minutes {minutes:g}")
+            outcome = Outcome("not run", f"--minutes {minutes:g} left no time")
         else:
-            patience = CPU_PATIENCE if settings.device == "cpu" else 1
-            outcome = run_part(name, part, settings, min(part.seconds * patience, left))
+            limit = part.seconds * (CPU_PATIENCE if settings.device == "cpu" else 1) * max(1, minutes / MINUTES)
+            outcome = run_part(name, part, settings, min(limit, left))
+            if outcome.status == "timed out" and left < limit:
+                message = f"stopped after {left:.0f} s, when --minutes {minutes:g} ended"
+                outcome = dataclasses.replace(outcome, status="cut short", message=message)
         report.parts[name] = (part, outcome)
         report.seconds = time.monotonic() - started
         write_report(report, settings.folder)
@@ -116,13 +144,12 @@ def run_parts(parts: Mapping[str, Part], settings: Settings, minutes: float) -> 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_arguments(arguments)
     settings = Settings(args.device, args.quick, args.output_dir.resolve())
-    parts = {name: part for name, part in PARTS.items() if name in (args.parts or PARTS)}
-    report = run_parts(parts, settings, args.minutes)
+    report = run_parts(choose_parts(args.parts, args.quick), settings, args.minutes)
     print(
         f"{report.summary()}\n{args.output_dir / 'report.md'} contains these tables; report.json contains the same data."
     )
-    if not args.quick:
-        print("Please post report.md as an issue of this repository: no figures of this GPU may be known yet.")
+    if args.device != "cpu" and not args.quick:
+        print("Please post report.md as an issue: there may be no figures for this GPU yet.")
     sys.exit(report.has_failures)
 
 

@@ -5,11 +5,11 @@
     python examples/benchmarks/presets.py 8gb 8gb_sdxl
     python examples/benchmarks/presets.py --plot examples/docs/images/presets.png
 
-"encoding" is the most that the VAE or the text encoders take in float32 while they encode images and prompts, before
-the UNet is on the device. "step" is the peak of a training step's tensors. "preview" is the peak of decoding a preview,
-with everything training holds meanwhile. A run counts the same before it begins (hypernet/training/memory_peaks.py).
-CUDA itself and the workspaces of its libraries take another half GiB or so; examples/benchmarks/gpu_check.py measures
-what a GPU takes.
+"encoding" is the most that the VAE or the text encoders take while they encode images and prompts, before the UNet is
+on the device. The VAE encodes in float16, and that of SDXL, which overflows, in float32. "step" is the peak of a
+training step's tensors. "preview" is the peak of decoding a preview, with everything training holds meanwhile. A run
+counts the same before it begins (hypernet/training/memory_peaks.py). CUDA itself and the workspaces of its libraries
+take another half GiB or so; examples/benchmarks/gpu_check.py measures what a GPU takes.
 """
 
 import re
@@ -67,7 +67,7 @@ def needs_of(preset: str) -> MemoryNeeds:
         vae=VAE,
         hypernetwork={"widths": WIDTHS[model], "activation": options.get("activation", "linear")},
         dtype=DTYPES[options["mixed_precision"]],
-        vae_dtype=torch.float32,
+        vae_dtype=torch.float32 if model == "sdxl" else torch.float16,
         size=size,
         batch_size=options.get("train_batch_size", 1),
         preview_size=size,

@@ -202,6 +202,7 @@ def _check_validation(config: TrainingConfig) -> None:
         raise UserError(
             f"--validation_split {config.validation_split}: a fraction, at least 0 and below 1, such as 0.1"
         )
+    _probability(config, "min_prompt_fidelity")
     _refuse_if(config, config.validation_data_dir, "validation_split", "choose it or --validation_data_dir")
     if config.validation_data_dir and config.train_data_dir:
         folder = Path(config.validation_data_dir).resolve()

@@ -82,9 +82,10 @@ class _TextError(ValueError):
 
 def _decode_file(path: Path, limit: int) -> str:
     check_file(path)
-    if path.stat().st_size > limit:
+    with open(path, "rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
         raise OSError(errno.EFBIG, f"it is larger than {limit >> 10} KiB", str(path))
-    data = path.read_bytes()
     try:
         text = decode_text(data)
     except UnicodeDecodeError as error:

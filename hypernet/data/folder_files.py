@@ -111,8 +111,10 @@ def place_of(path: Path) -> Place:
 
 def image_places(path: Path) -> list[Place]:
     """Return the place of each text file that may hold the caption of an image."""
-    stems = [path.stem] if path.suffix.lower() in IMAGE_SUFFIXES else [image_stem(path), path.name, path.stem]
-    return [(os.path.dirname(path), stem) for stem in dict.fromkeys(stems)]
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return [place_of(path)]
+    stems = dict.fromkeys([image_stem(path), path.name, path.stem])
+    return [(os.path.dirname(path), stem) for stem in stems]
 
 
 def find_image_kind(path: str) -> str | None:

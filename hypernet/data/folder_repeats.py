@@ -129,7 +129,8 @@ def count_repeats(root: Path, given: int | None, images: Sequence[Path]) -> tupl
     if root.is_file():
         return [given or 1] * len(images), []
     option, above = f"--train_data_dir {root}", Path(os.path.abspath(root)).name
-    folders = collections.Counter(image.parent for image in images)
+    parents = [image.parent for image in images]
+    folders = collections.Counter(parents)
     inner = {folder: folder.relative_to(root).parts for folder in folders}
     first = {folder: inner[folder][0] if inner[folder] else above for folder in folders}
     names = collections.Counter[str]()
@@ -164,7 +165,7 @@ def count_repeats(root: Path, given: int | None, images: Sequence[Path]) -> tupl
     if count := sum(folders[folder] for folder in folders if "reg" in inner[folder]):  # kohya's name for them
         rule = f"{counted(count, 'image')} in a folder named reg: if these are kohya's regularization images"
         notes.append(f"{option}: {rule}, move them elsewhere; here, they are trained on like all others")
-    return [numbers[first[image.parent]] for image in images], notes
+    return [numbers[first[folder]] for folder in parents], notes
 
 
 def _numbered_deeper(root: Path, folder: Path) -> Path | None:

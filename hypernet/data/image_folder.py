@@ -69,8 +69,9 @@ def read_image_folder(
     found, templates = _find_sidecars(files), _find_templates(root, files)
     others = [path for path in files.images if path not in found]
     entries, notes = read_metadata(files.metadata, files.images, caption_column, others, has_lines)
-    has_precedence = root in files.metadata
-    sidecars = {path: text for path, text in found.items() if not (has_precedence and _is_caption(entries.get(path)))}
+    sidecars = found
+    if root in files.metadata:  # its captions take precedence
+        sidecars = {path: text for path, text in found.items() if not _is_caption(entries.get(path))}
     texts: dict[Path, tuple[str, ...]] = {path: (text.strip(),) for path, text in read_texts(sidecars.values()).items()}
     if has_lines:
         texts = {path: caption_lines(text) for path, text in texts.items()}
@@ -116,8 +117,10 @@ def _find_templates(root: Path, files: FolderFiles) -> list[str]:
         UserError: if one cannot be read, or has no valid template.
     """
     stem = Path(TEMPLATE_NAME).stem
+    texts = [path for path in files.texts if path.name.lower() == TEMPLATE_NAME]
+    if not texts:
+        return [""] * len(files.images)
     captions = {path.parent for path in [*files.images, *files.misnamed] if path.stem.lower() == stem}
-    texts = (path for path in files.texts if path.name.lower() == TEMPLATE_NAME)
     found = {path.parent: path for path in texts if path.parent not in captions}
     for path in found.values():
         try:
@@ -141,16 +144,20 @@ def _unread_notes(files: FolderFiles, read: Iterable[Path], uncaptioned: Iterabl
         read: the text files that have been read.
         uncaptioned: images that have no caption besides their names.
     """
-    found, images = set(read), {place for path in files.images for place in image_places(path)}
+    found = set(read)
+    texts = [path for path in files.texts if path not in found]
+    if not texts and not files.unread:
+        return []
+    images = {place for path in files.images for place in image_places(path)}
     places = images.union(map(place_of, files.misnamed))
     lacking = {place for path in uncaptioned for place in image_places(path)}
     kinds = collections.defaultdict[tuple[str, str, str], list[Path]](list)  # (one, many, remedy) -> files
-    for path in files.texts:
+    for path in texts:
         suffix = path.suffix.lower()
         if place_of(path) not in places:
             one, many = f"{suffix} file belongs to no image", f"{suffix} files belong to no image"
             kinds[one, many, "a text file must have the name of its image"].append(path)
-        elif place_of(path) in images and path not in found:
+        elif place_of(path) in images:
             remedy = f"a {CAPTION_SUFFIXES[0]} file of the same name takes precedence"
             kinds[f"{suffix} file is not read", f"{suffix} files are not read", remedy].append(path)
     for path in files.unread if lacking else []:

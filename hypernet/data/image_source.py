@@ -137,7 +137,8 @@ def open_image_folder(
 
 
 def _folder_source(folder: ImageFolder, path: Path, option: str) -> ImageSource:
-    words = {parent: folder_words(parent) for parent in {image.parent for image in folder.images}}
+    parents = [image.parent for image in folder.images]
+    words = {parent: folder_words(parent) for parent in set(parents)}
     return ImageSource(
         f"{option} {path}",
         _image_table(map(str, folder.images)),
@@ -146,7 +147,7 @@ def _folder_source(folder: ImageFolder, path: Path, option: str) -> ImageSource:
         folder.problems,
         folder.notes,
         folder.captioned,
-        [words[image.parent] for image in folder.images],
+        [words[parent] for parent in parents],
         folder.template_files,
     )
 

@@ -39,7 +39,7 @@ def read_metadata(
     merged: dict[Path, Captions] = {}
     folders: dict[Path, Path] = {}  # of the metadata file that the entry of each image comes from
     useless, notes = [], []
-    known = _by_path(images)
+    known = _by_path(images) if files else {}
     for file in sorted(files, key=lambda file: len(file.parts)):  # the nearest comes last
         entries = read_entries(file, column, has_lines)
         exact, guessed = _match_paths((name for name, _ in entries), file.parent, known)

@@ -14,7 +14,8 @@ from tqdm.auto import tqdm
 from hypernet.data.part_files import PROBE, exit_on_signals
 from hypernet.utils.errors import OtherProcessError, UserError, one_line
 
-BEAT_SECONDS = 0.2  # between heartbeats; the first ones follow faster
+BEAT_SECONDS = 0.2  # between heartbeats; at first, they are more frequent
+KEPT = "the next run reuses what has been encoded"
 WORKING, DONE, FAILED = range(3)
 
 Value = typing.TypeVar("Value")
@@ -118,8 +119,8 @@ class _Share:
                 error = failure
                 self._end(FAILED, _describe(failure))
             if beats.exception() is not None:
-                problem = "another process of this run died or got stuck while images and prompts were encoded"
-                raise OtherProcessError(f"{problem}; the next run keeps what is encoded") from None
+                problem = "another process of this run died or stopped responding before training began"
+                raise OtherProcessError(f"{problem}; {KEPT}") from None
         if error is not None and not isinstance(error, UserError):
             raise error
         found = beats.result()
@@ -158,5 +159,5 @@ def _describe(error: BaseException) -> str:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, KeyboardInterrupt | SystemExit):
-        return "another process has been stopped; the next run keeps what is encoded"
-    return f"another process has failed ({one_line(f'{type(error).__name__}: {error}')})"
+        return f"another process was stopped; {KEPT}"
+    return f"another process failed ({one_line(f'{type(error).__name__}: {error}')})"

@@ -35,13 +35,15 @@ def choose_mixed_precision(config: TrainingConfig) -> None:
     Raises:
         UserError: if training does not support the precision, or this machine does not.
     """
+    is_option = bool(config.mixed_precision)
     precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision not in PRECISIONS:
         raise UserError(f"--mixed_precision {precision}: choose one of {', '.join(PRECISIONS)}")
     config.mixed_precision = typing.cast(MixedPrecision, precision)
     has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
-    if config.mixed_precision == "fp16" and (not has_gpu or parse_flag_from_env("ACCELERATE_USE_CPU")):
-        raise UserError("--mixed_precision fp16: it needs a GPU; on a CPU use no")
+    if precision == "fp16" and (not has_gpu or parse_flag_from_env("ACCELERATE_USE_CPU")):
+        given = "--mixed_precision fp16" if is_option else "mixed_precision: fp16 (a setting of Accelerate)"
+        raise UserError(f"{given}: it needs a GPU; on a CPU, use --mixed_precision no")
 
 
 def build_accelerator(config: TrainingConfig, folder: RunFolder, trackers: Sequence[str]) -> Accelerator:
@@ -138,7 +140,7 @@ def report_dead_processes() -> Iterator[None]:
         if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not from_communication:
             raise
         hint = "the same command resumes from the last checkpoint"
-        raise OtherProcessError(f"another process of this run has died or is stuck; {hint}") from None
+        raise OtherProcessError(f"another process of this run died or stopped responding; {hint}") from None
 
 
 def print_main(accelerator: Accelerator, *lines: str) -> None:

@@ -1,6 +1,7 @@
 """Forecast the disk space of a run from the sizes of what it writes, and refuse a run that can save nothing."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -62,7 +63,7 @@ class DiskForecast:
 
     @property
     def most(self) -> int:
-        """The most that it ever holds: each checkpoint has its own best state, and one more is being written."""
+        """About the most that it ever holds: each checkpoint has its own best state, and one more is being written."""
         return self.export + (self.count + 1) * (self.checkpoint + self.best) + self.previews
 
 
@@ -87,8 +88,8 @@ def forecast_disk(
     trained = weights + average + int(state_ratio * weights)
     last_step = parse_schedule(config.learning_rate, config.max_train_steps).last_step
     saved = -(-last_step // config.checkpointing_steps)
-    rows = sum(each.size[0] * each.size[1] for each in preview_prompts(config))  # pixels
-    pixels = (last_step // config.validation_steps + 1) * 2 * config.num_validation_images * rows
+    pixels_each = 2 * config.num_validation_images * sum(math.prod(each.size) for each in preview_prompts(config))
+    pixels = (last_step // config.validation_steps + 1) * pixels_each
     crops = (config.crop_variants or 4 if config.crop == "random" else 1) * (2 if config.flip_probability else 1)
     latents = sum(latent_bytes(base, record) for record in records) * crops
     return DiskForecast(
@@ -142,10 +143,14 @@ def describe_disk(config: TrainingConfig, forecast: DiskForecast, existing: int)
     if forecast.least > room:
         needed = f"the run needs at least {size_text(forecast.least)} there, for one checkpoint and the hypernetwork"
         raise UserError(f"{given}: {needed}, but only {size_text(free)} is free; {hint}")
-    parts = [f"{what}{', plus best states' if forecast.best else ''}", f"export {size_text(forecast.export)}"]
+    parts = [
+        f"{what}{', plus best states' if forecast.best else ''}",
+        f"hypernetwork in both formats {size_text(forecast.export)}",
+    ]
     parts += [f"previews {size_text(forecast.previews)}"] if forecast.previews else []
-    line = f"disk space: at most {size_text(forecast.most)} in {config.output_dir} ({', '.join(parts)}),"
-    line += f" where {size_text(free)} is free, and {size_text(forecast.cache)} in {cache_folder(config.cache_dir)}"
+    line = f"disk space: about {size_text(forecast.most)} in {config.output_dir} ({', '.join(parts)}),"
+    line += f" where {size_text(free)} is free, and up to {size_text(forecast.cache)} for encoded images and prompts"
+    line += f" in {cache_folder(config.cache_dir)}"
     if forecast.most <= room:
         return line
     problem = "the disk may fill up" if forecast.at_end <= room else "the disk will be full before the run ends"

@@ -26,7 +26,8 @@ def check_launch_settings() -> None:
     for variable, setting in SPLITTING.items():
         if parse_flag_from_env(variable):
             remedy = "use MULTI_GPU (NO on one GPU); to save memory, use --gradient_checkpointing or --quantize"
-            raise _refusal(setting, f"it splits what is trained, and a hypernetwork is too small for that; {remedy}")
+            problem = "it shards the trained weights, and a hypernetwork is too small to gain from that"
+            raise _refusal(setting, f"{problem}; {remedy}")
     backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
     if backend != "no":
         raise _refusal(f"dynamo_backend: {backend}", "leave it out and use --compile")
@@ -36,7 +37,7 @@ def check_launch_settings() -> None:
         remedy = "use a GPU; if torch_xla is installed beside one, set USE_TORCH_XLA=0"
         raise _refusal("distributed_type: XLA", f"training does not run on TPUs; {remedy}")
     if _is_one_of_several():
-        remedy = "`accelerate launch --multi_gpu --num_processes N` starts N, also on CPUs"
+        remedy = "leave out --cpu, and use `accelerate launch --multi_gpu --num_processes N`, also on CPUs"
         raise _refusal("num_processes", f"Accelerate has started one process instead of several; {remedy}")
 
 

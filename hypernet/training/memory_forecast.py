@@ -1,11 +1,12 @@
 """Report before a run begins how much GPU memory it takes, and which options would make it fit.
 
-The figures are counted (see `hypernet.training.memory_peaks`), not estimated. Since more comes on top, a run whose count
-does not fit fails, or on Windows may become very slow. One whose count barely fits may still fail.
+The figures are counted (see `hypernet.training.memory_peaks`), not estimated. Since more comes on top, a run whose
+count does not fit fails, or on Windows may become very slow, and one whose count barely fits may fail.
 """
 
 import contextlib
 import dataclasses
+import hashlib
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 from hypernet.config import TrainingConfig
+from hypernet.data.latents import PIXELS_AT_ONCE
 from hypernet.stable_diffusion.model import StableDiffusion, vae_dtype
 from hypernet.training.memory_counting import ADAMW_8BIT_STATE, ADAMW_STATE
 from hypernet.training.memory_peaks import MemoryNeeds, MemoryPeaks, memory_peaks
@@ -20,23 +22,28 @@ from hypernet.training.previews import TILE
 from hypernet.training.run import Run, RunImages
 
 GIB = 2**30
-# Room to leave when options are suggested, for what is not counted. docs/speed.md: "another half GiB or more"
-RESERVE = GIB // 2
+RESERVE = GIB // 2  # room to leave for what is not counted; docs/speed.md: "another half GiB or more"
+COUNTED_FOR = "memory_counted_for"  # in run.json: the GPU and the needs for which a run was counted
 
 
 def memory_lines(run: Run, images: RunImages, models: StableDiffusion) -> list[str]:
     """Return a line on the memory that a run takes, and a note if it will not fit; nothing where that is not known.
 
     That is: on CPUs and Apple's GPUs, which share their memory with everything else, and with --compile, which fuses
-    operations, so that their intermediate results are never stored. A run that resumes gets no line either, since it fit
-    before and counting takes seconds.
+    operations, so that their intermediate results are never stored. Since counting takes seconds, a run that resumes
+    gets no line either, unless it is on another GPU now or its needs have changed.
     """
     device = run.accelerator.device
-    if device.type != "cuda" or run.config.compile or run.checkpoint:
+    if device.type != "cuda" or run.config.compile:
         return []
     with contextlib.suppress(Exception):  # a forecast must not end a run
-        free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
-        return describe_memory(needs_of(run, images, models), run.config, free)
+        needs, (free, total) = needs_of(run, images, models), torch.cuda.mem_get_info(device)
+        digest = hashlib.sha256(repr(needs).encode()).hexdigest()[:16]
+        counted_for = [torch.cuda.get_device_name(device), total, digest]
+        run.folder.extras[COUNTED_FOR] = counted_for
+        if run.checkpoint and run.folder.identity.record.get(COUNTED_FOR) == counted_for:
+            return []
+        return describe_memory(needs, run.config, free + torch.cuda.memory_reserved(device))
     return []
 
 
@@ -66,7 +73,7 @@ def needs_of(run: Run, images: RunImages, models: StableDiffusion) -> MemoryNeed
 
 
 def describe_memory(needs: MemoryNeeds, config: TrainingConfig, free: int) -> list[str]:
-    """Return a line on the memory of a run, and a note if the device has too little.
+    """Return a line on the memory of a run, and a note if the device has or may have too little.
 
     Args:
         free: bytes that the device has left.
@@ -74,34 +81,48 @@ def describe_memory(needs: MemoryNeeds, config: TrainingConfig, free: int) -> li
     peaks = memory_peaks(needs)
     parts = [f"encoding {_gib(peaks.encoding)}", f"a step {_gib(peaks.step)}"]
     parts += [f"previews {_gib(peaks.preview)}"] if peaks.preview else []
-    line = f"memory: at least {_gib(peaks.highest)} GiB ({', '.join(parts)}); {_gib(free)} GiB is free"
-    if peaks.highest <= free:
+    line = f"GPU memory: at least {_gib(peaks.highest)} GiB ({', '.join(parts)}); {_gib(free)} GiB is free"
+    if _fits(peaks, free):
         return [line]
-    changes, least = find_remedy(needs, peaks, config, free)
-    added = " ".join(f"--{option}" if value is True else f"--{option} {value}" for option, value in changes.items())
-    if least + RESERVE <= free:
-        hint = f"with {added} it takes {_gib(least)} GiB"
-    elif added:
-        hint = f"even with {added} it takes {_gib(least)} GiB; use a smaller --resolution as well"
+    if peaks.highest > free:
+        problem = "this GPU has too little memory left for the run"
     else:
-        hint = "use a smaller --resolution, or another model"
-    return [line, f"note: this GPU has too little memory left for the run; {hint}"]
+        problem = f"this GPU may have too little memory left: about {_gib(RESERVE)} GiB more is needed than is counted"
+    changes, then = find_remedy(needs, peaks, config, free)
+    added = " ".join(f"--{option}" if value is True else f"--{option} {value}" for option, value in changes.items())
+    note = f"note: {problem}"
+    if added:
+        note += f"; {'' if _fits(then, free) else 'even '}with {added} it takes at least {_gib(then.highest)} GiB"
+    if then.encoding + RESERVE > free and _encodes_the_same_at_any_size(needs, then):
+        note += f"; no option lowers the {_gib(then.encoding)} GiB of encoding, so use a GPU with more memory"
+    elif not _fits(then, free):
+        note += f"; use a smaller --resolution{' as well' if added else ', or another model'}"
+    return [line, note]
 
 
 def find_remedy(
     needs: MemoryNeeds, peaks: MemoryPeaks, config: TrainingConfig, free: int
-) -> tuple[dict[str, Any], int]:
-    """Return options that lower the peak until the run fits, the most harmless first, and the peak with them."""
+) -> tuple[dict[str, Any], MemoryPeaks]:
+    """Return options that lower the peak until the run fits, the most harmless first, and the peaks with them."""
     changes: dict[str, Any] = {}
-    highest = peaks.highest
     for options, changed in _remedies(needs, config):
-        if highest + RESERVE <= free:
-            break
+        if _fits(peaks, free) or (peaks.encoding == peaks.highest and "mixed_precision" not in options):
+            break  # it fits, or no option lowers the peak: only the precision matters to encoding
         needs_then = dataclasses.replace(needs, **changed)
-        highest_then = memory_peaks(needs_then).highest
-        if highest_then < highest:
-            needs, highest, changes = needs_then, highest_then, changes | options
-    return changes, highest
+        peaks_then = memory_peaks(needs_then)
+        if peaks_then.highest < peaks.highest:
+            needs, peaks, changes = needs_then, peaks_then, changes | options
+    return changes, peaks
+
+
+def _fits(peaks: MemoryPeaks, free: int) -> bool:
+    """Whether the run fits, with room for what is not counted."""
+    return peaks.highest + RESERVE <= free
+
+
+def _encodes_the_same_at_any_size(needs: MemoryNeeds, peaks: MemoryPeaks) -> bool:
+    """Whether encoding takes as much with smaller images: the VAE encodes more at once, or prompts take the most."""
+    return peaks.encoding == needs.encoder_bytes or math.prod(needs.size) <= PIXELS_AT_ONCE["other"]
 
 
 def _remedies(needs: MemoryNeeds, config: TrainingConfig) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:

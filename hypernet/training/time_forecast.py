@@ -13,8 +13,7 @@ from hypernet.training.lr_schedule import parse_schedule
 from hypernet.utils.errors import counted
 
 WARMUP = 3  # first steps, slower than the rest
-MIN_STEPS, MAX_STEPS = 5, 50  # to measure: at least MIN_STEPS, and then up to MIN_SECONDS or MAX_STEPS
-MIN_SECONDS = 15
+MIN_STEPS, MIN_SECONDS, MAX_STEPS = 5, 15, 50  # measure until both minima or MAX_STEPS are reached
 OUTLIER = 5  # times the median; steps that compile take longer and are left out
 
 

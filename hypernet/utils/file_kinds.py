@@ -94,8 +94,10 @@ def file_problem(path: str | Path) -> str | None:
         return f"it cannot be read ({error.strerror})"
     except ValueError:  # a NUL in the path
         return "no file can have this name"
-    kinds = {stat.S_IFREG: None, stat.S_IFDIR: FOLDER, stat.S_IFIFO: "it is a named pipe"}
-    return (kinds | {stat.S_IFSOCK: "it is a socket"}).get(stat.S_IFMT(mode), "it is a device")
+    if stat.S_ISREG(mode):
+        return None
+    kinds = {stat.S_IFDIR: FOLDER, stat.S_IFIFO: "it is a named pipe", stat.S_IFSOCK: "it is a socket"}
+    return kinds.get(stat.S_IFMT(mode), "it is a device")
 
 
 def check_file(path: str | Path) -> None:

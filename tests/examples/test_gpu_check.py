@@ -6,13 +6,15 @@ import signal
 import sys
 import time
 import types
+from pathlib import Path
 
 import pytest
+import torch
 
 from examples.benchmarks import gpu_check
 from examples.benchmarks.gpu_parts import processes
 from examples.benchmarks.gpu_parts.processes import Part, Skipped
-from examples.benchmarks.gpu_parts.report import judge, markdown, shown
+from examples.benchmarks.gpu_parts.report import Report, judge, markdown, shown
 from tests.helpers.scripts import REPO, one_line_error, run
 
 NEEDS_GPU = {"quickstart_fp16", "two_gpus"}
@@ -126,12 +128,52 @@ def test_parts_that_no_time_is_left_for_are_not_run(parts, tmp_path):
     assert code == 0 and {part["status"] for part in found.values()} == {"not run"} and set(found) == set(parts)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the fakes reach only a process that is forked")
+def test_a_part_that_the_whole_check_leaves_too_little_time_has_not_failed(parts, monkeypatch, tmp_path):
+    monkeypatch.setattr(gpu_check, "MIN_SECONDS", 0)
+    monkeypatch.setitem(parts, "hang", Part("fakes.hang", "HANG", 60))
+    code, found = check(tmp_path, "--parts", "hang", "--minutes=0.02")
+    assert code == 0 and found["hang"]["status"] == "cut short" and len(found["hang"]["rows"]) == 1
+
+
+def test_more_minutes_give_each_part_more_time(parts, monkeypatch, tmp_path):
+    limits = []
+    monkeypatch.setattr(gpu_check, "run_part", lambda *given: limits.append(given[3]) or processes.Outcome("ok"))
+    for minutes in (4, 8, 16):
+        check(tmp_path, "--parts", "hang", f"--minutes={minutes}")
+    assert limits == pytest.approx([1.5, 1.5, 3])  # 0.3 s, five times as much on a CPU
+
+
 @pytest.mark.parametrize("flags", [["--parts", "sd14"], ["--minutes", "0"], ["--minutes", "nan"]])
 def test_an_option_that_cannot_work_is_one_line(flags, tmp_path):
     assert " ".join(flags) in one_line_error(gpu_check.main, *flags, f"--output_dir={tmp_path}")
 
 
-# --- Tables
+@pytest.mark.parametrize("device", ["", "cuda", "mps"])
+def test_a_device_that_is_missing_is_one_line(device, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: device == "mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: device == "cuda")
+    flags = ["--device", device] if device else []
+    line = one_line_error(gpu_check.main, *flags, f"--output_dir={tmp_path}")
+    assert " ".join(flags) in line and "--device cpu --quick" in line and not list(tmp_path.iterdir())
+
+
+def test_the_device_is_the_gpu_unless_one_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert [gpu_check.find_device(wanted) for wanted in (None, "mps", "cpu")] == ["cuda", "mps", "cpu"]
+
+
+# --- The report
+
+
+def test_the_report_names_no_folder_of_the_user(tmp_path):
+    folders = [tmp_path, processes.REPO, Path.home()]
+    text = " ".join(f"{folder / 'log.txt'}" for folder in folders)
+    report = Report(f"python gpu_check.py --output_dir {tmp_path}", processes.Settings("cpu", False, tmp_path))
+    report.parts["machine"] = Part("fakes.good", "GOOD", 1), processes.Outcome("failed", text, 1.0, [{"fact": text}])
+    told = json.dumps(report.data(), ensure_ascii=False)
+    assert not any(str(folder) in told for folder in folders) and told.count("…") == 7
 
 
 def test_targets_are_judged():

@@ -107,13 +107,17 @@ def test_tpus_are_refused(monkeypatch):
         check_launch_settings()
 
 
-def test_fp16_is_refused_where_accelerate_is_to_use_the_cpu(monkeypatch, tmp_path):
+def test_fp16_is_refused_on_a_cpu_with_the_place_it_comes_from(monkeypatch, tmp_path):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("accelerate.commands.launch.is_bf16_available", lambda _: False)
     apply_settings(monkeypatch, tmp_path, {**ONE, "use_cpu": True, "mixed_precision": "fp16"})
     check_launch_settings()
+    config = configure(tmp_path)
+    with pytest.raises(UserError, match="^mixed_precision: fp16"):
+        choose_mixed_precision(config)
+    config.mixed_precision = "fp16"
     with pytest.raises(UserError, match="^--mixed_precision fp16"):
-        choose_mixed_precision(configure(tmp_path))
+        choose_mixed_precision(config)
 
 
 def test_the_files_on_the_page_are_valid_and_accepted(monkeypatch, tmp_path):

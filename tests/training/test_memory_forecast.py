@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import json
 import types
 
 import pytest
@@ -67,11 +68,15 @@ def test_every_option_that_saves_memory_counts(models_dir):
     assert previews.preview > plain.preview and previews.step == plain.step
 
 
-def test_a_card_with_room_needs_no_note(simple):
+def test_a_card_with_room_needs_no_note(simple, monkeypatch):
     highest = simple_peaks(NEEDS).highest
     assert len(describe_memory(NEEDS, TrainingConfig(), highest)) == 1
     line, note = describe_memory(NEEDS, TrainingConfig(), highest - 1)
-    assert line.startswith("memory: ") and note.startswith("note: ")
+    assert line.startswith("GPU memory: ") and note.startswith("note: ")
+    monkeypatch.setattr(memory_forecast, "RESERVE", 7)
+    assert len(describe_memory(NEEDS, TrainingConfig(), highest + 7)) == 1
+    _, other_note = describe_memory(NEEDS, TrainingConfig(), highest + 6)  # it may fit
+    assert other_note.startswith("note: ") and "--mixed_precision fp16" in other_note and other_note != note
 
 
 def test_the_most_harmless_options_that_suffice_are_named(simple):
@@ -87,7 +92,8 @@ def test_the_most_harmless_options_that_suffice_are_named(simple):
             wanted |= {"train_batch_size": 1, "gradient_accumulation_steps": 4}
         changed, wanted = dataclasses.replace(changed, **change), wanted | {option: value}
         highest = simple_peaks(changed).highest
-        assert find_remedy(NEEDS, simple_peaks(NEEDS), TrainingConfig(), highest) == (wanted, highest)
+        changes, peaks = find_remedy(NEEDS, simple_peaks(NEEDS), TrainingConfig(), highest)
+        assert changes == wanted and peaks.highest == highest
         note = describe_memory(NEEDS, TrainingConfig(), highest)[1]
         assert all(f"--{name}" in note for name in wanted) and "--quantize" not in note and "--resolution" not in note
 
@@ -95,8 +101,8 @@ def test_the_most_harmless_options_that_suffice_are_named(simple):
 def test_a_smaller_batch_keeps_the_images_per_update(simple):
     needs = dataclasses.replace(NEEDS, dtype=torch.float16, checkpointing=True, preview_size=None)
     free = simple_peaks(dataclasses.replace(needs, batch_size=2)).highest
-    changes, highest = find_remedy(needs, simple_peaks(needs), TrainingConfig(gradient_accumulation_steps=3), free)
-    assert changes == {"train_batch_size": 2, "gradient_accumulation_steps": 6} and highest == free
+    changes, peaks = find_remedy(needs, simple_peaks(needs), TrainingConfig(gradient_accumulation_steps=3), free)
+    assert changes == {"train_batch_size": 2, "gradient_accumulation_steps": 6} and peaks.highest == free
 
 
 def test_options_that_save_nothing_are_not_named(simple):
@@ -111,20 +117,54 @@ def test_a_card_that_is_too_small_for_all_of_them_is_told_to_use_smaller_images(
     assert all(f"--{option}" in note for option in options) and "int8" not in note
 
 
-def test_only_a_new_run_on_cuda_that_is_not_compiled_says_what_it_takes(monkeypatch, simple):
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 10**9))
+@pytest.mark.parametrize("size, has_remedy", [((512, 512), False), ((2048, 2048), True)])
+def test_a_smaller_resolution_is_not_suggested_where_it_changes_nothing(monkeypatch, simple, size, has_remedy):
+    """The VAE encodes a fixed number of pixels at once, unless an image alone has more."""
+    counted = []
+
+    def peaks(needs):
+        counted.append(needs)
+        return MemoryPeaks(encoding=1000 if needs.dtype is torch.float32 else 900, step=100, preview=0)
+
+    monkeypatch.setattr(memory_forecast, "memory_peaks", peaks)
+    note = describe_memory(dataclasses.replace(NEEDS, size=size), TrainingConfig(), 500)[1]
+    assert ("--resolution" in note) == has_remedy and "--mixed_precision fp16" in note
+    assert len(counted) == 2  # no other option can help, and counting takes seconds
+
+
+@pytest.fixture
+def say(monkeypatch, simple):
+    """What a run on a device says; some options are those of the card that it finds."""
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: simple_peaks(NEEDS).highest - 1001)
-    monkeypatch.setattr(memory_forecast, "needs_of", lambda *given: NEEDS)
 
-    def lines(device="cuda", checkpoint=None, **options):
+    def lines(device="cuda", name="T4", total=10**9, checkpoint=None, record=None, needs=NEEDS, **options):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, total))
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+        monkeypatch.setattr(memory_forecast, "needs_of", lambda *given: dataclasses.replace(needs))
         accelerator = types.SimpleNamespace(device=torch.device(device))
-        run = types.SimpleNamespace(accelerator=accelerator, config=TrainingConfig(**options), checkpoint=checkpoint)
-        return memory_forecast.memory_lines(run, None, None)
+        record = json.loads(json.dumps(record or {}))
+        folder = types.SimpleNamespace(extras={}, identity=types.SimpleNamespace(record=record))
+        config = TrainingConfig(**options)
+        run = types.SimpleNamespace(accelerator=accelerator, config=config, checkpoint=checkpoint, folder=folder)
+        return memory_forecast.memory_lines(run, None, None), folder.extras
 
-    assert [line.partition(": ")[0] for line in lines()] == ["memory", "note"]
-    assert lines("cpu") == lines("mps") == lines(compile=True) == lines(checkpoint="step-000001") == []
-    monkeypatch.setattr(memory_forecast, "needs_of", lambda *given: 1 / 0)
-    assert lines() == []  # a forecast must not end a run
+    return lines
+
+
+def test_only_a_run_on_cuda_that_is_not_compiled_says_what_it_takes(say):
+    assert [line.partition(": ")[0] for line in say()[0]] == ["GPU memory", "note"]
+    assert say("cpu")[0] == say("mps")[0] == say(compile=True)[0] == []
+    assert say(needs=None)[0] == []  # a forecast must not end a run
+
+
+def test_a_resumed_run_says_it_if_the_card_or_its_needs_have_changed(say):
+    record = say()[1]
+    resumed = {"checkpoint": "step-000001", "record": record}
+    assert say(**resumed) == ([], record)
+    assert say(record=record)[0]  # a run that starts over
+    assert say(checkpoint="step-000001")[0]  # begun by an earlier version
+    for change in ({"name": "L4"}, {"total": 10**8}, {"needs": dataclasses.replace(NEEDS, batch_size=5)}):
+        assert say(**resumed, **change)[0], change
 
 
 def test_a_run_counts_with_its_own_options(models_dir, images_dir, tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ def facts(settings: Settings) -> Iterator[Row]:
     """Yield a row per fact. None of them names the user or the machine."""
     found = {
         "commit": commit(),
-        "GPU": gpus() if settings.device == "cuda" else f"none; this is a check of {settings.device}",
+        "GPU": gpus(settings.device),
         "driver, CUDA, cuDNN": cuda() if settings.device == "cuda" else "",
         "processor": f"{platform.machine()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / GIB:.0f} GiB",
         "system": platform.platform(terse=True),
@@ -33,8 +33,12 @@ def facts(settings: Settings) -> Iterator[Row]:
             yield {"fact": package, "value": importlib.metadata.version(package)}
 
 
-def gpus() -> str:
-    """Return name, memory and compute capability of each GPU."""
+def gpus(device: str) -> str:
+    """Return name, memory and compute capability of each GPU; the chip of a Mac."""
+    if device == "mps":
+        return run("sysctl", "-n", "machdep.cpu.brand_string") or "Apple's"
+    if device == "cpu":
+        return "none; this is a check of the CPU"
     found = []
     for number in range(torch.cuda.device_count()):
         one = torch.cuda.get_device_properties(number)

@@ -72,7 +72,7 @@ class Outcome:
     """How a part ended.
 
     Attributes:
-        status: ok, skipped, failed, timed out, or not run.
+        status: ok, skipped, failed, timed out, cut short (when the time of the whole check ended), or not run.
         message: why; the last line of the error if it has failed.
         rows: the rows that it yielded, up to the failure if there was one.
     """

@@ -5,11 +5,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-from examples.benchmarks.gpu_parts.processes import Outcome, Part, Row, Settings
+from examples.benchmarks.gpu_parts.processes import REPO, Outcome, Part, Row, Settings
 from hypernet.utils.atomic_files import atomic_write
 
 TARGET, MET = "target", "met"  # columns that `judge` adds
 FAILED = ("failed", "timed out")
+LEGEND = """\
+- floor: a training step of the frozen UNet alone
+- ours: a step with a hypernetwork, linear or with an activation (swish), and with the option named
+- webui: the same, computed as the AUTOMATIC1111 WebUI does; lora: with a LoRA of rank 16 instead
+- x floor, x ours: the time, relative to that of the floor, and of ours
+- GiB: the peak of allocated memory
+- target, met: the limit that this project has set itself, and whether the figure keeps it"""
 
 
 @dataclasses.dataclass
@@ -31,7 +38,7 @@ class Report:
             name: {"title": part.title, **dataclasses.asdict(outcome)} for name, (part, outcome) in self.parts.items()
         }
         about = {"device": self.settings.device, "quick": self.settings.quick, "seconds": round(self.seconds, 1)}
-        return {"command": self.command, **about, "parts": parts}
+        return without_folders({"command": self.command, **about, "parts": parts}, self.settings.folder)
 
     @property
     def has_failures(self) -> bool:
@@ -46,6 +53,15 @@ class Report:
         met = [row[MET] for outcome in outcomes for row in outcome.rows if MET in row]
         targets = f"; {sum(met)} of {len(met)} targets met" if met else ""
         return f"Parts: {', '.join(counts)}{targets}; {self.seconds:.0f} s in all."
+
+
+def without_folders(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the data with "…" in place of this folder, the checkout and the home folder, which may name the user."""
+    text = json.dumps(data)
+    for path in (folder, REPO, Path.home()):
+        if path != path.parent:
+            text = text.replace(json.dumps(str(path))[1:-1], "…")
+    return json.loads(text)
 
 
 def judge(row: Row, column: str, limit: float, at_most: bool = True) -> Row:
@@ -71,7 +87,7 @@ def markdown(data: dict[str, Any]) -> str:
     for name, part in data["parts"].items():
         outcome = Outcome(**{field.name: part[field.name] for field in dataclasses.fields(Outcome)})
         texts.append(part_text(name, part["title"], outcome))
-    return "\n".join([title, "", about, "", *texts])
+    return "\n".join([title, "", about, "", LEGEND, "", *texts])
 
 
 def part_text(name: str, title: str, outcome: Outcome) -> str:

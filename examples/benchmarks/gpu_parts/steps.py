@@ -52,7 +52,7 @@ def time_ways(settings: Settings, model: str, ways: Sequence[str], batch_sizes: 
         for way in ways:
             row = {"batch": batch_size, "precision": precision, "way": way}
             if settings.quick and settings.device == "cpu" and "compiled" in way:
-                yield {**row, "problem": "needs a GPU: a CPU compiles for minutes"}
+                yield {**row, "problem": "needs a GPU: compiling takes minutes on a CPU"}
                 continue
             try:
                 seconds[way], memory = step.time_way(args, "training", way)
