@@ -43,6 +43,7 @@ from hypernet.training.lr_schedule import clipping_schedule, learning_rate_funct
 from hypernet.training.model_card import push_to_hub, write_card
 from hypernet.training.monitor import Monitor
 from hypernet.training.optimizers import clip_gradients, set_learning_rate
+from hypernet.training.outcome import Outcome
 from hypernet.training.perturbation import perturbation_of_first_image
 from hypernet.training.previews import Previewer
 from hypernet.training.run import Run
@@ -65,10 +66,11 @@ def main(config: TrainingConfig) -> None:
     models = setup.load_base_model(run)
     dataset, validation = setup.encode_data(run, images, models)
     setup.create_folder(run, images)
-    previewer = setup.place_models(run, models, dataset)
+    previewer, scores = setup.place_models(run, models, dataset, validation)
     trainee = setup.build_trainee(run, models)
     hypernetwork, model, optimizer, ema = trainee.hypernetwork, trainee.model, trainee.optimizer, trainee.ema
-    batches, guard, scheduler = images.batches, DivergenceGuard(watches_loss=config.guard), models.scheduler
+    batches, scheduler = images.batches, models.scheduler
+    guard = DivergenceGuard(config.guard, config.min_prompt_fidelity)
     checkpointer = Checkpointer(
         accelerator, folder, hypernetwork, optimizer, ema, batches, guard, config.checkpoints_total_limit
     )
@@ -81,7 +83,8 @@ def main(config: TrainingConfig) -> None:
         accelerator.print(f"This run has {first_step} of {last_step} steps; to continue, raise --max_train_steps")
     run.trackers.start(config, folder, run_label(config), batches.fingerprint)
     signals = ShutdownSignals(accelerator)
-    monitor = Monitor(run, checkpointer, validation, trainee.bare_model, perturbation, signals)
+    monitor = Monitor(run, checkpointer, validation, trainee.bare_model, perturbation, signals, scores)
+    outcome = Outcome(monitor)
     if monitor.begin(first_step, first_step >= last_step, folder.identity.changed):
         last_step = first_step
     page = RunPage(folder, run.failures, describe_run(run, images, notes), first_step, last_step)
@@ -138,7 +141,7 @@ def main(config: TrainingConfig) -> None:
             ends = last or stops or gives_up
             if saves or gives_up:
                 save(monitor, step, ends)
-            if monitor.plot(now=ends):
+            if outcome.plot(now=ends):
                 page.write()
             if previewer is not None and not ends and previewer.is_due(step):
                 stops = not preview(monitor, previewer, step)
@@ -151,10 +154,11 @@ def main(config: TrainingConfig) -> None:
 
         # Finish
         stops = stops and (step < last_step or guard.validation_due)
-        if previewer is not None and not stops:  # preview the exported file as users load it, not the weights in memory
+        if not stops and (previewer or scores):  # preview the exported file as users load it, not the weights in memory
             detach(models.unet)
             attach(models.unet, load(folder.webui_file).to(device))
             stops = not preview(monitor, previewer, step, "with", folder.before_after.name)
+    run.trackers.summarize(outcome.result())
     if stops and accelerator.is_main_process:
         line = f"stopped by {signals.reason} after step {step}; saved; the same command resumes from there"
         print_main(accelerator, line, *folder.finish_tables(), run.trackers.sync_line() or "")
@@ -162,7 +166,7 @@ def main(config: TrainingConfig) -> None:
     elif accelerator.is_main_process:
         prompt = run.previews[0].prompt if run.previews else "a painting"
         prompt = with_template_words(dataset.prompts.templates, prompt, str(config.name))
-        report(run, monitor, prompt, time.monotonic() - started, step - first_step)
+        report(run, outcome, prompt, time.monotonic() - started, step - first_step)
         page.write("finished", "" if step >= last_step else "The divergence guard ended the run early.")
     run.trackers.finish()
     del model  # delete distributed modules before the process group, or both wait forever
@@ -183,26 +187,32 @@ def save(monitor: Monitor, step: int, ends: bool) -> None:
 
 
 def preview(
-    monitor: Monitor, previewer: Previewer, step: int, label: str = "", file_name: str = "", again: bool = False
+    monitor: Monitor, previewer: Previewer | None, step: int, label: str = "", file_name: str = "", again: bool = False
 ) -> bool:
-    """Generate previews with the current weights; save and log them beside those without the hypernetwork.
+    """Generate previews with the current weights; save, score and log them beside those without the hypernetwork.
 
     Args:
+        previewer: None if there are no previews; other images may still be scored.
         again: whether the last run may have generated and logged the same previews; existing ones are not logged again.
 
     Returns:
         False if a signal has interrupted the previews.
     """
     checkpointer, folder, signals = monitor.checkpointer, monitor.folder, monitor.signals
+    state = (label, step) if label else monitor.state(step)
+    images = grid = None
     checkpointer.hypernetwork.eval()
     try:
-        with checkpointer.ema.applied(), monitor.stopwatch.timing("previews"):
-            images, grid = previewer.compare(label or f"step {step}", signals.check)
+        with monitor.stopwatch.timing("previews"):
+            if previewer is not None:
+                with checkpointer.ema.applied():
+                    images, grid = previewer.compare(label or f"step {step}", signals.check, state)
+            monitor.score(step, state, exported=bool(label))
     except Interrupted:
         return not signals.stop_wanted()
     finally:
         checkpointer.hypernetwork.train()
-    if grid is not None:
+    if previewer is not None and grid is not None:
         path = folder.previews / (file_name or f"step-{step:06d}.png")
         is_known = again and path.exists()
         with monitor.failures.tolerate(f"{path.parent} could not be written to"):
@@ -212,14 +222,14 @@ def preview(
     return True
 
 
-def report(run: Run, monitor: Monitor, prompt: str, seconds: float, steps: int) -> None:
+def report(run: Run, outcome: Outcome, prompt: str, seconds: float, steps: int) -> None:
     """Write the result and the model card, push to the Hub if asked to, and print where everything is.
 
     Args:
         prompt: an example prompt to generate with.
     """
     config, folder, accelerator = run.config, run.folder, run.accelerator
-    hypernetwork = monitor.checkpointer.hypernetwork
+    hypernetwork = outcome.monitor.checkpointer.hypernetwork
     elsewhere = "  (and ComfyUI)" if comfyui_reads(hypernetwork) else ""
     elsewhere = f"  (with {EXTENSION})" if hypernetwork.config.skip_connection else elsewhere
     lines = [
@@ -230,22 +240,21 @@ def report(run: Run, monitor: Monitor, prompt: str, seconds: float, steps: int) 
         f"  before / after  {folder.before_after}" if folder.before_after.is_file() else "",
         f"  the whole run   {folder.page}",
         f"  loss            {folder.loss_plot} and {folder.losses.path}",
-        *monitor.summary(),
+        *outcome.summary(),
         f"  model card      {folder.card}",
         run.trackers.sync_line() or "",
     ]
-    run.trackers.summarize(monitor.result())
     if config.log_artifact:
         run.trackers.log_artifact(config, folder)
     with run.failures.tolerate(f"{folder.card} could not be written"):
         if config.push_to_hub:
-            lines.append(push_to_hub(folder, config, run.base, hypernetwork, prompt))
+            lines.append(push_to_hub(folder, config, run.base, hypernetwork, prompt, outcome.scores))
         else:
-            write_card(folder, config, run.base, hypernetwork, str(folder.root), prompt)
+            write_card(folder, config, run.base, hypernetwork, str(folder.root), prompt, outcome.scores)
     for note in folder.finish_tables():
         run.failures.report(note)
     with run.failures.tolerate(f"{folder.result} could not be written"):
-        folder.write_result(monitor.result())
+        folder.write_result(outcome.result())
     look_first = "Look at the previews first. Then generate your own images:"
     lines.append(look_first if folder.before_after.is_file() else "Generate images with it:")
     flags = ["--hypernetwork", str(folder.root), "--prompt", prompt, *(run.previews[0].flags() if run.previews else [])]

@@ -45,7 +45,7 @@ PATH_OPTIONS = (
 # A resumed run may change these options and INEXACT; any other change makes it a different run. PATH_OPTIONS are compared
 # by the contents at the paths
 CHANGEABLE = {"output_dir", "overwrite", "cache_dir", "resume_from_checkpoint", "max_train_steps", "num_train_epochs"}
-CHANGEABLE |= {"checkpointing_steps", "checkpoints_total_limit", "logging_steps", "guard"}
+CHANGEABLE |= {"checkpointing_steps", "checkpoints_total_limit", "logging_steps", "guard", "min_prompt_fidelity"}
 CHANGEABLE |= {"learning_rate", "lr_scheduler", "lr_warmup_steps", "lr_num_cycles", "lr_power"}
 CHANGEABLE |= {"clip_grad_mode", "max_grad_norm", "max_grad_value"}
 CHANGEABLE |= {"validation_prompt", "validation_steps", "num_validation_images", "validation_guidance_scale"}
@@ -164,7 +164,8 @@ class TrainingConfig:
     validation_split: float = option(0.0, "Fraction of the images set aside as validation images, never trained on.")
     validation_data_dir: str | None = option(None, "Instead of a fraction: a folder of validation images.")
     validation_loss_steps: int | None = option(None, "Measure the validation loss every N steps. Default: --validation_steps.")
-    guard: bool = option(True, "Divergence guard: when the validation loss has clearly risen, roll back to the best state and continue at a tenth of the learning rate, up to three times. With --no_guard only non-finite values trigger it.")
+    min_prompt_fidelity: float = option(0.6, "Only states whose prompt fidelity is at least this count as the best: how well the images still show their prompts, where 1 is as well as without the hypernetwork. 0 leaves it to the validation loss.")
+    guard: bool = option(True, "Divergence guard: when the validation loss has clearly risen, or the prompt fidelity has stayed below --min_prompt_fidelity, roll back to the best state and continue at a tenth of the learning rate, up to three times. With --no_guard only non-finite values trigger it.")
 
     # Checkpoints and previews
     checkpointing_steps: int = option(500, "Save a checkpoint every N steps.")

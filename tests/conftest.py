@@ -25,8 +25,11 @@ from PIL import Image
 import hypernet
 from examples.quickstart.tools.shapes import draw, random_shape, write_images
 from hypernet.training import loss_plot
+from hypernet.training.preview_scores import PreviewScores
 from tests.helpers.scripts import REPO, STARTED
 from tests.helpers.tiny_models import TINY_WIDTHS, open_models, tiny_pipeline, tiny_xl_pipeline
+
+MEASURE_BASE = PreviewScores.measure_base
 
 
 def pytest_collection_finish():
@@ -64,6 +67,20 @@ def newcomer(request, tmp_path_factory):
 def blank_plots():
     """Let trainings within this process save a blank loss.png, which saves a sixth of their time."""
     with mock.patch.object(loss_plot, "plot_losses", lambda *_: Image.new("RGB", (800, 450))):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_scored():
+    """Let trainings within this process score nothing: it would take most of their time."""
+    with mock.patch.object(PreviewScores, "measure_base", lambda _: None):
+        yield
+
+
+@pytest.fixture
+def scored():
+    """Let trainings within this process score what they generate, as they do for users."""
+    with mock.patch.object(PreviewScores, "measure_base", MEASURE_BASE):
         yield
 
 

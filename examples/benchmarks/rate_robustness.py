@@ -1,49 +1,48 @@
 #!/usr/bin/env python
 """Train the quickstart at eleven learning rates over five decades, with and without the divergence guard.
 
-    python examples/benchmarks/rate_robustness.py            # about ten minutes
+    python examples/benchmarks/rate_robustness.py            # half an hour
     python examples/benchmarks/rate_robustness.py -- --activation linear --clip_grad_mode none
+    python examples/benchmarks/rate_robustness.py -- --train_data_dir my_images --template "[filewords]"
 
-Prints the validation loss of the file each run exports, and how many of them are worse than the base model.
+Prints what the file that each run exports comes to: the validation loss, the scores, and in how many of 24 samples the
+quickstart's classifier sees the subject of the prompt and, if --name is a hand that it knows, that hand; beside them,
+the subjects of the run's best state.
 """
 
 import contextlib
 import csv
-import dataclasses
 import io
+import json
 import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO))
 
 from hypernet.cli.script import ScriptParser, quiet_libraries, run_script
 from hypernet.cli.training_options import parse_config
-from hypernet.config import TrainingConfig
 
-LEARNING_RATE = 3e-3  # the quickstart's first
-TOLERANCE = 1.001  # times the base model's loss: an untrained hypernetwork differs from none by that much
-
-
-@dataclasses.dataclass
-class Result:
-    """How a run has ended.
-
-    Attributes:
-        exported: the validation loss of the exported file.
-        base: the validation loss of the base model.
-        rollbacks: how often the guard rolled back.
-    """
-
-    exported: float
-    base: float
-    rollbacks: int
+LEARNING_RATE = 1e-3  # a good one for this model
+SAMPLES, SAMPLING_STEPS = 24, 12
+COLUMNS = {
+    "val_loss": "validation loss",
+    "prompt_fidelity": "prompt fidelity",
+    "style_distance": "style distance",
+    "subject_share": "subject right",
+    "best_subject_share": "of the best state",
+    "style_share": "in the hand",
+    "guard_returns": "rollbacks",
+}
+FLAGS = ["--validation_split=0.15", "--validation_loss_steps=50", "--validation_steps=100000"]
+FLAGS += ["--validation_inference_steps=12", "--checkpointing_steps=100000", "--report_to=none"]
 
 
-def train(work: Path, learning_rate: float, guard: bool, steps: int, flags: list[str]) -> Result:
-    """Train in this process, without output."""
+def train(work: Path, learning_rate: float, guard: bool, steps: int, flags: list[str]) -> dict[str, Any]:
+    """Train in this process, without output. Return the figures of result.json, and what the classifier sees."""
     from accelerate.state import AcceleratorState  # after --help, since these load torch
 
     import train_hypernetwork
@@ -51,70 +50,68 @@ def train(work: Path, learning_rate: float, guard: bool, steps: int, flags: list
     output = work / f"{learning_rate:.2g}-{guard}"
     options = ["--config=examples/configs/quickstart.yaml", f"--output_dir={output}", f"--cache_dir={work / 'cache'}"]
     options += [f"--learning_rate={learning_rate:.3g}", f"--max_train_steps={steps}", f"--guard={guard}"]
-    options += ["--validation_split=0.15", "--validation_loss_steps=10", "--checkpointing_steps=100000"]
-    options += ["--num_validation_images=1", "--validation_inference_steps=1", "--validation_steps=100000", *flags]
-    config = parse_config(options)
+    config = parse_config([*options, *FLAGS, *flags])
     AcceleratorState._reset_state(True)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         train_hypernetwork.main(config)
-        exported = measure_validation_loss(config, output / f"{config.name}.pt")
-    with open(output / "validation_loss.csv", newline="") as file:
-        base = float(next(csv.DictReader(file))["val_loss_base"])
-    return Result(exported, base, count_rollbacks(output / "guard.csv"))
+        outcome = json.loads((output / "result.json").read_text(encoding="utf-8"))
+        seen = judge_samples(output, str(config.name))
+        is_best = outcome["val_loss"] == outcome["best_val_loss"]
+        best = seen if is_best else judge_samples(output / "best", str(config.name))
+    return {"style": config.name, **outcome, **seen, "best_subject_share": best["subject_share"]}
 
 
-def count_rollbacks(path: Path) -> int:
-    """Count the rollbacks in a guard.csv, which exists only if there were events."""
-    if not path.exists():
-        return 0
-    with open(path, newline="") as file:
-        return sum("goes back" in event["event"] for event in csv.DictReader(file))
-
-
-def measure_validation_loss(config: TrainingConfig, path: Path) -> float:
-    """Measure the validation loss of a hypernetwork file from scratch."""
-    import torch
-    from accelerate import Accelerator
-
+def judge_samples(hypernetwork: Path, hand: str) -> dict[str, float | None]:
+    """Return the shares of samples that show the subject of the prompt, and that are in the hand, if it is known."""
     import hypernet
-    from hypernet.data.image_index import index_images
-    from hypernet.data.image_source import open_image_source
-    from hypernet.data.validation_split import encode_validation, split_validation
-    from hypernet.stable_diffusion.base_model import identify_base_model
-    from hypernet.stable_diffusion.model import load_stable_diffusion
-    from hypernet.stable_diffusion.model_source import ModelSource
-    from hypernet.training.validation import ValidationLoss
+    from examples.quickstart.tools.classifier import judge, load_classifier
+    from examples.quickstart.tools.measure import MODEL, load_pipeline, prompt_scenes, sample, share_right
+    from examples.quickstart.tools.scenes import caption
+    from examples.quickstart.tools.sets import HANDS
 
-    models = load_stable_diffusion(identify_base_model(ModelSource.from_config(config)))
-    source, multiple = open_image_source(config), models.base.image_multiple
-    records, _ = index_images(source, config, multiple)
-    _, validation, _ = split_validation(source, None, records, config, multiple)
-    dataset = encode_validation(models, source, validation, config, torch.float32)
-    loss = ValidationLoss(dataset, models, Accelerator(), config.train_batch_size)
-    return loss.measure(hypernet.HypernetworkUNet(models.unet, hypernet.load(path)))["val_loss"]
+    pipeline, scenes = load_pipeline(MODEL), prompt_scenes(SAMPLES)
+    hypernet.attach(pipeline.unet, hypernet.load(hypernetwork))
+    seen = judge(load_classifier(), sample(pipeline, [caption(scene) for scene in scenes], steps=SAMPLING_STEPS))
+    return {
+        "subject_share": share_right(seen["subject"], [scene.subject for scene in scenes]),
+        "style_share": share_right(seen["hand"], [hand] * SAMPLES) if hand in HANDS else None,
+    }
 
 
 def main() -> None:
     parser = ScriptParser(__doc__)
     parser.add_argument("--steps", type=int, default=150, help="of each run; default: %(default)s")
+    parser.add_argument("--guard_only", action="store_true", help="leave out the runs without the guard")
+    parser.add_argument("--csv", type=Path, help="write the figures to this file, too")
     parser.add_argument("flags", nargs="*", help="more training options, after --")
     args = parser.parse_args()
     quiet_libraries()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    args.csv = args.csv and args.csv.resolve()
     os.chdir(REPO)  # the preset's paths are relative to it
+    kinds = (True,) if args.guard_only else (False, True)
     print(f"{args.steps} steps of the quickstart at a constant learning rate\n")
-    print("| learning rate | without the guard | with it | rollbacks |\n| --- | --- | --- | --- |", flush=True)
-    worse = {False: 0, True: 0}
+    print(f"| learning rate | guard | {' | '.join(COLUMNS.values())} |\n|{' --- |' * (2 + len(COLUMNS))}", flush=True)
+    rows, ruined = [], dict.fromkeys(kinds, 0)
     with tempfile.TemporaryDirectory() as work:
         for i in range(-5, 6):
             learning_rate = LEARNING_RATE * 10 ** (i / 2)
-            runs = {guard: train(Path(work), learning_rate, guard, args.steps, args.flags) for guard in (False, True)}
-            for guard, run in runs.items():
-                worse[guard] += not run.exported <= TOLERANCE * run.base  # so that NaN counts as worse
-            losses = f"{runs[False].exported:.3f} | {runs[True].exported:.3f}"
-            print(f"| {learning_rate:.2g} | {losses} | {runs[True].rollbacks} |", flush=True)
-    print(f"\nbase model: {runs[True].base:.3f}")
-    print(f"runs that end worse than that: {worse[False]} without the guard, {worse[True]} with it")
+            for guard in kinds:
+                run = train(Path(work), learning_rate, guard, args.steps, args.flags)
+                ruined[guard] += run["subject_share"] < run["best_subject_share"] / 2
+                cells = [f"{run[name]:.3g}" if run.get(name) is not None else "" for name in COLUMNS]
+                print(f"| {learning_rate:.2g} | {'yes' if guard else 'no'} | {' | '.join(cells)} |", flush=True)
+                figures = {name: run.get(name) for name in ("style", *COLUMNS)}
+                rows.append({"learning_rate": learning_rate, "guard": guard, **figures})
+    for guard, count in ruined.items():
+        ending = "fewer than half as many right subjects as its best state has"
+        print(f"\n{count} of 11 runs {'with' if guard else 'without'} the guard end with {ending}", end="")
+    print()
+    if args.csv:
+        with open(args.csv, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import math
 
 CLEARLY_WORSE = 1.05  # times the best validation loss; with fixed noise the loss hardly varies
 PATIENCE = 3  # evaluations in a row
+LOW_PATIENCE = 2  # likewise, with too low a prompt fidelity; one evaluation is enough at less than half of it
 MAX_ROLLBACKS = 3
 LEARNING_RATE_FACTOR = 0.1
 MAX_PERTURBATION = 50  # relative to the contexts; healthy hypernetworks range from 0.01 to 20
@@ -21,16 +22,22 @@ _KEYS = {"learning_rate_factor": "rate_factor", "rollbacks": "returns", "validat
 class DivergenceGuard:
     """The guard's record of a run. Saved with every checkpoint.
 
-    With `watches_loss` (`--guard`) a rising validation loss counts; non-finite values always do.
+    With `watches_loss` (`--guard`) a rising validation loss and a low prompt fidelity count; non-finite values always
+    do.
     """
 
     watches_loss: bool = True
+    min_fidelity: float = 0.0  # of a state that may be the best
     learning_rate_factor: float = 1.0
     rollbacks: int = 0
     best_loss: float = math.inf
     best_step: int | None = None  # of the state to roll back to
     worse: int = 0  # evaluations in a row that were clearly worse
+    low: int = 0  # evaluations in a row with too low a prompt fidelity
     last_loss: float = math.inf
+    last_fidelity: float | None = None  # None if it is not measured
+    best_fidelity: float | None = None
+    has_evaluated: bool = False  # since the search for the best state began
     validation_fingerprint: str = ""  # of the validation images the losses were measured on
     validation_due: bool = False  # a signal has interrupted the measurement of the validation loss
 
@@ -47,26 +54,46 @@ class DivergenceGuard:
         too_large = {name: value for name, value in perturbations.items() if not value <= MAX_PERTURBATION}
         return next((f"{name} is {value:.3g}: it drowns out the context" for name, value in too_large.items()), None)
 
-    def check_loss(self, step: int, val_loss: float) -> str | None:
-        """Record the validation loss after `step` steps; return why the run has diverged, or None."""
-        self.last_loss = val_loss
+    def check_evaluation(self, step: int, val_loss: float, fidelity: float | None = None) -> str | None:
+        """Record an evaluation after `step` steps; return why the run has diverged, or None.
+
+        Args:
+            fidelity: the prompt fidelity; None if it could not be measured.
+        """
+        self.last_loss, self.last_fidelity, self.has_evaluated = val_loss, fidelity, True
         if not math.isfinite(val_loss):
             return f"val_loss is {val_loss}"
-        if val_loss < self.best_loss:
-            self.best_loss, self.best_step = val_loss, step
+        if val_loss < self.best_loss and not self.is_low:
+            self.best_loss, self.best_step, self.best_fidelity = val_loss, step, fidelity
         self.worse = self.worse + 1 if val_loss > CLEARLY_WORSE * self.best_loss else 0
+        self.low = self.low + 1 if self.is_low else 0
+        if fidelity is not None and fidelity < self.min_fidelity / 2:
+            self.low = max(self.low, LOW_PATIENCE)
         if self.watches_loss and self.worse >= PATIENCE:
             best = f"best, {self.best_loss:.4g} at step {self.best_step},"
             return f"val_loss {val_loss:.4g} has been clearly above its {best} for {PATIENCE} evaluations"
+        if self.watches_loss and self.low >= LOW_PATIENCE and self.best_step is not None:
+            return f"prompt_fidelity {fidelity:.2f} is too far below {self.min_fidelity:g}, or has been for too long"
         return None
+
+    @property
+    def is_low(self) -> bool:
+        """Whether the last evaluation's prompt fidelity was too low."""
+        return self.last_fidelity is not None and self.last_fidelity < self.min_fidelity
 
     def forget_best(self) -> None:
         """Start looking for the best state from scratch."""
-        self.best_loss, self.best_step, self.worse, self.last_loss = math.inf, None, 0, math.inf
+        self.best_loss, self.best_step, self.best_fidelity = math.inf, None, None
+        self.last_loss, self.last_fidelity, self.has_evaluated = math.inf, None, False
+        self.worse, self.low = 0, 0
+
+    def restore_best(self) -> None:
+        """Record that the run has the best state again."""
+        self.last_loss, self.last_fidelity = self.best_loss, self.best_fidelity
 
     def roll_back(self) -> bool:
         """Record a rollback. Return False if there have been too many and the run should stop."""
-        self.worse = 0
+        self.worse, self.low = 0, 0
         if self.rollbacks == MAX_ROLLBACKS:
             return False
         self.rollbacks += 1
@@ -74,21 +101,33 @@ class DivergenceGuard:
         return True
 
     def should_end_with_best(self, base_loss: float) -> bool:
-        """Whether the last loss was clearly worse than the best, or worse than the base model's."""
-        worse = self.last_loss > CLEARLY_WORSE * self.best_loss or self.last_loss > max(base_loss, self.best_loss)
+        """Whether the last loss was clearly worse than the best, or worse than the base model's, or the images ruined."""
+        if self.best_step is None:
+            return False
+        worse = (
+            self.is_low
+            or self.last_loss > CLEARLY_WORSE * self.best_loss
+            or self.last_loss > max(base_loss, self.best_loss)
+        )
         return self.watches_loss and worse
 
     def reset(self) -> None:
         """Restore the full learning rate and all rollbacks."""
-        self.learning_rate_factor, self.rollbacks, self.worse = 1.0, 0, 0
+        self.learning_rate_factor, self.rollbacks, self.worse, self.low = 1.0, 0, 0, 0
 
     def state_dict(self) -> dict:
         """Return all fields by their keys in checkpoints."""
         return {_KEYS.get(name, name): value for name, value in dataclasses.asdict(self).items()}
 
     def load_state_dict(self, state: dict) -> None:
-        """Restore everything but `watches_loss`, which is the current run's option."""
+        """Restore everything but `watches_loss` and `min_fidelity`, which are the current run's options.
+
+        A best state that they no longer allow is forgotten.
+        """
         names = {key: name for name, key in _KEYS.items()}
         for key, value in state.items():
-            if key != "watches_loss":
+            if key not in ("watches_loss", "min_fidelity"):
                 setattr(self, names.get(key, key), value)
+        self.has_evaluated = self.has_evaluated or self.best_step is not None  # earlier versions did not save it
+        if self.best_fidelity is not None and self.best_fidelity < self.min_fidelity:
+            self.forget_best()

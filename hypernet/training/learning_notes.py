@@ -22,7 +22,7 @@ def learning_note(config: TrainingConfig, change: float | None, base_loss: float
     Args:
         change: the result of `Perturbation.change`.
         base_loss: the validation loss without the hypernetwork; NaN without validation images.
-        best_loss: the lowest one with it.
+        best_loss: the lowest one with it; NaN if no state could be the best.
     """
     steps = parse_schedule(config.learning_rate, config.max_train_steps).last_step
     if change is not None and change < LEAST_CHANGE and steps >= FEW_STEPS:

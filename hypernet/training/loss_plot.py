@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Rows = Sequence[Mapping[str, Any]]  # of a CSV file
@@ -18,9 +19,11 @@ NEIGHBORS = 5  # on each side, for the smoothed line
 OUTLIER = 10  # times the median validation loss: larger ones do not stretch the axis
 
 
-def plot_losses(rows: Rows, name: str, validation_rows: Rows = (), rollbacks: Sequence[int] = ()) -> Image.Image:
-    """Return the plot of `draw_losses` as an image of 800 x 450 pixels."""
-    return render(lambda: draw_losses(rows, name, validation_rows, rollbacks))
+def plot_losses(
+    rows: Rows, name: str, validation_rows: Rows = (), rollbacks: Sequence[int] = (), scores: Rows = ()
+) -> Image.Image:
+    """Return the plot of `draw_losses` as an image of 800 x 450 pixels, or 800 x 650 with scores."""
+    return render(lambda: draw_losses(rows, name, validation_rows, rollbacks, scores))
 
 
 def render(draw: Callable[[], "Figure"]) -> Image.Image:
@@ -35,22 +38,29 @@ def render(draw: Callable[[], "Figure"]) -> Image.Image:
     return Image.open(buffer).convert("RGB")
 
 
-def draw_losses(rows: Rows, name: str, validation_rows: Rows = (), rollbacks: Sequence[int] = ()) -> "Figure":
-    """Plot each logged loss as a dot, and the running mean as a line. Values that are not finite are left out.
+def draw_losses(
+    rows: Rows, name: str, validation_rows: Rows = (), rollbacks: Sequence[int] = (), scores: Rows = ()
+) -> "Figure":
+    """Plot each logged loss as a dot, and the running mean as a line; below it the scores, if there are any.
+
+    Values that are not finite are left out.
 
     Args:
         rows: with the columns step and loss.
         name: of the hypernetwork, for the title.
         validation_rows: with the columns step, val_loss and val_loss_base.
         rollbacks: steps at which the divergence guard rolled back.
+        scores: with the columns step, prompt_fidelity and style_distance.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     steps, losses = _columns(rows, "loss")
     validation, base = _columns(validation_rows, "val_loss"), _columns(validation_rows, "val_loss_base")
-    figure = Figure(figsize=(8, 4.5), dpi=100, layout="constrained")
-    panel = figure.subplots()
+    figure = Figure(figsize=(8, 6.5 if scores else 4.5), dpi=100, layout="constrained")
+    panel, *below = figure.subplots(
+        1 + bool(scores), squeeze=False, sharex=True, height_ratios=[2, 1][: 1 + bool(scores)]
+    )[:, 0]
     panel.plot(steps, losses, ".", color="C0", alpha=0.4, markersize=5)
     panel.plot(steps, smooth(losses, NEIGHBORS), color="C0", label="training")
     if validation[0]:
@@ -70,12 +80,26 @@ def draw_losses(rows: Rows, name: str, validation_rows: Rows = (), rollbacks: Se
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
         )
     panel.set_title(f"{name[:60]}: loss", loc="left", parse_math=False)
-    right = max([*steps, *validation[0], *rollbacks], default=1)
-    panel.set(xlabel="step", xlim=(0, right or 1), ylim=(0, _top(losses, validation[1], base[1])))
+    right = max([*steps, *validation[0], *rollbacks, *(int(row["step"]) for row in scores)], default=1)
+    panel.set(xlim=(0, right or 1), ylim=(0, _top(losses, validation[1], base[1])))
+    (below or [panel])[-1].set_xlabel("step")
     panel.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     panel.grid(axis="y", color="0.9")
     panel.spines[["top", "right"]].set_visible(False)
+    if scores:
+        _draw_scores(below[0], scores)
     return figure
+
+
+def _draw_scores(panel: "Axes", scores: Rows) -> None:
+    """Plot prompt fidelity and style distance between 0 and a little over 1."""
+    for column, color in (("prompt_fidelity", "C2"), ("style_distance", "C4")):
+        panel.plot(*_columns(scores, column), ".-", color=color, label=column.replace("_", " "))
+    panel.set_title("prompt fidelity (higher is better) and style distance (lower is better)", loc="left", fontsize=10)
+    panel.set(ylim=(0, 1.25))
+    panel.legend(loc="upper right", ncols=2, frameon=False)
+    panel.grid(axis="y", color="0.9")
+    panel.spines[["top", "right"]].set_visible(False)
 
 
 def _top(losses: list[float], validation: list[float], base: list[float]) -> float:

@@ -1,7 +1,9 @@
 """Write the model card of a finished run, and push it to the Hub with the hypernetwork."""
 
 import urllib.parse
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from huggingface_hub import HfApi, ModelCard, ModelCardData, get_token
@@ -55,7 +57,11 @@ In diffusers, with the `hypernet` package (from the trainer's repository: `pip i
 | --- | --- |
 {% for key, value in options.items() %}| {{ key }} | {{ value }} |
 {% endfor %}
-![loss](loss.png)
+{% if scores %}Measured at its end: {{ scores }}. (Prompt fidelity: 1 if the images show their prompts as well as without the
+hypernetwork, 0 if nothing is left of them. Style distance: 0 if they are like the training images, 1 if they are like
+the base model's.)
+
+{% endif %}![loss](loss.png)
 
 """  # Jinja drops the last newline
 
@@ -67,11 +73,13 @@ def write_card(
     hypernetwork: Hypernetwork,
     source: str,
     prompt: str | None = None,
+    scores: Mapping[str, float] = MappingProxyType({}),
 ) -> None:
     """Write README.md: what the hypernetwork is, what it does, how to load it from `source`, how it was trained.
 
     Args:
         prompt: an example prompt to generate with. Default: the first of --validation_prompt.
+        scores: see `PreviewScores`.
     """
     trained, model, name = hypernetwork.config, base.source.path, str(config.name)
     is_hub_id = not Path(model).exists()
@@ -101,6 +109,7 @@ def write_card(
         notes=usage_notes(base, source, prompt),
         recipe=diffusers_recipe(base, source, prompt, shown_path),
         options=_listed_options(config, is_hub_id),
+        scores=", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in scores.items() if name != "score"),
     )
     card.save(folder.card)
 
@@ -138,6 +147,7 @@ def push_to_hub(
     base: BaseModel,
     hypernetwork: Hypernetwork,
     prompt: str | None = None,
+    scores: Mapping[str, float] = MappingProxyType({}),
 ) -> str:
     """Write the card and upload everything but checkpoints and logs.
 
@@ -145,10 +155,10 @@ def push_to_hub(
         A line to print: the address of the page, or why the upload failed. A failure does not end the finished run.
     """
     api, name = HfApi(), str(config.hub_model_id or config.name)
-    write_card(folder, config, base, hypernetwork, name, prompt)  # remains if the Hub cannot be reached
+    write_card(folder, config, base, hypernetwork, name, prompt, scores)  # remains if the Hub cannot be reached
     try:
         repo_id = api.create_repo(name, exist_ok=True).repo_id
-        write_card(folder, config, base, hypernetwork, repo_id, prompt)
+        write_card(folder, config, base, hypernetwork, repo_id, prompt, scores)
         api.upload_folder(
             repo_id=repo_id,
             folder_path=folder.root,

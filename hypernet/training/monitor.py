@@ -8,19 +8,17 @@ import torch
 from hypernet.modeling.attachment import HypernetworkUNet
 from hypernet.training.accelerator import peak_memory, print_main
 from hypernet.training.checkpoint import Checkpointer
-from hypernet.training.learning_notes import learning_note
 from hypernet.training.perturbation import Perturbation
+from hypernet.training.preview_scores import PreviewScores, Scores
 from hypernet.training.run import Run
+from hypernet.training.run_folder import SCORE_COLUMNS
 from hypernet.training.shutdown import Interrupted, ShutdownSignals
 from hypernet.training.time_forecast import due_parts
 from hypernet.training.validation import ValidationLoss
 from hypernet.utils.csv_log import CsvLog
 from hypernet.utils.errors import UserError
-from hypernet.utils.image_grid import save_png
 
 MIN_LOSS_SCALE = 2**-10  # below it every step overflows, whatever the scale
-PLOT_SECONDS = 60  # between two updates of loss.png; more if they would take more than PLOT_SHARE of the time
-PLOT_SHARE = 0.05
 
 
 class Monitor:
@@ -40,17 +38,20 @@ class Monitor:
         model: HypernetworkUNet,
         perturbation: Perturbation,
         signals: ShutdownSignals,
+        scores: PreviewScores | None = None,
     ):
         self.accelerator, self.config, self.folder = run.accelerator, run.config, run.folder
         self.trackers, self.failures, self.signals, self.stopwatch = run.trackers, run.failures, signals, run.stopwatch
         self.checkpointer, self.validation, self.guard = checkpointer, validation, checkpointer.guard
         self.model, self.perturbation = model, perturbation
+        self.scores = scores
         self.base_loss = math.nan  # the validation loss without the hypernetwork
         self.change: float | None = None  # `Perturbation.change` of the last state, not of a restored one
         self.images, self.seconds = 0, 0.0
         self.progress: dict[str, str] = {}
         self._warned = False
-        self._next_plot = time.monotonic() + PLOT_SECONDS
+        self._restored = 0  # how often the weights have been replaced by the best ones
+        self._scored = (-1, 0)  # the state whose scores are known
 
     def begin(self, step: int, last: bool, changed: list[str]) -> bool:
         """Make the first measurements; on a new run, remember the first state to roll back to.
@@ -90,8 +91,10 @@ class Monitor:
             self.guard.forget_best()
         self.guard.validation_fingerprint = validation.fingerprint
         problem = self.guard.check_finite({"val_loss_base": self.base_loss})
-        if not problem and self.guard.best_step is None:
-            self._forget_row(step)
+        if not problem and not self.guard.has_evaluated:
+            tables = (self.folder.validation_losses, self.folder.scores)
+            for table in tables if self.accelerator.is_main_process else ():
+                self.failures.report(table.roll_back_to(step - 1))  # what a killed run may have left
             problem = self.evaluate(step)
         if problem:
             fp16 = self.config.mixed_precision == "fp16"
@@ -155,7 +158,7 @@ class Monitor:
             values["loss_scale"] = scaler.get_scale()
         self.checkpointer.grad_norms.clear()
         self.images, self.seconds = 0, 0.0
-        self.progress = {"loss": f"{loss:.4f}", "lr": f"{learning_rate:.1e}"}
+        self.progress |= {"loss": f"{loss:.4f}", "lr": f"{learning_rate:.1e}"}
         self.trackers.log(values, step)
         self._write(self.folder.losses, [step, epoch, epoch_step, f"{loss:.7f}", f"{learning_rate:.10g}"])
         self.folder.metrics.columns = ["step", *values]
@@ -172,25 +175,59 @@ class Monitor:
         If a signal interrupts the measurement, the run that resumes from this step begins with it.
         """
         assert self.validation is not None
-        with self.checkpointer.ema.applied():
-            try:
+        try:
+            with self.checkpointer.ema.applied():
                 bands = self.validation.measure(self.model, self.signals.check)
-            except Interrupted:
-                self.guard.validation_due = True
-                return None
+            scores = self.score(step)
+        except Interrupted:
+            self.guard.validation_due = True
+            return None
         self.guard.validation_due = False
         values = {"val_loss": bands["val_loss"], "val_loss_base": self.base_loss, **bands}
         self.folder.validation_losses.columns = ["step", *values]
         self._write(self.folder.validation_losses, [step, *(f"{value:.7f}" for value in values.values())])
         # before the loss, so that a state that drowns out the context cannot become the best
         problem = self._check_perturbation(step, self.perturbation.measure(self.checkpointer.hypernetwork))
-        problem = problem or self.guard.check_loss(step, values["val_loss"])
+        problem = problem or self.guard.check_evaluation(step, values["val_loss"], scores.get("prompt_fidelity"))
         if self.guard.best_step is not None:
             values |= {"best_val_loss": self.guard.best_loss, "best_step": self.guard.best_step}
         self.trackers.log(values, step)
         if self.guard.best_step == step:
             self.checkpointer.save_best(step)
         return problem
+
+    def state(self, step: int) -> tuple[int, int]:
+        """Return what identifies the weights after `step` steps; see `Previewer.sample`."""
+        return step, self._restored
+
+    def score(self, step: int, state: object = None, exported: bool = False) -> Scores:
+        """Return the scores of what the hypernetwork generates after `step` steps; measure and log them at first.
+
+        Args:
+            state: see `Previewer.sample`; default: that of the weights.
+            exported: measure again if a better state has been restored since, which is then exported.
+
+        Raises:
+            Interrupted: on all processes, if one has received a signal.
+        """
+        if self.scores is None:
+            return {}
+        if self._scored == self.state(step) or (self._scored[0] == step and not exported):
+            return self.scores.values
+        self.checkpointer.hypernetwork.eval()
+        try:
+            with self.checkpointer.ema.applied():
+                values = self.scores.measure(state or self.state(step), self.signals.check)
+        finally:
+            self.checkpointer.hypernetwork.train()
+        self._scored = self.state(step)
+        rows = self.folder.scores.rows() if self.accelerator.is_main_process else []
+        if values and not any(int(row["step"]) == step for row in rows):  # the resumed run may have been here
+            self.trackers.log(values, step)
+            cells = {name: f"{value:.4f}" for name, value in values.items()}
+            self._write(self.folder.scores, [step, *(cells.get(name, "") for name in SCORE_COLUMNS[1:])])
+            self.progress |= {name: f"{value:.2f}" for name, value in values.items() if name != "score"}
+        return values
 
     def _check_perturbation(self, step: int, perturbations: dict[str, float]) -> str | None:
         """Return why the run has diverged, or None. Without validation images or guard, only warn, once."""
@@ -217,7 +254,7 @@ class Monitor:
         self.checkpointer.roll_back()
         self.guard.validation_due = False
         best = self.guard.best_step
-        self.guard.last_loss = self.guard.best_loss  # that of the restored weights
+        self._restore_best()
         state = f"{'the last saved' if best is None else 'the best'} state, of step {self.checkpointer.good_step}"
         what = f"goes back to {state}"
         what += f", at {self.guard.learning_rate_factor:g} times the learning rate" if continues else " and ends there"
@@ -225,6 +262,7 @@ class Monitor:
         self._write(self.folder.guard_log, [step, f"{problem}; {what}", f"{self.guard.learning_rate_factor:g}"])
         values = {"guard/returns": self.guard.rollbacks, "guard/rate_factor": self.guard.learning_rate_factor}
         self.trackers.log(values, step)
+        self.trackers.summarize({"guard_returns": self.guard.rollbacks})  # in case the run crashes
         if not continues and best is None:
             raise UserError(
                 f"{problem} at step {step}: the run has diverged {self.guard.rollbacks + 1} times, at ever lower "
@@ -234,60 +272,27 @@ class Monitor:
 
     def finish(self, step: int) -> None:
         """End with the best state if the last one is clearly worse."""
-        self._measure_change()
+        self.measure_change()
         if self.validation is not None and self.guard.should_end_with_best(self.base_loss):
             self.checkpointer.roll_back()
-            best = f"best, {self.guard.best_loss:.4g} at step {self.guard.best_step}"
-            what = f"val_loss {self.guard.last_loss:.4g} is worse than its {best}; the run ends with that state"
+            best = f"of step {self.guard.best_step}, with val_loss {self.guard.best_loss:.4g}"
+            what = f"val_loss {self.guard.last_loss:.4g} is worse than its best"
+            if self.guard.is_low:
+                what = f"prompt_fidelity {self.guard.last_fidelity:.2f} is below {self.guard.min_fidelity:g}"
+            what += f"; the run ends with the best state, {best}"
             print_main(self.accelerator, f"step {step}: {what}")
             self._write(self.folder.guard_log, [step, what, f"{self.guard.learning_rate_factor:g}"])
-            self.guard.last_loss = self.guard.best_loss
+            self._restore_best()
 
-    def plot(self, now: bool = False) -> bool:
-        """Update loss.png, unless that was done a moment ago. Return whether it was due; False in other processes."""
-        if not self.accelerator.is_main_process or not (now or time.monotonic() > self._next_plot):
-            return False
-        started = time.monotonic()
-        tables = (self.folder.losses, self.folder.validation_losses, self.folder.guard_log)
-        losses, validation_losses, events = (table.rows() for table in tables)
-        rollbacks = [int(event["step"]) for event in events if "goes back" in event.get("event", "")]
-        with self.failures.tolerate(f"{self.folder.loss_plot} could not be drawn"):  # matplotlib may be broken
-            from hypernet.training.loss_plot import plot_losses  # matplotlib, which nothing else here needs
+    def _restore_best(self) -> None:
+        """Record that the weights are the best ones again."""
+        self.guard.restore_best()
+        self._restored += 1
 
-            plot = plot_losses(losses, str(self.config.name), validation_losses, rollbacks)
-            save_png(plot, self.folder.loss_plot)
-        self._next_plot = time.monotonic() + max(PLOT_SECONDS, (time.monotonic() - started) / PLOT_SHARE)
-        return True
-
-    def result(self) -> dict:
-        """Return the outcome of the run for result.json: its step, the validation losses, and what has failed."""
-        found = {"step": self.checkpointer.hypernetwork.config.step, "guard_returns": self.guard.rollbacks}
-        if self.validation is not None:
-            found |= {"val_loss": self.guard.last_loss, "val_loss_base": self.base_loss}
-            found |= {"best_val_loss": self.guard.best_loss, "best_step": self.guard.best_step}
-        return found | ({"failures": self.failures.lines} if self.failures.lines else {})
-
-    def summary(self) -> list[str]:
-        """Return lines on the validation loss, and on a run that has learned next to nothing; often none."""
-        lines = []
-        if self.validation is not None:
-            best = f"the best, {self.guard.best_loss:.4g} at step {self.guard.best_step}, is in {self.folder.best}"
-            last = f"{self.guard.last_loss:.4g} with the exported one"
-            lines.append(f"  validation loss {self.base_loss:.4g} without the hypernetwork, {last}; {best}")
-        if self.change is None:
-            self._measure_change()
-        change = None if self.guard.rollbacks else self.change  # the state that the guard restores has hardly changed
-        note = learning_note(self.config, change, self.base_loss, self.guard.best_loss)
-        return [*lines, f"note: {note}"] if note else lines
-
-    def _measure_change(self) -> None:
+    def measure_change(self) -> None:
+        """Measure `change`."""
         with self.checkpointer.ema.applied():
             self.change = self.perturbation.change(self.checkpointer.hypernetwork)
-
-    def _forget_row(self, step: int) -> None:
-        """Delete the validation loss of this step, which a killed run may have left."""
-        if self.accelerator.is_main_process:
-            self.failures.report(self.folder.validation_losses.roll_back_to(step - 1))
 
     def _write(self, table: CsvLog, row: list) -> None:
         if self.accelerator.is_main_process:

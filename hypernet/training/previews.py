@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from diffusers import AutoencoderKL
 from PIL import Image
 
@@ -16,11 +15,13 @@ from hypernet.generation.settings import GenerationSettings
 from hypernet.stable_diffusion.model import StableDiffusion, latents_pipeline
 from hypernet.stable_diffusion.text_encoding import truncation_note
 from hypernet.training.failures import Failures
-from hypernet.training.shutdown import Interrupted
-from hypernet.utils.errors import reason
+from hypernet.training.shutdown import gather_shares
 from hypernet.utils.image_grid import preview_grid
 
+BASE = "base"  # the state without the hypernetwork
 TILE = 512  # pixels per side; SD 1.x was trained at this size
+
+Latents = dict[int, torch.Tensor]  # number of a prompt -> (images, channels, height, width)
 
 
 class Previewer:
@@ -35,6 +36,7 @@ class Previewer:
 
     Attributes:
         labels: a label for each prompt.
+        note: on prompts that are too long for the model, or None.
         base_previews: the previews without the hypernetwork, a row per prompt; None until they are generated.
     """
 
@@ -51,6 +53,7 @@ class Previewer:
         self.prompts = preview_prompts(config) if prompts is None else list(prompts)
         self.labels = preview_labels(self.prompts)
         self.base_previews: list[list[Image.Image]] | None = None
+        self._sampled: tuple[object, Latents] = (None, {})
         pipeline = latents_pipeline(models)  # only the UNet: the other parts may be on another device
         pipeline.set_progress_bar_config(disable=True)
         self.sampler = ImageSampler(models, pipeline)
@@ -58,36 +61,30 @@ class Previewer:
             enable_tiling(self.vae)
         texts = [text for each in self.prompts for text in (each.prompt, each.negative_prompt)]
         self.embeds = self.sampler.encode(texts)
-        if note := truncation_note(models, texts):
-            accelerator.print(note)
+        self.note = truncation_note(models, texts)
 
-    def generate(self, check: Callable[[], None] = lambda: None) -> list[list[Image.Image]] | None:
+    def generate(
+        self, check: Callable[[], None] = lambda: None, state: object = None
+    ) -> list[list[Image.Image]] | None:
         """Return a row of previews per prompt on the main process; None on the others, or if generating has failed.
 
         Args:
             check: called between denoising steps; may raise `Interrupted`.
+            state: see `sample`.
 
         Raises:
             Interrupted: on all processes, if `check` has raised it on one.
         """
-        rows: dict[int, list[Image.Image]] = {}
-        problem: Exception | None = None
-        try:
-            rows = self._generate_share(check)
-        except Exception as error:  # such as out of memory; reported below, where the other processes wait
-            problem = error.with_traceback(None)  # the traceback would keep memory in use
-        outcomes = gather_object([(rows, type(problem) is Interrupted, problem and reason(problem))])
-        if any(interrupted for _, interrupted, _ in outcomes):
-            raise Interrupted
+        shares, problem = gather_shares(lambda: self._generate_share(check, state))
         with self.failures.tolerate("previews could not be generated"):
-            if problems := [text for *_, text in outcomes if text]:
-                raise RuntimeError(problems[0])
-            rows = {number: row for share, *_ in outcomes for number, row in share.items()}
+            if problem:
+                raise RuntimeError(problem)
+            rows = {number: row for share in shares for number, row in share.items()}
             return [rows[number] for number in sorted(rows)] if self.accelerator.is_main_process else None
         return None
 
     def compare(
-        self, label: str, check: Callable[[], None] = lambda: None
+        self, label: str, check: Callable[[], None] = lambda: None, state: object = None
     ) -> tuple[list[list[Image.Image]] | None, Image.Image | None]:
         """Return the current previews, and a grid that shows those without the hypernetwork beside them.
 
@@ -96,11 +93,12 @@ class Previewer:
         Args:
             label: the column label of the current previews.
             check: see `generate`.
+            state: see `sample`.
 
         Raises:
             Interrupted: see `generate`.
         """
-        previews = self.generate(check)
+        previews = self.generate(check, state)
         if previews is None:
             return None, None
         count, base = self.config.num_validation_images, self.base_previews
@@ -121,16 +119,28 @@ class Previewer:
         """Whether previews are due after a step."""
         return step > 0 and step % self.config.validation_steps == 0
 
-    def _generate_share(self, check: Callable[[], None]) -> dict[int, list[Image.Image]]:
+    def sample(self, check: Callable[[], None] = lambda: None, state: object = None) -> Latents:
+        """Return the latents of this process's previews by the number of their prompt.
+
+        Args:
+            check: see `generate`.
+            state: says which weights the hypernetwork has; for the same ones as the last time, nothing is sampled
+                again. None: not known.
+        """
+        if state is None or state != self._sampled[0]:
+            share = range(self.accelerator.process_index, len(self.prompts), self.accelerator.num_processes)
+            self._sampled = state, {number: self._sample(self.prompts[number], check) for number in share}
+        return self._sampled[1]
+
+    def _generate_share(self, check: Callable[[], None], state: object) -> dict[int, list[Image.Image]]:
         """Return the previews of this process's prompts, by their number."""
-        share = range(self.accelerator.process_index, len(self.prompts), self.accelerator.num_processes)
-        latents = {number: self._sample(self.prompts[number], check) for number in share}
+        latents = self.sample(check, state)
         decoded = {}
         try:
             self.vae.to(self.accelerator.device)
-            for number in share:
+            for number, of_prompt in latents.items():
                 check()
-                decoded[number] = self.sampler.decode(latents[number])
+                decoded[number] = self.sampler.decode(of_prompt)
         finally:
             self.vae.to("cpu")
         return decoded

@@ -49,7 +49,7 @@ def _numbers(values: np.ndarray) -> list[float | None]:
     return [float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None for value in values.tolist()]
 
 
-def draw_panels(losses: Rows, validation_losses: Rows, metrics: Rows) -> list[dict[str, Any]]:
+def draw_panels(losses: Rows, validation_losses: Rows, metrics: Rows, scores: Rows = ()) -> list[dict[str, Any]]:
     """Return the plots of the page: a title, what it means, and curves, each with a label and a style.
 
     Styles: "noisy" (faint, with a smoothed line), "dots", "dashed", "line".
@@ -59,7 +59,9 @@ def draw_panels(losses: Rows, validation_losses: Rows, metrics: Rows) -> list[di
     panels = [
         (
             "Loss",
-            "Lower is better; judge by the validation loss." if validation_losses else "Noisy; look at the trend.",
+            "The validation loss does not see whether the subjects are still there."
+            if validation_losses
+            else "Noisy; look at the trend.",
             [
                 (losses, "loss", "training", "noisy"),
                 (validation_losses, "val_loss", "validation", "dots"),
@@ -70,6 +72,12 @@ def draw_panels(losses: Rows, validation_losses: Rows, metrics: Rows) -> list[di
         ("Perturbation", "Size of what is added, relative to the context, by context width.", effects),
         ("Gradient norm", "Before clipping.", [(metrics, "grad_norm", "gradient norm", "noisy")]),
     ]
+    if scores:
+        hint = (
+            "Prompt fidelity: 1 as without the hypernetwork, 0 gone. Style distance: 1 as without it, 0 as your images."
+        )
+        columns = [(scores, name, name.replace("_", " "), "dots") for name in ("prompt_fidelity", "style_distance")]
+        panels.insert(1, ("Scores", hint, columns))
     return [
         {
             "title": title,

@@ -28,6 +28,7 @@ from hypernet.utils.reading import read_json_object
 
 LOCK = "run.lock"
 LOSS_COLUMNS = ["step", "epoch", "epoch_step", "loss", "learn_rate"]  # the WebUI's
+SCORE_COLUMNS = ["step", "prompt_fidelity", "style_distance", "score"]
 GUARD_COLUMNS = ["step", "event", "learning_rate_factor"]
 BEST = "best"  # in the folder and in each checkpoint: the state to roll back to
 
@@ -44,6 +45,7 @@ class RunFolder:
         self.logs = self.root / "logs"
         self.losses = CsvLog(self.root / "hypernetwork_loss.csv", LOSS_COLUMNS)
         self.validation_losses = CsvLog(self.root / "validation_loss.csv", [])  # columns come with the first row
+        self.scores = CsvLog(self.root / "scores.csv", SCORE_COLUMNS)
         self.metrics = CsvLog(self.root / "metrics.csv", [])
         self.guard_log = CsvLog(self.root / "guard.csv", GUARD_COLUMNS)
         self.loss_plot = self.root / "loss.png"
@@ -58,7 +60,7 @@ class RunFolder:
         self.identity = RunIdentity(self.options, read_record(self.root))
         self._run_file = self.root / "run.json"
         self._exported = [self.root / "config.json", self.root / WEIGHTS_NAME, self.webui_file]
-        self._tables = (self.losses, self.validation_losses, self.metrics, self.guard_log)
+        self._tables = (self.losses, self.validation_losses, self.scores, self.metrics, self.guard_log)
         files = [self.loss_plot, self.page, self.card, self.wandb_id, self.validation_images, self.result]
         files += [table.path for table in self._tables]
         # all but run.json, which is replaced last so that the folder always belongs to some run

@@ -85,8 +85,8 @@ class RunPage:
     def collect(self, state: str, message: str = "") -> dict[str, Any]:
         """Return everything on the page as plain data, none of it NaN or infinite."""
         folder, now = self.folder, time.monotonic()
-        tables = (folder.losses, folder.validation_losses, folder.metrics, folder.guard_log)
-        losses, validation_losses, metrics, events = (table.rows() for table in tables)
+        tables = (folder.losses, folder.validation_losses, folder.metrics, folder.scores, folder.guard_log)
+        losses, validation_losses, metrics, scores, events = (table.rows() for table in tables)
         step = max([self.step, *(int(rows[-1]["step"]) for rows in (losses, validation_losses) if rows)])
         began, first = self._paces[0]
         self._paces.append((now, step))
@@ -100,7 +100,7 @@ class RunPage:
             "last_step": max(step, self.last_step),
             "elapsed": now - self._started,
             "left": pace and pace * max(0, self.last_step - step),
-            "panels": draw_panels(losses, validation_losses, metrics),
+            "panels": draw_panels(losses, validation_losses, metrics, scores),
             "speed": _last(metrics, "images_per_second"),
             "memory": _last(metrics, "peak_memory_gib"),
             "events": [[int(row["step"]), row.get("event", "")] for row in events[-MAX_EVENTS:]],

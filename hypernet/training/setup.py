@@ -43,6 +43,7 @@ from hypernet.training.memory_forecast import memory_lines
 from hypernet.training.model_card import check_hub_login
 from hypernet.training.model_checks import check_resolution, choose_widths
 from hypernet.training.optimizers import build_optimizer, check_optimizer
+from hypernet.training.preview_scores import PreviewScores, prepare_scores
 from hypernet.training.preview_setup import (
     check_samplers,
     fill_placeholders,
@@ -50,7 +51,7 @@ from hypernet.training.preview_setup import (
     record_previews,
     save_first_previews,
 )
-from hypernet.training.previews import Previewer
+from hypernet.training.previews import BASE, Previewer
 from hypernet.training.run import Run, RunImages, Trainee
 from hypernet.training.run_folder import RunFolder
 from hypernet.training.run_identity import data_contents, image_digests, model_contents
@@ -206,21 +207,29 @@ def create_folder(run: Run, images: RunImages) -> None:
     check_shared_folder(run.accelerator, run.folder, run.checkpoint)
 
 
-def place_models(run: Run, models: StableDiffusion, dataset: TrainingDataset) -> Previewer | None:
-    """Quantize the UNet if asked to and bring it to the device; generate the previews without the hypernetwork."""
+def place_models(
+    run: Run, models: StableDiffusion, dataset: TrainingDataset, validation: ValidationLoss | None
+) -> tuple[Previewer | None, PreviewScores | None]:
+    """Quantize the UNet if asked to and bring it to the device; generate and score images without the hypernetwork."""
     config, device = run.config, run.accelerator.device
     previewer = Previewer(models, config, run.accelerator, run.failures, run.previews) if run.previews else None
+    scores = prepare_scores(run, models, previewer, dataset, validation.dataset if validation else None)
     models.on_device(*([] if dataset.is_cached else models.text_encoders))
     if config.quantize:
         quantize(models.unet, config.quantize, run.dtype, device)
         run.accelerator.print(f"The UNet's attention blocks are held in {config.quantize}")
     models.unet.to(device, memory_format=memory_format(device, config.compile))  # the VAE is back on the CPU by now
     if previewer is not None:
+        if previewer.note:
+            run.accelerator.print(previewer.note)
         run.accelerator.print("Generating previews without the hypernetwork")
         with run.stopwatch.timing("previews"):
-            previewer.base_previews = previewer.generate()
+            previewer.base_previews = previewer.generate(state=BASE)
         save_first_previews(run, previewer)
-    return previewer
+    if scores is not None:
+        run.accelerator.print("Measuring how well the base model shows the prompts, and its distance from the style")
+        scores.measure_base()
+    return previewer, scores
 
 
 def build_trainee(run: Run, models: StableDiffusion) -> Trainee:

@@ -5,9 +5,16 @@ import os
 import signal
 import threading
 import types
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from hypernet.utils.errors import reason
+
+Share = TypeVar("Share")
 
 
 class Interrupted(Exception):
@@ -72,3 +79,24 @@ class ShutdownSignals:
         if self._launcher is not None and os.getppid() != self._launcher:
             self._received = self._received or int(signal.SIGTERM)
         return self._received
+
+
+def gather_shares(work: Callable[[], Share]) -> tuple[list[Share], str | None]:
+    """Let every process do its share of some work, which must not communicate; return what all of them made.
+
+    Returns:
+        The shares of the processes where the work succeeded, and the first reason why it failed on another, or None.
+
+    Raises:
+        Interrupted: on all processes, if the work has raised it on one.
+    """
+    share: list[Share] = []
+    problem: Exception | None = None
+    try:
+        share = [work()]
+    except Exception as error:  # such as out of memory; returned below, where the other processes wait
+        problem = error.with_traceback(None)  # the traceback would keep memory in use
+    outcomes = gather_object([(share, type(problem) is Interrupted, problem and reason(problem))])
+    if any(interrupted for _, interrupted, _ in outcomes):
+        raise Interrupted
+    return [each for made, *_ in outcomes for each in made], next((text for *_, text in outcomes if text), None)

@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from hypernet.training import divergence_guard
+from hypernet.training.preview_scores import PreviewScores
 from tests.helpers.scripts import read_csv, same_weights, step_of, train_here
 from tests.helpers.tiny_models import tiny_unet
 
@@ -15,6 +16,21 @@ from tests.helpers.tiny_models import tiny_unet
 def judged_by_loss(monkeypatch):
     """Let the divergence guard watch the loss alone."""
     monkeypatch.setattr(divergence_guard, "MAX_PERTURBATION", math.inf)
+
+
+@pytest.fixture
+def give_fidelities(monkeypatch):
+    """A function that determines the prompt fidelity after each step; of the exported hypernetwork it is 0.9."""
+
+    def measure(fidelities, scores, state):
+        fidelity = 0.9 if state[0] == "with" else fidelities[state[0]]
+        scores.values = {"prompt_fidelity": fidelity, "style_distance": 0.5, "score": fidelity / 2}
+        return scores.values
+
+    def give(fidelities):
+        monkeypatch.setattr(PreviewScores, "measure", lambda scores, state, check: measure(fidelities, scores, state))
+
+    return give
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +103,54 @@ def test_rollbacks_are_exact_over_a_resume(sensitive, images_dir, tmp_path):
         tables = ["hypernetwork_loss.csv", "validation_loss.csv", "guard.csv"]
         for name in [*tables, "checkpoints/step-000042/optimizer.bin"]:
             assert (whole / name).read_bytes() == (parts / name).read_bytes(), (step, name)
+
+
+SCORED = ["--validation_split=0.3", "--validation_loss_steps=2", "--checkpointing_steps=3", "--name=x"]
+SCORED += ["--learning_rate=1e-3", "--logging_steps=1", "--train_batch_size=3", "--weight_init=xavier_normal"]
+TABLES = ("hypernetwork_loss.csv", "validation_loss.csv", "scores.csv", "guard.csv")
+
+
+def read_result(run):
+    """Return result.json, which must be valid JSON: without NaN and infinity."""
+    return json.loads((run / "result.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_rolls_back_when_images_no_longer_show_their_prompts(models_dir, images_dir, tmp_path, give_fidelities):
+    fidelities = {0: 1.0, 2: 0.9, 4: 0.5, 6: 0.4, 8: 0.8, 10: 0.7, 12: 0.3}
+    give_fidelities(fidelities)
+    whole, flags = tmp_path / "whole", [*SCORED, "--max_train_steps=12"]
+    train_here(models_dir, images_dir, whole, *flags)
+    events = [(event["step"], event["learning_rate_factor"]) for event in read_csv(whole / "guard.csv")]
+    assert events == [("6", "0.1"), ("12", "0.1")]  # the second in a row; then the last, which is not exported
+    losses = dict(zip(*(read_csv(whole / "validation_loss.csv", column) for column in ("step", "val_loss"))))
+    assert dict(zip(*(read_csv(whole / "scores.csv", column) for column in ("step", "prompt_fidelity")))) == fidelities
+    best = min((step for step, fidelity in fidelities.items() if fidelity >= 0.6), key=losses.__getitem__)
+    assert step_of(whole / "best") == best and same_weights(whole, whole / "best")
+    result = read_result(whole)
+    assert (result["best_step"], result["guard_returns"], result["prompt_fidelity"]) == (best, 1, 0.9)
+    assert result["val_loss"] == result["best_val_loss"] == pytest.approx(losses[best], abs=1e-6)
+    for step in (3, 9):  # before the rollback, and after it
+        parts = tmp_path / f"from {step}"
+        shutil.copytree(whole, parts)
+        train_here(models_dir, images_dir, parts, *flags, f"--resume_from_checkpoint=step-{step:06d}")
+        assert same_weights(whole, parts) and same_weights(whole / "best", parts / "best")
+        for name in (*TABLES, "result.json"):
+            assert (whole / name).read_bytes() == (parts / name).read_bytes(), (step, name)
+
+    give_fidelities(dict.fromkeys(range(13), 0.5))  # as if measured so; now it is enough
+    train_here(models_dir, images_dir, tmp_path / "lower", *flags, "--min_prompt_fidelity=0.5")
+    assert not (tmp_path / "lower" / "guard.csv").exists()
+
+
+def test_without_a_state_that_shows_the_prompts_there_is_no_best(models_dir, images_dir, tmp_path, give_fidelities):
+    give_fidelities(dict.fromkeys(range(9), 0.1))
+    whole, parts, flags = tmp_path / "whole", tmp_path / "parts", [*SCORED, "--max_train_steps=8"]
+    said = train_here(models_dir, images_dir, whole, *flags)
+    assert "--min_prompt_fidelity 0.6" in said and not (whole / "best").exists() and not (whole / "guard.csv").exists()
+    result = read_result(whole)
+    assert result["best_step"] is None and result["best_val_loss"] is None and result["val_loss"] > 0
+    shutil.copytree(whole, parts)
+    train_here(models_dir, images_dir, parts, *flags, "--resume_from_checkpoint=step-000003")
+    assert same_weights(whole, parts) and not (parts / "best").exists()
+    for name in (*TABLES[:3], "result.json", "checkpoints/step-000008/progress.json"):
+        assert (whole / name).read_bytes() == (parts / name).read_bytes(), name

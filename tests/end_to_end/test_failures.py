@@ -12,15 +12,16 @@ import torch
 from diffusers import DDIMScheduler
 
 from hypernet.cli.console import protected
-from hypernet.training import loss_plot
+from hypernet.training import loss_plot, preview_scores
 from hypernet.training.previews import Previewer
 from hypernet.training.validation import ValidationLoss
 from tests.helpers.scripts import read_csv, same_weights, step_of, train_here
 
 FLAGS = ["--learning_rate=1e-3", "--train_batch_size=3", "--logging_steps=1", "--name=x", "--max_train_steps=6"]
-MEASURED = ["--validation_split=0.3", "--validation_loss_steps=2"]
+# Tiny models with random weights see nothing in images, so their prompt fidelity is noise
+MEASURED = ["--validation_split=0.3", "--validation_loss_steps=2", "--min_prompt_fidelity=0"]
 PREVIEWED = ["--validation_prompt=a cat", "--validation_steps=2", "--validation_inference_steps=3"]
-TABLES = ("hypernetwork_loss.csv", "validation_loss.csv", "metrics.csv", "guard.csv")
+TABLES = ("hypernetwork_loss.csv", "validation_loss.csv", "metrics.csv", "scores.csv", "guard.csv")
 EXACT_TABLES = ("hypernetwork_loss.csv", "validation_loss.csv")  # without times
 
 
@@ -95,7 +96,7 @@ def test_tables_that_a_spreadsheet_has_saved_are_continued(models_dir, images_di
 
 
 def interrupt(monkeypatch, kind, method, call):
-    """Send SIGTERM to this process in the given call of a method; return the calls so far."""
+    """Send SIGTERM to this process in the given call of a method or function; return the calls so far."""
     calls, original = [], getattr(kind, method)
 
     def interrupted(*arguments, **options):
@@ -108,29 +109,40 @@ def interrupt(monkeypatch, kind, method, call):
     return calls
 
 
-@pytest.mark.parametrize("during", ["previews", "validation"])
+@pytest.mark.usefixtures("scored")
+@pytest.mark.parametrize("during", ["previews", "validation", "scoring"])
 def test_a_signal_in_the_middle_of_a_measurement(models_dir, images_dir, tmp_path, monkeypatch, during):
     whole, run = tmp_path / "whole", tmp_path / "run"
     flags = [*FLAGS, *MEASURED, *PREVIEWED, "--checkpointing_steps=6", "--dropout_structure=0,0.3,0"]
+    flags += ["--validation_steps=3"]
     train_here(models_dir, images_dir, whole, *flags)
+    step = 3 if during == "previews" else 2
     with monkeypatch.context() as patch:
-        if during == "previews":  # three denoising steps without the hypernetwork; the second after step 2
-            call = 3 + 2
+        if during == "previews":
+            # three denoising steps of the preview and of each of six images in the base model's style, three at step 0,
+            # and three at step 2, to score them; the second at step 3
+            call = 3 + 6 * 3 + 3 + 3 + 2
             calls = interrupt(patch, DDIMScheduler, "step", call)
-        else:  # two images without the hypernetwork, two at step 0; the first after step 2
+        elif during == "validation":  # two images without the hypernetwork, two at step 0; the first after step 2
             call = 2 + 2 + 1
             calls = interrupt(patch, ValidationLoss, "_losses", call)
+        else:  # an image without the hypernetwork, one at step 0; the one after step 2
+            call = 1 + 1 + 1
+            calls = interrupt(patch, preview_scores, "prompt_margin", call)
         printed = train_here(models_dir, images_dir, run, *flags)
-    assert len(calls) == call and re.search(r"SIGTERM .*\b2;", printed), printed
-    assert step_of(run) == 2 and [path.name for path in (run / "checkpoints").iterdir()] == ["step-000002"]
+    assert len(calls) == call and re.search(rf"SIGTERM .*\b{step};", printed), printed
+    assert step_of(run) == step and [path.name for path in (run / "checkpoints").iterdir()] == [f"step-{step:06d}"]
     assert [path.name for path in (run / "previews").iterdir()] == ["step-000000.png"] and not list(run.rglob(".*.tmp"))
-    assert read_csv(run / "validation_loss.csv", "step") == ([0, 2] if during == "previews" else [0])
+    for table in ("validation_loss.csv", "scores.csv"):
+        assert read_csv(run / table, "step") == ([0, 2] if during == "previews" else [0])
     train_here(models_dir, images_dir, run, *flags)
     last = "checkpoints/step-000006"
     for path in ("", "best", last, f"{last}/best"):
         assert same_weights(whole / path, run / path) and step_of(whole / path) == step_of(run / path)
+    assert read_csv(whole / "scores.csv", "step") == [0, 2, 3, 4, 6]
     files = [
         *EXACT_TABLES,
+        "scores.csv",
         f"{last}/progress.json",
         *(f"previews/{path.name}" for path in (whole / "previews").iterdir()),
     ]

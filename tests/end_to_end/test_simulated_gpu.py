@@ -18,6 +18,7 @@ STEPS = 4
 # Steps 1 and 2 log nothing; 3 is followed by previews; 4 is logged, measured and saved
 FLAGS = ["--learning_rate=1e-3", "--train_batch_size=2", f"--max_train_steps={STEPS}", f"--logging_steps={STEPS}"]
 FLAGS += [f"--checkpointing_steps={STEPS}", "--validation_split=0.2", f"--validation_loss_steps={STEPS}"]
+FLAGS += ["--min_prompt_fidelity=0"]  # that of models with random weights is noise
 PREVIEWS = ["--validation_prompt=a cat", "--validation_negative_prompt=a dog", "--validation_steps=3"]
 PREVIEWS += ["--validation_inference_steps=2"]
 # Each objective, loss weight and memory option in at least one of them
@@ -89,6 +90,7 @@ def measured(monkeypatch):
     return record
 
 
+@pytest.mark.usefixtures("scored")
 @pytest.mark.parametrize("model, dtype, flags", RUNS.values(), ids=RUNS)
 def test_runs_on_a_gpu(models_dir, mixed_dir, tmp_path, measured, model, dtype, flags):
     with simulated_gpu() as gpu:
@@ -102,8 +104,13 @@ def test_runs_on_a_gpu(models_dir, mixed_dir, tmp_path, measured, model, dtype, 
     waits = [wait for wait in gpu.waits[after_first:after_second] if wait.where[0] != "time_forecast.py time_step"]
     assert not waits  # but for the stopwatch, which times the first steps
     assert len(list((tmp_path / "run" / "previews").glob("*.png"))) >= 2
+    assert read_csv(tmp_path / "run" / "scores.csv", "step") == [0, 3, STEPS]
+    # of each image, without the hypernetwork and at three steps, one number and the features of two blocks are read
+    read = [wait.what for wait in gpu.waits if "preview_scores.py _judge" in wait.where]
+    assert sum("'tolist'" in what for what in read) == 4 and sum("'cpu'" in what for what in read) == 4 * 2
 
 
+@pytest.mark.usefixtures("scored")
 def test_learns_what_a_cpu_learns(models_dir, mixed_dir, tmp_path):
     flags = [*PREVIEWS, "--ema_decay=0.9", "--snr_gamma=5", "--noise_offset=0.1"]
     train(models_dir, mixed_dir, tmp_path, "cpu", *flags)
@@ -116,15 +123,17 @@ def test_learns_what_a_cpu_learns(models_dir, mixed_dir, tmp_path):
     for table, column in (("hypernetwork_loss.csv", "loss"), ("validation_loss.csv", "val_loss")):
         cpu, gpu = (read_csv(tmp_path / run / table, column) for run in ("cpu", "gpu"))
         assert cpu and cpu == pytest.approx(gpu, rel=1e-5)
+    cpu, gpu = (read_csv(tmp_path / run / "scores.csv", "style_distance") for run in ("cpu", "gpu"))
+    assert len(cpu) == 3 and cpu == pytest.approx(gpu, abs=1e-3)
     assert max_difference(*(tmp_path / run / "previews" / "step-000003.png" for run in ("cpu", "gpu"))) <= 2
 
 
 def test_resumes_and_rolls_back_exactly(models_dir, mixed_dir, tmp_path, monkeypatch):
     """The state of optimizer, loss scaler and EMA leaves the GPU and returns to it."""
     flags = ["--mixed_precision=fp16", "--ema_decay=0.9", "--checkpointing_steps=2", "--validation_loss_steps=2"]
-    check_loss = DivergenceGuard.check_loss
+    check = DivergenceGuard.check_evaluation
     monkeypatch.setattr(
-        DivergenceGuard, "check_loss", lambda *of: check_loss(*of) or ("too high" if of[1] == STEPS else None)
+        DivergenceGuard, "check_evaluation", lambda *of: check(*of) or ("too high" if of[1] == STEPS else None)
     )
     with simulated_gpu():
         train(models_dir, mixed_dir, tmp_path, "whole", *flags)

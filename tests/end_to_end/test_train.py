@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import random
 import re
 import shutil
 
@@ -141,7 +142,8 @@ def test_overwrite_keeps_files_that_no_run_wrote(models_dir, images_dir, tmp_pat
     assert hypernet.load(tmp_path / "run").config.activation == "relu"
 
 
-def test_two_processes_equal_one_with_the_same_total_batch(models_dir, images_dir, mixed_dir, tmp_path):
+@pytest.mark.usefixtures("scored")
+def test_two_processes_equal_one_with_the_same_total_batch(models_dir, images_dir, mixed_dir, tmp_path, monkeypatch):
     shutil.copytree(images_dir, tmp_path / "images")
     shutil.copytree(mixed_dir, tmp_path / "images" / "mixed")
     images_dir = tmp_path / "images"
@@ -149,25 +151,30 @@ def test_two_processes_equal_one_with_the_same_total_batch(models_dir, images_di
     flags += ["--learning_rate=1e-3", "--max_train_steps=20", "--name=x", "--activation=mish", "--seed=2"]
     flags += ["--weight_init=kaiming_normal", "--checkpointing_steps=15", f"--adam_epsilon={ADAM_EPSILON}"]
     flags += ["--validation_split=0.3", "--validation_loss_steps=10", "--validation_inference_steps=2"]
-    flags += ["--validation_prompt", "a cat", "a dog", "a fish"]
+    flags += ["--validation_prompt", "a cat", "a dog", "a fish", "--min_prompt_fidelity=0"]
     flags += ["--validation_sampler=DPM++ 2M", "--validation_resolution=64x96"]
     caches = {name: tmp_path / f"cache of {name}" for name in ("one", "two")}
     two = ["--train_batch_size=2", "--validation_seed=-1", f"--cache_dir={caches['two']}", *flags]
     train(models_dir, images_dir, tmp_path / "two", *two, launch=LAUNCH_TWO)
     seed = json.loads((tmp_path / "two" / "run.json").read_text())["preview_seed"]
-    one = ["--train_batch_size=4", f"--validation_seed={seed}", f"--cache_dir={caches['one']}", *flags]
+    monkeypatch.setattr(random.SystemRandom, "randrange", lambda *_: seed)
+    one = ["--train_batch_size=4", "--validation_seed=-1", f"--cache_dir={caches['one']}", *flags]
     said = train_here(models_dir, images_dir, tmp_path / "one", *one)
     sizes = re.findall(r"^ *\d+x\d+ +(\d+) +\d+$", said, re.M)
     assert "1" in sizes and any(int(count) >= 4 for count in sizes)
     for folder in ("", "best", "checkpoints/step-000015"):
         one, two = (hypernet.load(tmp_path / run / folder).state_dict() for run in ("one", "two"))
         assert all((one[key] - two[key]).abs().max() < 1e-6 for key in one), folder
-    for table, column in (("hypernetwork_loss.csv", "loss"), ("validation_loss.csv", "val_loss")):
+    for table, column in (
+        ("hypernetwork_loss.csv", "loss"),
+        ("validation_loss.csv", "val_loss"),
+        ("scores.csv", "style_distance"),
+    ):
         steps, losses = (
             [read_csv(tmp_path / run / table, name) for run in ("one", "two")] for name in ("step", column)
         )
         assert steps[0] == steps[1] and len(steps[0]) in (2, 3)
-        assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+        assert losses[0] == pytest.approx(losses[1], abs=2e-4 if table == "scores.csv" else 1e-5)
     grids = [
         np.asarray(Image.open(tmp_path / run / "previews" / "before_after.png"), np.int16) for run in ("one", "two")
     ]

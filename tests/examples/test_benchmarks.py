@@ -12,7 +12,6 @@ from examples.benchmarks import (
     inference,
     kill_and_resume,
     presets,
-    rate_robustness,
     step,
     training_run,
     ways,
@@ -118,13 +117,6 @@ def test_prints_a_line_per_round_and_two_medians(monkeypatch, capsys):
     *rounds, ratio, overhead = capsys.readouterr().out.splitlines()
     assert len(rounds) == 2 and all("4.00" in line and "25.0%" in line for line in rounds)
     assert "4.00" in ratio and "25.0%" in overhead
-
-
-def test_counts_rollbacks_of_a_guard_log(tmp_path):
-    path = tmp_path / "guard.csv"
-    assert rate_robustness.count_rollbacks(path) == 0
-    path.write_text("step,event,rate_factor\n5,val_loss is nan; goes back to the best state,0.1\n9,ends,0.1\n")
-    assert rate_robustness.count_rollbacks(path) == 1
 
 
 # --- Kills

@@ -14,6 +14,7 @@ def test_plot_has_its_size_for_any_number_of_rows(recwarn):
         assert plot_losses(rows, "$a_$b 水墨", [], [10]).size == (800, 450)
     first = {"step": 0, "val_loss": 1.2, "val_loss_base": 1.2}
     assert plot_losses([], "ink", [first]).size == (800, 450)
+    assert plot_losses([], "ink", [], [], [{"step": 2, "prompt_fidelity": "", "style_distance": ""}]).size == (800, 650)
     with rc_context({"savefig.dpi": 300, "savefig.bbox": "tight", "text.usetex": True}):
         assert plot_losses(rows, "ink", [first]).size == (800, 450)
     assert not recwarn.list
@@ -33,3 +34,17 @@ def test_plot_shows_the_measured_values():
     assert validation == [[0, 1.2], [30, 0.6], [60, 99]] and base == [[0, 1.2], [30, 1.2], [60, 1.2]]
     assert [x for x, _ in rollback] == [40, 40]
     assert panel.get_xlim() == (0, 60) and panel.get_ylim() == pytest.approx((0, 1.05 * 1.2))  # 99 is an outlier
+
+
+def test_scores_have_a_panel_of_their_own():
+    scores = [
+        {"step": step, "prompt_fidelity": fidelity, "style_distance": distance}
+        for step, fidelity, distance in [("0", "1.0", "0.9"), ("30", "", "0.5"), ("80", "0.7", "2.5")]
+    ]
+    above, below = draw_losses([{"step": "10", "loss": "0.5"}], "ink", scores=scores).axes
+    assert [line.get_xydata().tolist() for line in below.lines] == [
+        [[0, 1.0], [80, 0.7]],
+        [[0, 0.9], [30, 0.5], [80, 2.5]],
+    ]
+    assert above.get_xlim() == below.get_xlim() == (0, 80) and below.get_ylim()[0] == 0
+    assert below.get_xlabel() == "step" and not above.get_xlabel()

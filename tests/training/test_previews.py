@@ -12,6 +12,7 @@ from hypernet.config import TrainingConfig
 from hypernet.stable_diffusion.model import latents_pipeline
 from hypernet.training import previews
 from hypernet.training.previews import Previewer
+from hypernet.training.shutdown import Interrupted
 from tests.helpers.tiny_models import LONG_PROMPT, open_models, tiny_pipeline, tiny_vae
 
 
@@ -62,9 +63,38 @@ def test_preview_size_follows_the_vae(tmp_path):
     assert latents_pipeline(models).vae_scale_factor == models.base.image_multiple == 2
 
 
-def test_a_truncated_negative_prompt_is_noted(models_dir, capsys):
+def test_a_truncated_negative_prompt_is_noted(models_dir):
     models = open_models(models_dir / "epsilon", max_token_chunks=1)
     for words in ("blue", LONG_PROMPT):
         config = TrainingConfig(resolution="64", validation_prompt=["a cat"], validation_negative_prompt=words)
-        Previewer(models, config, Accelerator(cpu=True))
-        assert ("--max_token_chunks 1 " in capsys.readouterr().out) == (words == LONG_PROMPT)
+        note = Previewer(models, config, Accelerator(cpu=True)).note
+        assert ("--max_token_chunks 1 " in (note or "")) == (words == LONG_PROMPT)
+
+
+def test_the_same_state_is_sampled_once(epsilon_models, monkeypatch):
+    options = {"resolution": "64", "validation_prompt": ["a cat", "a dog"], "validation_inference_steps": 2}
+    previewer, sampled, fails = Previewer(epsilon_models, TrainingConfig(**options), Accelerator(cpu=True)), [], []
+    sample = previewer._sample
+
+    def counted(prompt, check):
+        sampled.append(prompt.prompt)
+        if fails:
+            raise Interrupted
+        return sample(prompt, check)
+
+    monkeypatch.setattr(previewer, "_sample", counted)
+    first = previewer.sample(state=(3, 0))
+    assert sampled == ["a cat", "a dog"] and {number: images.shape[0] for number, images in first.items()} == {
+        0: 1,
+        1: 1,
+    }
+    assert len(previewer.generate(state=(3, 0))) == 2 and len(sampled) == 2
+    fails.append(True)
+    with pytest.raises(Interrupted):
+        previewer.generate(state=(4, 0))
+    fails.clear()
+    assert previewer.sample(state=(3, 0)) is first and len(sampled) == 3  # of which one was interrupted
+    previewer.sample(state=(3, 1))  # the same step after a rollback
+    previewer.sample()
+    previewer.sample()
+    assert len(sampled) == 3 + 3 * 2

@@ -36,6 +36,7 @@ def read_wandb(folder: Path) -> tuple[dict, dict]:
     return config, summary
 
 
+@pytest.mark.usefixtures("scored")
 def test_numbers_are_numbers_in_wandb(models_dir, images_dir, tmp_path):
     flags = ["--report_to=wandb", "--max_train_steps=4", "--logging_steps=2", "--validation_split=0.3"]
     flags += ["--validation_loss_steps=2", "--learning_rate=3e-3", "--validation_prompt", "a cat", "a dog"]

@@ -1,0 +1,268 @@
+"""Score what a hypernetwork generates: does it still show the prompts, and how near is it to the training images?
+
+Both numbers come from the base model itself, and are relative to the same images generated without the hypernetwork.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+
+from hypernet.data.dataset import TrainingDataset
+from hypernet.data.prompts import with_template_words
+from hypernet.generation.preview_prompts import PreviewPrompt, preview_prompts
+from hypernet.modeling.attachment import set_strength
+from hypernet.stable_diffusion.conditioning import build_conditions, cast_conditions, time_ids
+from hypernet.stable_diffusion.model import StableDiffusion
+from hypernet.training.preview_setup import SEEDS
+from hypernet.training.previews import BASE, Latents, Previewer
+from hypernet.training.prompt_fidelity import choose_alternatives, prompt_margin
+from hypernet.training.run import Run
+from hypernet.training.shutdown import gather_shares
+from hypernet.training.style_distance import Features, Place, StyleAxis, extract_features, fit_axes, style_distance
+from hypernet.utils.hashing import derive_seed
+
+CAPTION_PROMPTS = 6  # scored if there are no previews
+STYLE_IMAGES = 16  # training images that define the style, each beside what the base model makes of its caption
+VALIDATION_IMAGES = 16  # at most, to set the zero of the style distance
+STYLE_SEED = 10_000  # other noise than that of previews, which would otherwise seem to belong to the base model's style
+POOL = 1000  # captions to choose alternatives from
+FAILED = "previews could not be scored"
+
+Scores = dict[str, float]
+
+
+@dataclasses.dataclass
+class Judged:
+    """What the base model sees in an image.
+
+    Attributes:
+        margin: see `prompt_margin`.
+        places: where it is on each `StyleAxis`.
+    """
+
+    margin: float
+    places: list[Place]
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether there is something to see; a hypernetwork may make the UNet overflow."""
+        return all(math.isfinite(number) for number in itertools.chain([self.margin], *self.places))
+
+
+class PreviewScores:
+    """Measures prompt fidelity and style distance of the images that a previewer samples.
+
+    Args:
+        previewer: of the images to score.
+        texts: what the images of each of its prompts should show.
+        pool: texts to compare them with.
+        style_previewer: of an image for each of `style_images`, from its caption.
+        style_images: indices of the images of `dataset` that define the style.
+        validation: the validation images, if there are any.
+
+    Attributes:
+        values: "prompt_fidelity", "style_distance" and "score" of the last state measured; none if that has failed.
+    """
+
+    def __init__(
+        self,
+        models: StableDiffusion,
+        previewer: Previewer,
+        texts: Sequence[str],
+        pool: Iterable[str],
+        style_previewer: Previewer,
+        dataset: TrainingDataset,
+        style_images: Sequence[int],
+        validation: TrainingDataset | None,
+    ) -> None:
+        self.models, self.previewer, self.accelerator = models, previewer, previewer.accelerator
+        self.values: Scores = {}
+        pool = list(dict.fromkeys([*texts, *pool]))
+        choices = [[text, *choose_alternatives(text, pool)] for text in texts]
+        encoded = previewer.sampler.encode(["", *(text for choice in choices for text in choice)])
+        self._embeds = [[encoded[text] for text in choice] for choice in choices]
+        self._empty = encoded[""]
+        self._batch_size = max(2, previewer.config.train_batch_size)  # without gradients, as for the validation loss
+        self._style_previewer: Previewer | None = style_previewer
+        self._dataset, self._style_images, self._validation = dataset, style_images, validation
+        self._axes: list[StyleAxis] = []
+        self._base: dict[tuple[int, int], Judged] = {}  # of each prompt and image, without the hypernetwork
+
+    def measure_base(self) -> None:
+        """Measure the base model; no hypernetwork may be attached yet. If that fails, nothing will be scored."""
+        sampler, self._style_previewer = self._style_previewer, None  # its images are needed only here
+        if sampler is not None:
+            prompts = sampler.prompts
+            generated, problem = gather_shares(lambda: _on_cpu(sampler.sample(state=BASE)))
+            latents = {number: images for share in generated for number, images in share.items()}
+            if not problem:
+                shares, problem = gather_shares(lambda: self._start(latents, prompts))
+                self._base = {} if problem else _merge(shares)
+            if problem:
+                self.previewer.failures.report(f"{FAILED} ({problem}); the run continues without")
+
+    def _start(self, generated: Latents, style_prompts: Sequence[PreviewPrompt]) -> dict[tuple[int, int], Judged]:
+        """Find the style's axes, and judge this process's images without the hypernetwork.
+
+        Args:
+            generated: an image of each of `style_prompts`.
+
+        Raises:
+            ValueError: if the base model's images cannot be judged.
+        """
+        images = [self._features_of(self._dataset, index) for index in self._style_images]
+        plain = [
+            self._features(generated[number][0], self._time_ids(prompt), number)
+            for number, prompt in enumerate(style_prompts)
+        ]
+        count = 0 if self._validation is None else min(VALIDATION_IMAGES, len(self._validation))
+        more = [self._features_of(self._validation, index) for index in range(count)] if self._validation else []
+        self._axes = fit_axes(images, plain, more)
+        judged = self._judge(self.previewer.sample(state=BASE), lambda: None)
+        if not all(each.is_finite for each in judged.values()):
+            raise ValueError("the base model gives NaN")
+        return judged
+
+    def measure(self, state: object, check: Callable[[], None] = lambda: None) -> Scores:
+        """Measure and return `values` of the hypernetwork that is attached.
+
+        Args:
+            state: see `Previewer.sample`.
+            check: called between forward passes; may raise `Interrupted`.
+
+        Raises:
+            Interrupted: on all processes, if `check` has raised it on one.
+        """
+
+        def work() -> dict[tuple[int, int], Judged]:
+            latents = self.previewer.sample(check, state)
+            set_strength(self.models.unet, 0.0)
+            try:
+                return self._judge(latents, check)
+            finally:
+                set_strength(self.models.unet, 1.0)
+
+        if not self._base:
+            return {}
+        shares, problem = gather_shares(work)
+        self.values = {}
+        with self.previewer.failures.tolerate(FAILED):
+            if problem:
+                raise RuntimeError(problem)
+            self.values = self._compare(_merge(shares))
+        return self.values
+
+    def _judge(self, latents: Latents, check: Callable[[], None]) -> dict[tuple[int, int], Judged]:
+        """Return what the base model sees in images, by the number of the prompt and of the image."""
+        judged = {}
+        for number, images in latents.items():
+            ids = self._time_ids(self.previewer.prompts[number])
+            for i, image in enumerate(images.to(self.accelerator.device)):
+                seed = derive_seed(number, i)
+                margin = prompt_margin(
+                    self.models.unet,
+                    self.models.scheduler,
+                    image,
+                    self._embeds[number],
+                    ids,
+                    seed,
+                    self._batch_size,
+                    check,
+                )
+                features = self._features(image, ids, seed)
+                judged[number, i] = Judged(margin, [axis.place(each) for axis, each in zip(self._axes, features)])
+        return judged
+
+    def _compare(self, judged: dict[tuple[int, int], Judged]) -> Scores:
+        """Return the scores of images, relative to those without the hypernetwork.
+
+        An image of NaN shows nothing of its prompt, and is as far from the style as without the hypernetwork.
+        """
+        base = [self._base[place] for place in judged]
+        images = [each if each.is_finite else Judged(0.0, before.places) for each, before in zip(judged.values(), base)]
+        values = {}
+        possible = sum(each.margin for each in base)
+        if possible > 0:
+            values["prompt_fidelity"] = max(0.0, sum(each.margin for each in images) / possible)
+        places, base_places = [each.places for each in images], [each.places for each in base]
+        values["style_distance"] = style_distance(self._axes, places, base_places)
+        if "prompt_fidelity" in values:
+            values["score"] = min(values["prompt_fidelity"], 1.0) * min(max(1.0 - values["style_distance"], 0.0), 1.0)
+        return values
+
+    def _features_of(self, dataset: TrainingDataset, index: int) -> Features:
+        latents = dataset.latents.sample(index, 0, 0, torch.Generator().manual_seed(0))
+        ids = dataset.latents.time_ids(index) if dataset.is_xl else None
+        return self._features(latents, ids, index)
+
+    def _features(self, latents: torch.Tensor, ids: torch.Tensor | None, seed: int) -> Features:
+        """Return the features of an image, (channels, height, width)."""
+        unet, device = self.models.unet, self.accelerator.device
+        conditions = build_conditions([self._empty], None if ids is None else ids[None])
+        conditions = cast_conditions(conditions, device, unet.dtype)
+        return extract_features(unet, self.models.scheduler, latents[None].to(device), conditions, seed)
+
+    def _time_ids(self, prompt: PreviewPrompt) -> torch.Tensor | None:
+        """Return SDXL's size conditioning of a prompt's images; None for other models."""
+        width, height = prompt.size
+        return time_ids((height, width), (0, 0), (height, width)) if self.models.base.is_xl else None
+
+
+def _merge(shares: list[dict[tuple[int, int], Judged]]) -> dict[tuple[int, int], Judged]:
+    """Merge what all processes have judged, in the same order whatever their number."""
+    return dict(sorted((place, judged) for share in shares for place, judged in share.items()))
+
+
+def _on_cpu(latents: Latents) -> Latents:
+    return {number: images.cpu() for number, images in latents.items()}
+
+
+def prepare_scores(
+    run: Run,
+    models: StableDiffusion,
+    previewer: Previewer | None,
+    dataset: TrainingDataset,
+    validation: TrainingDataset | None,
+) -> PreviewScores | None:
+    """Return what scores the previews; without previews, images of captions if there are validation images.
+
+    It encodes prompts, so the text encoders must still be there. None if there is nothing to score.
+    """
+    config, prompts = run.config, dataset.prompts
+    captions = [next(iter(captions), "") for captions in prompts.captions]
+    if previewer is not None:
+        texts = [prompt.prompt for prompt in previewer.prompts]
+    elif validation is not None:
+        own = [next(iter(captions), "") for captions in validation.prompts.captions]
+        texts = _spread(list(dict.fromkeys(filter(None, [*own, *captions]))), CAPTION_PROMPTS)
+        words = [with_template_words(prompts.templates, text, str(config.name)) for text in texts]
+        previewer = _previewer_of(run, models, words) if texts else None
+    if previewer is None:
+        return None
+    style_images = _spread(range(len(dataset)), STYLE_IMAGES)
+    shown = _previewer_of(run, models, [captions[index] for index in style_images], STYLE_SEED)
+    pool = _spread(captions, POOL)
+    return PreviewScores(models, previewer, texts, pool, shown, dataset, style_images, validation)
+
+
+def _previewer_of(run: Run, models: StableDiffusion, texts: list[str], seed: int = 0) -> Previewer:
+    """Return a previewer of one image per text, each from its own noise, with the settings of the options.
+
+    Args:
+        seed: added to that of the options.
+    """
+    config = dataclasses.replace(run.config, validation_prompt=[""], validation_prompts_file=None)
+    config = dataclasses.replace(config, num_validation_images=1)
+    first = preview_prompts(config)[0].with_seed(config.seed)
+    seeds = [(first.seed + seed + i) % SEEDS for i in range(len(texts))]
+    prompts = [dataclasses.replace(first, prompt=text, seed=each) for text, each in zip(texts, seeds)]
+    return Previewer(models, config, run.accelerator, run.failures, prompts)
+
+
+def _spread(values: Sequence, count: int) -> list:
+    """Return up to `count` of the values, spread evenly."""
+    count = min(count, len(values))
+    return [values[number * len(values) // count] for number in range(count)]
