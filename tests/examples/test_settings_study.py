@@ -1,21 +1,31 @@
 """examples/benchmarks/settings_study: the runs of the study, and what becomes of their figures."""
 
-import collections
-import itertools
-import json
+import os
 import random
+import re
 import shutil
 import statistics
 
+import numpy as np
 import pytest
 from PIL import Image
-from safetensors.torch import load_file
 
 import hypernet
-from examples.benchmarks.settings_study import page, rows, run, timing
-from examples.benchmarks.settings_study.lora import train_lora
-from examples.benchmarks.settings_study.plots import draw_changes, draw_learning_rates, find_changes, seed_deviation
-from examples.benchmarks.settings_study.run import MODEL, SECTIONS, SEEDS, section_runs, write_data
+from examples.benchmarks.settings_study import agreement, measure, page, plots, rows, run
+from examples.benchmarks.settings_study.rows import Row
+from examples.benchmarks.settings_study.settings import (
+    BASE,
+    BASELINE,
+    BASELINE_SEEDS,
+    HIGH,
+    MODEL,
+    SECTIONS,
+    SEEDS,
+    STYLES,
+    StudyRun,
+    setting_label,
+    unique_settings,
+)
 from examples.quickstart.tools import scenes, sets
 from hypernet.cli.training_options import options_to_flags, parse_config
 from hypernet.utils.errors import UserError
@@ -26,71 +36,103 @@ IMAGES = MODEL.with_name("images")
 
 
 def test_every_setting_has_a_run_per_seed(tmp_path):
-    settings = {}
-    for section, grid in SECTIONS.items():
-        runs = section_runs(tmp_path, "openmoji", section)
-        configs = [parse_config(options_to_flags(each.options)) for each in runs]
-        seeds = grid.get("seed", SEEDS)
-        assert sorted({config.seed for config in configs}) == seeds and not any(config.guard for config in configs)
-        settings[section] = len(runs) // len(seeds)
-        assert len({each.name for each in runs}) == len(runs) == len(seeds) * settings[section]
-        # apart from what the section varies, the options are the baseline's
-        shared = {name: value for name, value in run.BASE.items() if name not in grid}
-        assert all(str(each.options[name]) == str(value) for each in runs for name, value in shared.items())
-    # eight activations at five learning rates, ...
-    assert settings == {
-        "rate": 40,
-        "baseline": 1,
-        "structure": 7,
-        "layer norm": 2,
-        "dropout": 2,
-        "initialisation": 5,
-        "widths": 2,
-        "latents": 2,
-        "tags": 2,
-        "lora": 3,
-    }
+    runs = run.list_runs(tmp_path, STYLES[:1], list(SECTIONS), [*SEEDS, *BASELINE_SEEDS])
+    settings = unique_settings()
+    assert len({setting_label(setting) for setting in settings}) == len(settings)  # labels tell settings apart
+    assert len({each.folder for each in runs}) == len(runs) == 3 * len(settings) + len(BASELINE_SEEDS)
+    for setting in settings:
+        seeds = [each.seed for each in runs if each.setting == setting]
+        assert seeds == [*SEEDS, *(BASELINE_SEEDS if setting == BASELINE else ())]
+    for each in runs:
+        config = parse_config(options_to_flags(each.options()))
+        steps = each.setting.get("max_train_steps", BASE["max_train_steps"])
+        assert config.max_train_steps == config.validation_loss_steps == steps and not config.guard
+        # apart from what the setting varies, the options are the baseline's
+        varied = {*each.setting, "max_train_steps"}
+        assert all(each.options()[name] == value for name, value in BASE.items() if name not in varied)
 
 
-def test_settings_csv_has_every_run_once(tmp_path):
-    found = rows.rows_of_one_model(rows.read_rows(), run.identify_model(), run.count_runs())
-    assert len(found) == run.count_runs() == len({(row["style"], row["section"], row["run"]) for row in found})
-    counts = collections.Counter((row["style"], row["section"], int(row["seed"])) for row in found)
-    styles, expected = {row["style"] for row in found}, collections.Counter()
-    for style, section in itertools.product(styles, SECTIONS):
-        for each in section_runs(tmp_path, style, section):
-            expected[style, section, each.options["seed"]] += 1
-            # the widths are those of the model that was measured
-            assert section == "widths" or any((row["style"], row["run"]) == (style, each.name) for row in found)
-    assert len(styles) == 2 and counts == expected
-    text = page.PAGE.read_text(encoding="utf-8")
-    assert f" {len(found)} runs" in text
-    (model,) = {row["model"] for row in found}
-    assert f"<!-- model -->\n{page.describe_model(model, run.identify_model())}\n<!-- end -->" in text
+def test_an_optimizer_starts_afresh_by_continuing_from_the_file_alone(tmp_path):
+    each = StudyRun(tmp_path, "openmoji", {"fresh_optimizer_every": 50}, seed=2)
+    parts = [each.options(part) for part in range(len(each.ends))]
+    assert [part["max_train_steps"] for part in parts] == [50, 100, 150]
+    assert len({part["output_dir"] for part in parts}) == len({part["seed"] for part in parts}) == 3
+    assert parts[-1] == each.options() and parts[-1]["output_dir"] == str(each.folder)
+    sources = [os.path.join(part["output_dir"], "openmoji.pt") for part in parts]
+    assert [part.get("init_from") for part in parts] == [None, *sources[:-1]]
 
 
-def test_a_new_models_runs_replace_older_ones_once_all_are_there():
-    old, new = ([{"model": model, "run": number} for number in range(3)] for model in ("old", "new"))
-    assert rows.rows_of_one_model([*new[:2], *old], "new", 3) == old
-    assert rows.rows_of_one_model([*new, *old], "new", 3) == new
-    assert rows.rows_of_one_model(new[:1], "new", 3) == new[:1]
-    assert rows.rows_of_one_model([], "new", 3) == []
-    assert page.describe_model("old", "new") != page.describe_model("new", "new")
+def test_settings_csv_has_the_runs_of_the_study_once(tmp_path):
+    found = rows.read_rows()
+    assert len({row.key for row in found}) == len(found)
+    assert {row.model for row in found} <= {run.identify_model()}
+    expected = run.list_runs(tmp_path, STYLES[:1], list(SECTIONS), [*SEEDS, *BASELINE_SEEDS])
+    keys = {Row("", each.style, each.setting, each.seed, {}).key for each in expected}
+    assert keys == {row.key for row in found if row.style == STYLES[0]}
+    assert f"<!-- runs -->\n{page.describe_runs(found)}\n<!-- end -->" in page.PAGE.read_text(encoding="utf-8")
 
 
-def test_failed_runs_are_not_measured(tmp_path, monkeypatch, capsys):
-    """The folder of a failed run may hold an older run, whose figures do not count."""
-    names = [each.name for each in section_runs(tmp_path, "openmoji", "latents") if each.options["seed"] == 0]
+@pytest.fixture
+def table(tmp_path, monkeypatch):
+    """An empty settings.csv of a model "new"."""
     monkeypatch.setattr(rows, "TABLE", tmp_path / "settings.csv")
-    monkeypatch.setattr(run, "train_all", lambda runs, *_: {runs[0].name: "it holds another run"})
     monkeypatch.setattr(run, "identify_model", lambda: "new")
-    for name in ("load_pipeline", "load_classifier"):
-        monkeypatch.setattr(run, name, lambda *_: None)
-    figures = {"val_loss": 0.5, "val_loss_base": 1.0, "reached_at_step": 25, "file_bytes": 9}
-    monkeypatch.setattr(run, "measure_run", lambda *_: figures)  # of whatever is in the folder
-    run.complete_section(tmp_path, jobs=1, style="openmoji", section="latents", seed=0)
-    assert [(row["model"], row["run"]) for row in rows.read_rows()] == [("new", name) for name in names[1:]]
-    assert f"{names[0]}: it holds another run" in capsys.readouterr().out
+
+
+def test_rows_are_read_as_written(table):
+    written = [
+        Row("new", "openmoji", HIGH, 1, {"val_loss": 0.5, "file_bytes": 9.0}),
+        Row("new", "openmoji", BASELINE, 0, {"subject_share": 0.25}),
+    ]
+    assert rows.read_rows() == []
+    rows.write_rows(written)
+    assert sorted(rows.read_rows(), key=lambda row: row.seed) == written[::-1]
+
+
+def test_only_missing_runs_are_measured_and_failed_ones_left_out(table, tmp_path, monkeypatch, capsys):
+    runs = [StudyRun(tmp_path, "openmoji", BASELINE, seed) for seed in SEEDS]
+    rows.write_rows([Row("new", "openmoji", BASELINE, 0, {"val_loss": 0.1})])
+
+    def measure_all(missing, jobs):
+        yield missing[0], UserError("it holds another run")
+        yield missing[1], {"val_loss": 0.5}
+
+    monkeypatch.setattr(run, "measure_all", measure_all)
+    run.complete_table(runs, jobs=2)
+    assert [(row.seed, row.figures) for row in rows.read_rows()] == [(0, {"val_loss": 0.1}), (2, {"val_loss": 0.5})]
+    assert "it holds another run" in capsys.readouterr().out
+
+
+def test_runs_of_another_model_are_not_mixed_in(table, tmp_path):
+    rows.write_rows([Row("old", "openmoji", BASELINE, 0, {})])
+    with pytest.raises(UserError, match=r"settings\.csv"):
+        run.complete_table([StudyRun(tmp_path, "openmoji", BASELINE, 1)], jobs=1)
+
+
+def copy_repo_images(folder, numbers):
+    folder.mkdir(parents=True)
+    for number in numbers:
+        for path in IMAGES.glob(f"{number:02d}.*"):
+            shutil.copy(path, folder)
+
+
+def test_measures_a_run_with_a_fresh_optimizer(tmp_path, monkeypatch):
+    copy_repo_images(tmp_path / "data" / "mine" / "images", range(4))
+    copy_repo_images(tmp_path / "data" / "mine" / "held_out", range(4, 6))
+    each = StudyRun(tmp_path, "mine", {"fresh_optimizer_every": 1, "max_train_steps": 2, "train_batch_size": 1}, seed=0)
+    images = sorted((tmp_path / "data" / "mine" / "images").glob("*.png"))
+    each.train_images.write_text("".join(f"{path}\n" for path in images))
+    monkeypatch.setattr(measure, "SAMPLES", 2)
+    monkeypatch.setattr(measure, "SAMPLING_STEPS", 1)
+    figures = measure.measure_run(each)
+    assert {"val_loss", "val_loss_base", "subject_share", "file_bytes"} <= figures.keys()
+    assert "style_share" not in figures  # the classifier does not know the hand
+    assert hypernet.load(each.folder).config.step == 2
+    assert figures["file_bytes"] == (each.folder / "mine.pt").stat().st_size
+    assert Image.open(f"{each.folder}.png").height < 2 * 128 + 5
+
+
+# --- Data
 
 
 @pytest.fixture
@@ -100,172 +142,129 @@ def plain_hand(monkeypatch):
     def render(subject, hand):
         return Image.new("RGBA", (64, 64), (*random.Random(subject).randbytes(3), 255))
 
-    monkeypatch.setattr(scenes, "find", lambda subject, hand: subject)
+    for module in (scenes, run):
+        monkeypatch.setattr(module, "find", lambda subject, hand: subject)
     monkeypatch.setattr(scenes, "render", render)
 
 
-def test_tags_have_the_words_of_the_captions(plain_hand, tmp_path):
-    write_data(tmp_path, "openmoji")
-    subjects = {}
-    for name, count in (("images", 32), ("held_out", 8)):
-        paths = sorted((tmp_path / name).glob("*.txt"))
-        assert len(paths) == count
-        for path in paths:
-            tagged = tmp_path / f"{name}_tags" / path.name
-            caption, tags = path.read_text().split(), tagged.read_text().strip().split(", ")
-            assert sorted(" ".join(tags).split()) == sorted(word for word in caption if word not in ("a", "an", "on"))
-            assert path.with_suffix(".png").read_bytes() == tagged.with_suffix(".png").read_bytes()
-            subjects.setdefault(name, set()).update(tag for tag in tags if tag in scenes.SUBJECTS)
-        assert len(subjects[name]) == count
-    assert not subjects["images"] & subjects["held_out"]
-    for section, ending in (("tags", "_tags"), ("latents", "")):
-        options = section_runs(tmp_path, "openmoji", section)[0].options
-        assert options["train_data_dir"].endswith(f"images{ending}")
-        assert options["validation_data_dir"].endswith(f"held_out{ending}")
+def subjects_of(paths):
+    captions = [path.with_suffix(".txt").read_text() for path in paths]
+    return {re.sub(r"^(an? )?((small|big) )?", "", text.partition(" on ")[0]) for text in captions}
 
 
-def test_emoji_that_cannot_be_fetched_are_one_line(monkeypatch, tmp_path):
+def test_validation_images_show_other_subjects(plain_hand, tmp_path):
+    run.write_data(tmp_path, "openmoji", None)
+    lists = {name: (tmp_path / f"train_{name}.txt").read_text().splitlines() for name in (8, 32, "all")}
+    assert {name: len(paths) for name, paths in lists.items()} == {8: 8, 32: 32, "all": len(sets.SUBJECTS) - 8}
+    assert lists["all"][:32] == lists[32] and lists[32][:8] == lists[8]
+    held_out = sorted((tmp_path / "held_out").glob("*.png"))
+    assert len(held_out) == 8 and not subjects_of(held_out) & subjects_of((tmp_path / "images").glob("*.png"))
+
+
+def test_a_folder_of_images_is_a_style(tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for number in range(44):
+        Image.new("RGB", (8, 8)).save(mine / f"{number:02d}.png")
+        (mine / f"{number:02d}.txt").write_text("a cat")
+    run.write_data(tmp_path / "data", "ink", mine)
+    held_out, images = (
+        {path.name for path in (tmp_path / "data" / name).glob("*.png")} for name in ("held_out", "images")
+    )
+    assert len(held_out) == 8 and len(images) == 36 and not held_out & images
+    for path in mine.glob("2*.*"):
+        path.unlink()
+    with pytest.raises(UserError, match="--style_dir ink"):
+        run.write_data(tmp_path / "few", "ink", mine)
+
+
+def test_a_style_without_a_folder_is_refused():
+    with pytest.raises(UserError, match="--style_dir ink"):
+        run.parse_arguments(["--style_dir", "ink"])
+
+
+def test_emoji_that_cannot_be_fetched_are_an_error(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", "")  # without npm
     monkeypatch.setattr(sets, "CACHE_DIR", tmp_path / "sets")
     sets.load_set.cache_clear()
     sets.find.cache_clear()
-    with pytest.raises(UserError, match="--styles openmoji"):
-        write_data(tmp_path, "openmoji")
+    with pytest.raises(UserError, match="openmoji"):
+        run.write_data(tmp_path, "openmoji", None)
     assert not (tmp_path / "done").exists()
 
 
-# --- Tables and plots
+# --- Tables, plots and correlations
 
 
-def make_row(style, section, seed, loss, half, options):
-    shares = {"style_share": 0.5, "subject_share": 1.0, "file_bytes": 2000, "val_loss_base": 1.0, "rank": ""}
-    row = {"style": style, "section": section, "seed": seed, "options": json.dumps(options)}
-    return {**row, "val_loss": loss, "reach": 0.5, "reached_at_step": half, **shares}
+def make_row(setting, seed, loss, style="openmoji", **figures):
+    figures = {"val_loss": loss, "val_loss_base": 1.0, "subject_share": 0.5, "file_bytes": 2000.0, **figures}
+    return Row("new", style, setting, seed, figures)
 
 
-def test_tables_show_mean_and_deviation():
-    base, changed = {"activation": "swish", "learning_rate": "3e-3"}, {"dropout_structure": "0,0.1,0"}
-    runs = [make_row("openmoji", "rate", seed, 0.3 + seed / 10, 25, base) for seed in (0, 1)]
-    runs += [
-        make_row("openmoji", "dropout", seed, loss, half, changed) for seed, loss, half in [(0, 0.5, 50), (1, 0.6, "")]
-    ]
-    runs += [make_row("openmoji", "baseline", 2, 0.2, 25, base)]
-    times = {"{}": 1.0, json.dumps(changed): 1.25}
-    *_, baseline, dropout = page.build_table(runs, "dropout", base, times).splitlines()
-    deviation = statistics.stdev([0.2, 0.3, 0.4])
-    assert baseline == f"| *baseline*, 3 seeds | 0.300 ± {deviation:.3f} | 25 | 50% | 100% | 1.00 | 2 |"
-    deviation = statistics.stdev([0.5, 0.6])
-    assert dropout == f"| dropout_structure 0,0.1,0 | 0.550 ± {deviation:.3f} | 1 of 2 | 50% | 100% | 1.25 | 2 |"
-
-
-def test_changes_within_the_noise_of_the_seeds_are_in_brackets():
-    def runs(*losses):
-        return [("openmoji", (loss, 0.0, 0.0)) for loss in losses]
-
-    changes = {"baseline": runs(-10.0, 10.0), "near": runs(20.0, 22.0), "far": runs(28.0, 29.0)}
-    changes["one"] = [*runs(30.0), ("streamline-emojis", (1.0, 0.0, 0.0))]
-    lines = page.build_changes_table(changes).splitlines()[2:]
-    # stdev of -10 and 10 is 14.14; two errors of a difference are 28.28 for two runs beside two, 34.6 for one
-    assert [line.split(" | ")[:2] for line in lines] == [
-        ["| baseline", "± 14.1"],
-        ["| near", "(+21.0)"],
-        ["| far", "+28.5"],
-        ["| one", "(+30.0)"],
+def test_tables_mark_differences_beyond_those_between_seeds(monkeypatch):
+    near, far = {"activation": "relu"}, {"activation": "elu"}
+    monkeypatch.setitem(SECTIONS, "activation", [BASELINE, near, far])
+    found = [make_row(BASELINE, seed, loss) for seed, loss in enumerate((0.4, 0.6))]
+    # the standard deviation of 0.4 and 0.6 is 0.141; two errors of a difference are 0.258 for three runs beside two
+    found += [make_row(near, seed, 0.75) for seed in range(3)] + [make_row(far, seed, 0.76) for seed in range(3)]
+    found += [make_row(BASELINE, seed, 0.1, style="other") for seed in range(3)]  # a style without this section
+    lines = page.build_table(found, "activation").splitlines()[2:]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert [[row[0], row[1], row[-2], row[-1]] for row in cells] == [
+        ["baseline (2 seeds)", f"0.500 ± {statistics.stdev([0.4, 0.6]):.3f}", "50% ± 0%", "2"],
+        ["activation relu", "0.750", "50%", "2"],
+        ["activation elu", "**0.760**", "50%", "2"],
     ]
 
 
-def test_changes_are_relative_to_the_baseline_of_the_same_style():
-    base, other = {"activation": "swish", "learning_rate": "3e-3"}, {"activation": "relu", "learning_rate": "3e-3"}
-    dropout = {"dropout_structure": "0,0.1,0"}
-    runs = [("openmoji", 0, 0.2), ("openmoji", 1, 0.4), ("streamline-emojis", 0, 0.4)]
-    runs = [make_row(style, "rate", seed, loss, 25, base) for style, seed, loss in runs]
-    runs += [
-        make_row("openmoji", "rate", 0, 0.3, 25, other),
-        make_row("streamline-emojis", "rate", 0, "nan", 25, other),
+def test_the_page_keeps_everything_but_its_tables(tmp_path, monkeypatch, capsys):
+    target = tmp_path / "settings.md"
+    target.write_text("Before.\n<!-- widths -->\nold\n<!-- end -->\nAfter <!-- end -->")
+    monkeypatch.setattr(page, "PAGE", target)
+    monkeypatch.setattr(page, "PLOTS", {tmp_path / "plot.png": plots.draw_settings})
+    page.write_page([make_row(setting, seed, 0.5) for setting in SECTIONS["widths"] for seed in SEEDS])
+    before, table, after = target.read_text().partition("<!-- widths -->\n| setting")
+    assert before == "Before.\n" and table and after.endswith("|\n<!-- end -->\nAfter <!-- end -->")
+    assert "old" not in after and (tmp_path / "plot.png").is_file()
+
+
+def test_plots_show_every_run():
+    found = [
+        make_row(setting, seed, 0.5, style_share=0.2, style_distance=0.3)
+        for setting in (BASELINE, HIGH)
+        for seed in SEEDS
     ]
-    runs += [make_row("openmoji", "rate", 0, 0.9, 25, {**other, "learning_rate": "3e-5"})]  # another learning rate
-    runs += [make_row("openmoji", "dropout", 0, 0.15, 25, dropout) | {"style_share": 0.25, "subject_share": 0.6}]
-    runs += [make_row("openmoji", "tags", 0, 0.15, 25, {"shuffle_tags": True})]
-    runs += [make_row("other", "dropout", 0, 0.15, 25, dropout)]  # a style without a baseline
-    changes = find_changes(runs, base)
-    losses = {name: [(style, round(found[0], 6)) for style, found in group] for name, group in changes.items()}
-    assert losses == {
-        "baseline": [("openmoji", -33.333333), ("openmoji", 33.333333), ("streamline-emojis", 0.0)],
-        "activation relu": [
-            ("openmoji", 0.0),
-            ("streamline-emojis", 2400.0),
-        ],  # NaN counts as ten times the base model's loss
-        "dropout_structure 0,0.1,0": [("openmoji", -50.0)],
-    }
-    assert {found[1:] for group in changes.values() for _, found in group} == {(0.0, 0.0), (-25.0, -40.0)}
-    assert changes["dropout_structure 0,0.1,0"][0][1][1:] == (-25.0, -40.0)
-    # the only setting with two seeds of one style
-    assert seed_deviation(changes, 0) == pytest.approx(statistics.stdev([-100 / 3, 100 / 3]))
-    lost = [("openmoji", (900.0, 0.0, -95.0)), ("openmoji", (100.0, 0.0, -95.0))]
-    assert seed_deviation({**changes, "LoRA": lost}, 0) == seed_deviation(changes, 0)
-    labels = [text.get_text() for text in draw_changes(runs, base).axes[0].get_yticklabels()]
-    assert labels == list(changes) == ["baseline", "activation relu", "dropout_structure 0,0.1,0"]
-    swish = draw_learning_rates(runs).axes[0].lines[1]  # after relu, in neon
-    assert swish.get_label() == "swish" and swish.get_ydata() == pytest.approx([0.3])
+    found += [make_row(BASELINE, 0, 5.0, style="other")]  # ten times the scale of the plot, and without some figures
+    panels = plots.draw_settings(found).axes
+    assert [text.get_text() for text in panels[0].get_yticklabels()] == ["baseline", setting_label(HIGH)]
+    offsets = {panel.get_title(): [len(dots.get_offsets()) for dots in panel.collections] for panel in panels}
+    assert offsets["style distance"] == [6] and offsets["prompt fidelity"] == []
+    assert max(dots.get_offsets()[:, 0].max() for dots in panels[0].collections) == 2
+    found += [make_row({"learning_rate": "1e-2:50, 1e-3:150"}, 0, 0.5)]  # a schedule, which has no place on the axis
+    (line, other) = plots.draw_learning_rates(found).axes[0].lines
+    assert list(line.get_xdata()) == [1e-3, 2e-3] and list(other.get_ydata()) == [2]
+    assert [len(dots.get_offsets()) for dots in plots.draw_agreement(found).axes[0].collections] == [6, 0]
 
 
-# --- Timing
+def test_rank_correlation_of_known_cases():
+    values = [3.0, 1.0, 4.0, 1.5, 9.0]
+    assert agreement.spearman(values, [value**3 for value in values]) == pytest.approx(1)
+    assert agreement.spearman(values, [-value for value in values]) == pytest.approx(-1)
+    # ranks 1, 2, 3, 4 and, with a tie, 1, 3, 2, 4 -> 1, 2.5, 2.5, 4
+    expected = np.corrcoef([1, 2, 3, 4], [1, 2.5, 2.5, 4])[0, 1]
+    assert agreement.spearman([1, 2, 3, 4], [10, 30, 30, 70]) == pytest.approx(expected)
+    assert np.isnan(agreement.spearman(values, [2.0] * 5))
 
 
-def test_time_ratios_compare_steps_of_the_same_round():
-    now = [0.0]
-    costs = {"plain": itertools.cycle([1.0, 2.0]), "costly": itertools.cycle([3.0, 10.0])}
-
-    def make_step(name):
-        calls = itertools.count()
-
-        def step():  # its cost changes from round to round; the first call of a round is not measured
-            call = next(calls)
-            cost = next(costs[name]) if call % (timing.STEPS + 1) == 0 else step.cost
-            step.cost = cost
-            now[0] += 1000.0 if call % (timing.STEPS + 1) == 0 else cost
-
-        return step
-
-    steps = {name: make_step(name) for name in costs}
-    ratios = timing.measure_ratios(steps, "plain", lambda: now[0])
-    assert ratios["plain"] == [1.0] * timing.ROUNDS
-    assert ratios["costly"] == ([3.0, 5.0] * timing.ROUNDS)[: timing.ROUNDS]
-
-
-def test_times_a_step_of_every_setting(tmp_path, monkeypatch):
-    settings = [each.options for each in run.one_run_per_setting(tmp_path)]
-    keys = {timing.cost_key(options) for options in settings}
-    # 8 activations, 7 other structures, LayerNorm, two dropouts, two choices of widths; the others make the same steps
-    assert len(keys) == 20 and not {"learning_rate", "weight_init", "seed"} & set("".join(keys).split('"'))
-    monkeypatch.setattr(timing, "TIMES", tmp_path / "times.csv")
-    monkeypatch.setattr(timing, "ROUNDS", 2)
-    monkeypatch.setattr(timing, "STEPS", 1)
-    text_only = json.dumps({"widths": str(run.TEXT_WIDTH)})
-    few = [options for options in settings if timing.cost_key(options) in ("{}", text_only)]
-    ratios = timing.measure_settings(few, batch_size=1, size=64)
-    timing.write_times({"{}": [1.0, 2.0]}, "old")
-    timing.write_times(ratios, "new")
-    assert timing.read_times("new") == {name: round(statistics.median(found), 3) for name, found in ratios.items()}
-    assert timing.read_times("old") == {"{}": 1.5}
-    assert set(ratios) == {"{}", text_only, "lora", "the same again"}
-
-
-# --- LoRA
-
-
-def test_the_lora_has_the_size_of_a_hypernetwork_and_learns(tmp_path):
-    for name, numbers in (("images", range(4)), ("held_out", range(4, 6))):
-        (tmp_path / name).mkdir()
-        for path in (file for number in numbers for file in IMAGES.glob(f"{number:02d}.*")):
-            shutil.copy(path, tmp_path / name)
-    options = {**run.BASE, "max_train_steps": 3, "validation_loss_steps": 1, "seed": 0}
-    options |= {"train_data_dir": str(tmp_path / "images"), "validation_data_dir": str(tmp_path / "held_out")}
-    found = train_lora({**options, "cache_dir": str(tmp_path / "cache")}, tmp_path / "lora")
-    weights = load_file(tmp_path / "lora" / "pytorch_lora_weights.safetensors")
-    widths = [run.TEXT_WIDTH, *run.OTHER_WIDTHS]
-    size = sum(weight.numel() for weight in hypernet.Hypernetwork(widths).parameters())
-    assert sum(weight.numel() for weight in weights.values()) == pytest.approx(size, rel=0.03)
-    ranks = {weight.shape[0] for name, weight in weights.items() if "lora.down" in name or "lora_A" in name}
-    assert ranks == {found["rank"]}
-    assert found["val_loss"] < found["val_loss_base"]
+def test_agreement_is_counted_over_runs_with_both_figures():
+    found = [
+        make_row(BASELINE, seed, seed / 10, prompt_fidelity=seed / 12, subject_share=seed**2 / 144)
+        for seed in range(12)
+    ]
+    found += [make_row(BASELINE, 12, float("nan"), subject_share=1.0)]
+    found += [make_row(HIGH, seed, 1.0, style="other") for seed in range(2)]  # too few for a line of its own
+    lines = [line.strip("|").split("|") for line in agreement.build_agreement_table(found).splitlines()[2:]]
+    cells = {name.strip(): [cell.strip() for cell in rest] for name, *rest in lines}
+    assert cells["openmoji"] == ["1.00 (12)", "", "-1.00 (12)", ""]
+    assert "other" not in cells and cells["all runs"][0] == "1.00 (12)"
+    assert cells["resuming"] == cells["all runs"]  # it has the baseline and HIGH

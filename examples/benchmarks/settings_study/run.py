@@ -1,270 +1,206 @@
 #!/usr/bin/env python
 """Measure the settings of a hypernetwork one at a time on the quickstart's model.
 
-    python examples/benchmarks/settings_study/run.py                       # train the runs missing from settings.csv
-    python examples/benchmarks/settings_study/run.py --seeds 0 --styles openmoji
-    python examples/benchmarks/settings_study/run.py --times               # time a step of each setting: timing.csv
-    python examples/benchmarks/settings_study/run.py --write_page          # tables and plots of settings.md, from both
+    python examples/benchmarks/settings_study/run.py --jobs 2      # train the runs missing from settings.csv
+    python examples/benchmarks/settings_study/run.py --styles streamline-emojis --sections "learning rate"
+    python examples/benchmarks/settings_study/run.py --style_dir ink=my_drawings --sections "learning rate"
+    python examples/benchmarks/settings_study/run.py --write_page  # tables and plots of settings.md, from settings.csv
+    python examples/benchmarks/settings_study/agreement.py         # do the measures agree with the classifier?
 
-There are two styles, the hands of two artists, and three seeds (nine for the baseline). The artists' emoji are fetched
-at first, which needs npm and resvg-py. Runs are trained as examples/compare.py trains them. Those in settings.csv are
-not repeated, so the command can be stopped and run again. Each run gives its validation loss, the step at which 3% of
-the base model's loss was gone, and what the quickstart's classifier sees in 48 samples: how many are in the style, and
-how many show the subject of the prompt. settings.md shows an earlier model's figures until all runs of today's are
-there.
+The style is an artist's hand that the model has not seen; its emoji are fetched at first, which needs npm and
+resvg-py. Every setting has three seeds, the baseline six. Each run gives what it measures itself (validation loss,
+style distance, prompt fidelity, score), and what the quickstart's classifier sees in samples: how many are in the style,
+and how many show the subject of the prompt. Runs in settings.csv are not repeated, so the command can be stopped and run
+again.
 """
 
 import argparse
-import contextlib
+import concurrent.futures
 import functools
-import io
-import itertools
-import json
-import math
-import random
+import multiprocessing
+import os
 import shutil
+import signal
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-REPO = Path(__file__).resolve().parents[3]
-sys.path.insert(0, str(REPO))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from hypernet.cli.script import ScriptParser, quiet_libraries, run_script
 
-if __name__ == "__main__":
+if __name__ in ("__main__", "__mp_main__"):  # the latter in processes that this script starts
     quiet_libraries()  # before diffusers is imported
 
 import torch
-import yaml
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 
-import hypernet
-from examples.benchmarks.settings_study.lora import train_lora
+from examples.benchmarks.settings_study.measure import measure_run
 from examples.benchmarks.settings_study.page import write_page
-from examples.benchmarks.settings_study.rows import TABLE, find_reached, read_rows, rows_of_one_model, write_rows
-from examples.benchmarks.settings_study.timing import PLAIN, measure_settings, write_times
-from examples.comparison.grid import read_grid
-from examples.comparison.results import read_result
-from examples.comparison.runs import Run, train_all
-from examples.quickstart.tools.classifier import Classifier, judge, load_classifier
-from examples.quickstart.tools.measure import load_pipeline, prompt_scenes, sample, share_right
-from examples.quickstart.tools.scenes import caption, write_images
+from examples.benchmarks.settings_study.rows import TABLE, Row, read_rows, write_rows
+from examples.benchmarks.settings_study.settings import (
+    BASELINE,
+    BASELINE_SEEDS,
+    MODEL,
+    SECTIONS,
+    SEEDS,
+    STYLES,
+    TRAIN_IMAGES,
+    VALIDATION_IMAGES,
+    StudyRun,
+    unique_settings,
+)
+from examples.quickstart.tools.scenes import write_images
+from examples.quickstart.tools.sets import SUBJECTS, find
 from hypernet.cli.generation_options import parse_count
 from hypernet.stable_diffusion.model_hash import weights_hash
-from hypernet.utils.atomic_files import atomic_write
 from hypernet.utils.errors import UserError
-
-MODEL = REPO / "examples" / "quickstart" / "model"
-STYLES = ("openmoji", "streamline-emojis")
-SAMPLES, SAMPLING_STEPS = 48, 12
-
-# The baseline; each section overrides some of it
-BASE: dict[str, Any] = {
-    "pretrained_model_name_or_path": str(MODEL),
-    "resolution": 128,
-    "train_batch_size": 4,
-    **PLAIN,
-    "learning_rate": "3e-3",
-    "max_train_steps": 150,
-    "validation_loss_steps": 25,
-    "checkpointing_steps": 150,
-    "guard": False,  # it would rescue bad settings
-    "report_to": "none",
-}
-ACTIVATIONS = ["linear", "relu", "leakyrelu", "elu", "swish", "mish", "softsign", "tanh"]
-STRUCTURES = ["1,2,1", "1,2,2,1", "1,4,1", "1,1.5,1.5,1", "1,2,3,2,1", "1,2,2,2,1"]
-STRUCTURES += ["1,0.75,0.5,0.5,0.5,0.75,1", "1,0.5,1"]
-SEEDS, BASELINE_SEEDS = [0, 1, 2], [3, 4, 5, 6, 7, 8]  # the latter only for the baseline: every comparison rests on it
-LEARNING_RATES = ["3e-5", "3e-4", "3e-3", "3e-2", "3e-1"]
-INITS = ["xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "zero"]
-UNET = UNet2DConditionModel.load_config(MODEL, subfolder="unet")
-TEXT_WIDTH = UNET["cross_attention_dim"]
-OTHER_WIDTHS = [width for width in UNET["block_out_channels"] if width != TEXT_WIDTH]
-SECTIONS: dict[str, dict[str, list]] = {
-    "rate": {"activation": ACTIVATIONS, "learning_rate": LEARNING_RATES},  # includes the baseline
-    "baseline": {"activation": ["swish"], "learning_rate": ["3e-3"], "seed": BASELINE_SEEDS},
-    "structure": {"layer_structure": STRUCTURES[1:]},
-    "layer norm": {"layer_norm": [True], "layer_norm_init": ["ones", "normal"]},
-    "dropout": {"dropout_structure": ["0,0.1,0", "0,0.3,0"]},
-    "initialisation": {"weight_init": INITS},
-    "widths": {"widths": [str(TEXT_WIDTH), ",".join(map(str, OTHER_WIDTHS))]},
-    "latents": {"latent_sampling": ["once", "random"]},
-    "tags": {"shuffle_tags": [False, True]},  # captions are tags, those of the validation images too
-    "lora": {"learning_rate": ["1e-3", "3e-3", "1e-2"]},  # trained by lora.py
-}
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the options."""
     parser = ScriptParser(__doc__)
-    parser.add_argument("--styles", nargs="+", choices=STYLES, default=list(STYLES), help="default: both")
-    seeds = SEEDS + BASELINE_SEEDS
+    styles = parser.add_mutually_exclusive_group()
+    styles.add_argument("--styles", nargs="+", choices=STYLES, default=[STYLES[0]], help=f"default: {STYLES[0]}")
+    styles.add_argument(
+        "--style_dir", metavar="NAME=FOLDER", help="a style of your own: images, each with its caption in a .txt file"
+    )
+    seeds = [*SEEDS, *BASELINE_SEEDS]
     parser.add_argument("--seeds", nargs="+", type=int, choices=seeds, default=seeds, help="default: all")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="default: all")
     parser.add_argument("--output_dir", type=Path, default=Path("output/settings"), help="default: %(default)s")
     parser.add_argument("--jobs", type=parse_count, default=1, help="runs to train at a time; default: %(default)s")
-    parser.add_argument("--times", action="store_true", help="only time a step of each setting, and write the page")
-    parser.add_argument(
-        "--write_page", action="store_true", help="only write the page from settings.csv and timing.csv"
-    )
-    return parser.parse_args(arguments)
+    parser.add_argument("--write_page", action="store_true", help="only write the page from settings.csv")
+    args = parser.parse_args(arguments)
+    if args.style_dir and not all(args.style_dir.partition("=")):
+        parser.error(f"--style_dir {args.style_dir}: write NAME=FOLDER")
+    return args
 
 
 # --- Data
 
 
-def write_data(folder: Path, style: str) -> None:
-    """Write 32 training images in a style, and 8 of other subjects for validation; both also with tags as captions.
+def write_data(data: Path, style: str, images: Path | None) -> None:
+    """Write the images and captions of a style: some for validation to held_out, the others to images.
+
+    The lists train_8.txt, train_32.txt and train_all.txt name the training images of the settings.
+
+    Args:
+        images: the folder of the style's images; None for an artist's emoji, each of another subject.
 
     Raises:
-        UserError: if the emoji cannot be fetched or rendered.
+        UserError: if the emoji cannot be fetched or rendered, or there are too few images.
     """
-    if (folder / "done").exists():
+    if (data / "done").exists():
         return
-    try:
-        scenes = {"images": write_images(folder / "images", style)}
-        subjects = {scene.subject for scene in scenes["images"]}
-        scenes["held_out"] = write_images(folder / "held_out", style, 8, seed=999, exclude=subjects)
-    except UserError as error:
-        raise UserError(f"--styles {style}: {error}") from None
-    rng = random.Random(0)
-    for name, drawn in scenes.items():
-        tagged = shutil.copytree(folder / name, folder / f"{name}_tags", dirs_exist_ok=True)
-        for path, scene in zip(sorted(tagged.glob("*.txt")), drawn, strict=True):
-            tags = [tag for tag in (scene.size, scene.subject, f"{scene.background} background") if tag]
-            rng.shuffle(tags)
-            path.write_text(", ".join(tags) + "\n", encoding="utf-8")
-    (folder / "done").touch()
+    if images is None:
+        count = sum(find(subject, style) is not None for subject in SUBJECTS)
+        held_out = write_images(data / "held_out", style, VALIDATION_IMAGES, seed=999)
+        exclude = {scene.subject for scene in held_out}
+        write_images(data / "images", style, count - VALIDATION_IMAGES, exclude=exclude)
+    else:
+        copy_images(images, data)
+    paths = sorted(path.resolve() for path in (data / "images").iterdir() if path.suffix != ".txt")
+    if len(paths) < TRAIN_IMAGES:
+        needed = TRAIN_IMAGES + VALIDATION_IMAGES
+        raise UserError(
+            f"--style_dir {style}={images}: it has {len(paths)} images to train on; at least {needed} in all"
+        )
+    for number in (8, TRAIN_IMAGES, "all"):
+        chosen = paths if number == "all" else paths[:number]
+        (data / f"train_{number}.txt").write_text("".join(f"{path}\n" for path in chosen), encoding="utf-8")
+    (data / "done").touch()
+
+
+def copy_images(folder: Path, data: Path) -> None:
+    """Copy images with a caption beside them, every fifth to held_out until there are enough, the others to images."""
+    captions = sorted(folder.glob("*.txt"))
+    for number, caption in enumerate(captions):
+        is_held_out = number % 5 == 0 and number < 5 * VALIDATION_IMAGES
+        target = data / ("held_out" if is_held_out else "images")
+        target.mkdir(parents=True, exist_ok=True)
+        for path in folder.glob(f"{caption.stem}.*"):
+            shutil.copy(path, target)
 
 
 # --- Runs
 
 
-def section_runs(folder: Path, style: str, section: str) -> list[Run]:
-    """Return the runs of a section, from a grid that compare.py accepts too: FOLDER/STYLE_SECTION.yaml."""
-    data, suffix = folder / "data" / style, "_tags" if section == "tags" else ""
-    name = section_name(style, section)
-    entries = {
-        **BASE,
-        "train_data_dir": str(data / f"images{suffix}"),
-        "name": style,
-        "validation_data_dir": str(data / f"held_out{suffix}"),
-        "cache_dir": str(folder / "cache"),
-        "grid": {"seed": SEEDS, **SECTIONS[section]},
-    }
-    with atomic_write(folder / f"{name}.yaml") as temporary:
-        temporary.write_text(yaml.safe_dump(entries, sort_keys=False), encoding="utf-8")
-    return read_grid(folder / f"{name}.yaml", folder / name)
-
-
 @functools.cache
 def identify_model() -> str:
-    """Return the hash of the quickstart's UNet, under which its rows stand in settings.csv."""
+    """Return the hash of the quickstart's UNet."""
     return weights_hash(UNet2DConditionModel.from_pretrained(MODEL, subfolder="unet"), torch.float16)
 
 
-def section_name(style: str, section: str) -> str:
-    """Return the name of a section's grid and folder."""
-    return f"{style}_{section.replace(' ', '_')}"
+def list_runs(root: Path, styles: Sequence[str], sections: Sequence[str], seeds: Sequence[int]) -> list[StudyRun]:
+    """Return the runs of the study, seed by seed."""
+    settings = unique_settings(sections)
+    return [
+        StudyRun(root, style, setting, seed)
+        for seed in seeds
+        for style in styles
+        for setting in settings
+        if seed in SEEDS or setting == BASELINE
+    ]
 
 
-def count_runs() -> int:
-    """Return the number of runs of the whole study."""
-    grids = ({"seed": SEEDS, **grid} for grid in SECTIONS.values())
-    return len(STYLES) * sum(math.prod(map(len, grid.values())) for grid in grids)
+def measure_all(runs: Sequence[StudyRun], jobs: int) -> Iterator[tuple[StudyRun, dict[str, float] | Exception]]:
+    """Measure runs in `jobs` processes at a time, each with its share of the cores. Yield each with its figures."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))  # of the new processes
+    waiting, active = iter(runs), {}
+    with concurrent.futures.ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        while True:
+            while len(active) < jobs and (run := next(waiting, None)):  # no queue that could not be stopped
+                active[pool.submit(measure_run, run)] = run
+            if not active:
+                return
+            for future in concurrent.futures.wait(active, return_when=concurrent.futures.FIRST_COMPLETED).done:
+                problem = future.exception()
+                if problem is not None and not isinstance(problem, Exception):
+                    raise problem  # Ctrl-C
+                yield active.pop(future), problem or future.result()
 
 
-def one_run_per_setting(folder: Path) -> list[Run]:
-    """Return a run of one style and seed for each setting of a hypernetwork."""
-    runs = [run for section in SECTIONS if section != "lora" for run in section_runs(folder, STYLES[0], section)]
-    return [run for run in runs if run.options["seed"] == SEEDS[0]]
+def complete_table(runs: Sequence[StudyRun], jobs: int) -> None:
+    """Measure the runs that settings.csv lacks, and add them.
 
-
-def judge_samples(pipeline: StableDiffusionPipeline, classifier: Classifier, style: str) -> dict[str, float]:
-    """Return what the classifier sees in samples of the pipeline: the shares in the style, and of the right subject."""
-    scenes = prompt_scenes(SAMPLES)
-    seen = judge(classifier, sample(pipeline, [caption(scene) for scene in scenes], steps=SAMPLING_STEPS))
-    return {
-        "style_share": share_right(seen["hand"], [style] * SAMPLES),
-        "subject_share": share_right(seen["subject"], [scene.subject for scene in scenes]),
-    }
-
-
-def measure_run(run: Run, pipeline: StableDiffusionPipeline, classifier: Classifier, style: str) -> dict[str, Any]:
-    """Return the figures of a finished run, by column of settings.csv."""
-    result = read_result(run, None)
-    figures: dict[str, Any] = {
-        "val_loss": result.val_loss,
-        "val_loss_base": result.val_loss_base,
-        "file_bytes": result.file_bytes,
-        **find_reached(result.val_losses, result.val_loss_base),
-    }
-    if result.problem is None:
-        hypernet.attach(pipeline.unet, hypernet.load(run.folder))
-        figures |= judge_samples(pipeline, classifier, style)
-        hypernet.detach(pipeline.unet)
-    return figures
-
-
-def complete_section(output_dir: Path, jobs: int, style: str, section: str, seed: int) -> int:
-    """Train and measure the runs of a section that settings.csv lacks, and add them. Return their number."""
-    model = identify_model()
-    known = {(row["model"], row["style"], row["section"], row["run"]) for row in read_rows()}
-    runs = [run for run in section_runs(output_dir, style, section) if run.options["seed"] == seed]
-    runs = [run for run in runs if (model, style, section, run.name) not in known]
-    if not runs:
-        return 0
-    print(f"{style}, {section}, seed {seed}: {len(runs)} runs", flush=True)
-    failed = {} if section == "lora" else train_all(runs, output_dir / section_name(style, section), jobs)
-    pipeline, classifier = load_pipeline(MODEL), load_classifier()
-    for run in runs:
-        if run.name in failed:
-            print(f"{run.name}: {failed[run.name]}; run the command again to retry")
-            continue
-        with contextlib.redirect_stderr(io.StringIO()):  # hides progress bars
-            if section == "lora":
-                figures = train_lora(run.options, run.folder)
-                pipeline.load_lora_weights(run.folder)
-                figures |= judge_samples(pipeline, classifier, style)
-                pipeline.unload_lora_weights()
-            else:
-                figures = measure_run(run, pipeline, classifier, style)
-        options = {key: run.options[key] for key in SECTIONS[section] if key != "seed"}
-        row = {"model": model, "section": section, "style": style, "run": run.name, "seed": seed}
-        write_rows([*read_rows(), {**row, "options": json.dumps(options), **figures}])
-    return len(runs)
+    Raises:
+        UserError: if it has runs of another model.
+    """
+    model, rows = identify_model(), read_rows()
+    if any(row.model != model for row in rows):
+        raise UserError(f"{TABLE}: it has runs of another model; move it away to start over")
+    known = {row.key for row in rows}
+    missing = [run for run in runs if Row(model, run.style, run.setting, run.seed, {}).key not in known]
+    print(f"{len(runs) - len(missing)} of {len(runs)} runs are in {TABLE}", flush=True)
+    started = time.monotonic()
+    for number, (run, outcome) in enumerate(measure_all(missing, jobs), 1):
+        remaining = len(missing) - number
+        minutes = (time.monotonic() - started) / number * remaining / 60
+        estimate = f" (about {minutes:.0f} min for the remaining {remaining})" if remaining else ""
+        if isinstance(outcome, Exception):
+            text = f"FAILED, {outcome or type(outcome).__name__}; run the command again to retry"
+        else:
+            rows.append(Row(model, run.style, run.setting, run.seed, outcome))
+            write_rows(rows)
+            text = ", ".join(f"{name} {value:.3g}" for name, value in outcome.items())
+        print(f"[{number}/{len(missing)}] {run.style}, {run.name}: {text}{estimate}", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train, time or neither, then write the page."""
+    """Train and measure, unless only the page is wanted; then write the page."""
     args = parse_arguments(arguments)
-    if args.times:
-        settings = [run.options for run in one_run_per_setting(args.output_dir)]
-        ratios = measure_settings(settings, BASE["train_batch_size"], BASE["resolution"])
-        write_times(ratios, identify_model())
-    elif not args.write_page:
-        for style in args.styles:
-            write_data(args.output_dir / "data" / style, style)
-        parts = itertools.product(args.seeds, args.styles, args.sections)
-        counts = [complete_section(args.output_dir, args.jobs, style, section, seed) for seed, style, section in parts]
-        if not sum(counts):
-            print(f"{TABLE} has all these runs; to repeat them, move it away")
-    write_results()
-
-
-def write_results() -> None:
-    """Write the page from the runs of today's model, or from those of an earlier one until today's are complete."""
-    model, count, rows = identify_model(), count_runs(), read_rows()
-    own = sum(row["model"] == model for row in rows)
-    if own < count:
-        print(
-            f"{TABLE} has {own} of the {count} runs of today's model; earlier figures stay on the page until it has all"
-        )
-    rows = sorted(rows_of_one_model(rows, model, count), key=lambda row: list(SECTIONS).index(row["section"]))
-    if rows:
-        write_page(rows, {name: BASE[name] for name in SECTIONS["rate"]}, model)
+    if not args.write_page:
+        styles = dict.fromkeys(args.styles)
+        if args.style_dir:
+            name, _, folder = args.style_dir.partition("=")
+            styles = {name: Path(folder)}
+        for style, images in styles.items():
+            write_data(args.output_dir / "data" / style, style, images)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # runs in progress are finished first
+        complete_table(list_runs(args.output_dir, list(styles), args.sections, args.seeds), args.jobs)
+    write_page(read_rows())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,76 @@
+"""Train one run of the study in this process, and measure it."""
+
+import contextlib
+import functools
+import json
+import math
+from pathlib import Path
+
+from accelerate.state import AcceleratorState
+from diffusers import StableDiffusionPipeline
+
+import hypernet
+import train_hypernetwork
+from examples.benchmarks.settings_study.rows import RESULT
+from examples.benchmarks.settings_study.settings import MODEL, StudyRun
+from examples.quickstart.tools.classifier import Classifier, judge, load_classifier
+from examples.quickstart.tools.measure import load_pipeline, prompt_scenes, sample, save_sheet, share_right
+from examples.quickstart.tools.scenes import caption
+from examples.quickstart.tools.sets import HANDS
+from hypernet.cli.training_options import options_to_flags, parse_config
+from hypernet.utils.errors import UserError
+
+SAMPLES, SAMPLING_STEPS = 36, 12
+
+
+@functools.cache
+def load_judges() -> tuple[StableDiffusionPipeline, Classifier]:
+    """Load what generates the samples and what judges them, once per process."""
+    return load_pipeline(MODEL), load_classifier()
+
+
+def measure_run(run: StudyRun) -> dict[str, float]:
+    """Train a run, and return its figures by column of settings.csv. What it prints goes to FOLDER.log.
+
+    Raises:
+        UserError: if it cannot be trained, or is stopped before its end.
+    """
+    run.folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(f"{run.folder}.log", "w", encoding="utf-8") as log:
+        with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+            figures = _train(run)
+            shares = judge_samples(run)
+    return {name: value for name, value in {**figures, **shares}.items() if value is not None and math.isfinite(value)}
+
+
+def _train(run: StudyRun) -> dict[str, float | None]:
+    for part in range(len(run.ends)):
+        config = parse_config(options_to_flags(run.options(part)))
+        AcceleratorState._reset_state(True)
+        train_hypernetwork.main(config)
+        result = Path(config.output_dir) / "result.json"
+        if not result.is_file():
+            raise UserError("stopped; the same command resumes")
+    figures = json.loads(result.read_text(encoding="utf-8"))
+    size = (run.folder / f"{run.style}.pt").stat().st_size
+    return {**{name: figures.get(name) for name in RESULT}, "file_bytes": size}
+
+
+def judge_samples(run: StudyRun) -> dict[str, float | None]:
+    """Return what the classifier sees in samples: the shares of right subjects and, for a hand it knows, in the style.
+
+    The samples are saved as FOLDER.png.
+    """
+    pipeline, classifier = load_judges()
+    scenes = prompt_scenes(SAMPLES)
+    hypernet.attach(pipeline.unet, hypernet.load(run.folder))
+    try:
+        images = sample(pipeline, [caption(scene) for scene in scenes], steps=SAMPLING_STEPS)
+    finally:
+        hypernet.detach(pipeline.unet)
+    save_sheet(images, Path(f"{run.folder}.png"))
+    seen = judge(classifier, images)
+    return {
+        "style_share": share_right(seen["hand"], [run.style] * SAMPLES) if run.style in HANDS else None,
+        "subject_share": share_right(seen["subject"], [scene.subject for scene in scenes]),
+    }
