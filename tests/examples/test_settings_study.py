@@ -62,14 +62,13 @@ def test_an_optimizer_starts_afresh_by_continuing_from_the_file_alone(tmp_path):
     assert [part.get("init_from") for part in parts] == [None, *sources[:-1]]
 
 
-def test_settings_csv_has_the_runs_of_the_study_once(tmp_path):
+def test_settings_csv_has_runs_of_the_study_once(tmp_path):
     found = rows.read_rows()
     assert len({row.key for row in found}) == len(found)
     assert {row.model for row in found} <= {run.identify_model()}
     expected = run.list_runs(tmp_path, STYLES[:1], list(SECTIONS), [*SEEDS, *BASELINE_SEEDS])
     keys = {Row("", each.style, each.setting, each.seed, {}).key for each in expected}
-    assert keys == {row.key for row in found if row.style == STYLES[0]}
-    assert f"<!-- runs -->\n{page.describe_runs(found)}\n<!-- end -->" in page.PAGE.read_text(encoding="utf-8")
+    assert keys >= {row.key for row in found if row.style == STYLES[0]}
 
 
 @pytest.fixture
@@ -119,13 +118,16 @@ def copy_repo_images(folder, numbers):
 def test_measures_a_run_with_a_fresh_optimizer(tmp_path, monkeypatch):
     copy_repo_images(tmp_path / "data" / "mine" / "images", range(4))
     copy_repo_images(tmp_path / "data" / "mine" / "held_out", range(4, 6))
-    each = StudyRun(tmp_path, "mine", {"fresh_optimizer_every": 1, "max_train_steps": 2, "train_batch_size": 1}, seed=0)
+    setting = {"fresh_optimizer_every": 1, "max_train_steps": 2, "train_batch_size": 1}
+    setting |= {"validation_prompt": ["a cat"], "validation_inference_steps": 1}
+    each = StudyRun(tmp_path, "mine", setting, seed=0)
     images = sorted((tmp_path / "data" / "mine" / "images").glob("*.png"))
     each.train_images.write_text("".join(f"{path}\n" for path in images))
     monkeypatch.setattr(measure, "SAMPLES", 2)
     monkeypatch.setattr(measure, "SAMPLING_STEPS", 1)
     figures = measure.measure_run(each)
     assert {"val_loss", "val_loss_base", "subject_share", "file_bytes"} <= figures.keys()
+    assert {"sample_style_distance", "sample_prompt_fidelity"} <= figures.keys()
     assert "style_share" not in figures  # the classifier does not know the hand
     assert hypernet.load(each.folder).config.step == 2
     assert figures["file_bytes"] == (each.folder / "mine.pt").stat().st_size
@@ -265,6 +267,6 @@ def test_agreement_is_counted_over_runs_with_both_figures():
     found += [make_row(HIGH, seed, 1.0, style="other") for seed in range(2)]  # too few for a line of its own
     lines = [line.strip("|").split("|") for line in agreement.build_agreement_table(found).splitlines()[2:]]
     cells = {name.strip(): [cell.strip() for cell in rest] for name, *rest in lines}
-    assert cells["openmoji"] == ["1.00 (12)", "", "-1.00 (12)", ""]
-    assert "other" not in cells and cells["all runs"][0] == "1.00 (12)"
+    assert cells["openmoji"] == ["", "1.00 (12)", "", "", "-1.00 (12)", ""]
+    assert "other" not in cells and cells["all runs"][1] == "1.00 (12)"
     assert cells["resuming"] == cells["all runs"]  # it has the baseline and HIGH

@@ -2,12 +2,15 @@
 """Compare what a run measures itself with what the quickstart's classifier sees, over the runs in settings.csv.
 
     python examples/benchmarks/settings_study/agreement.py
+    python examples/benchmarks/settings_study/agreement.py rates_openmoji.csv rates_streamline.csv
 
 Prints Spearman's rank correlations: of prompt fidelity with the share of samples that show their subject, and of style
-distance (its sign reversed) with the share in the style; and for comparison those of the validation loss (reversed,
-too). Over all runs, and within each style and each section of the study with at least ten runs.
+distance (its sign reversed) with the share in the style; measured on the same 36 samples, and by the run itself on its
+12 previews; and for comparison those of the validation loss (reversed, too). Over all runs, and within each style and
+each section of the study with at least ten runs. CSV files of rate_robustness.py, if named, count as more runs.
 """
 
+import csv
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,15 +19,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 import numpy as np
 
-from examples.benchmarks.settings_study.rows import TABLE, Row, read_rows
+from examples.benchmarks.settings_study.rows import FIGURES, TABLE, Row, read_rows
 from examples.benchmarks.settings_study.settings import SECTIONS
 from hypernet.cli.script import ScriptParser, run_script
 from hypernet.utils.errors import UserError
 
 MIN_RUNS = 10
 PAIRS = {  # heading -> a figure, its sign, and the one that it should agree with
-    "prompt fidelity, correct subject": ("prompt_fidelity", 1, "subject_share"),
-    "style distance, in the style": ("style_distance", -1, "style_share"),
+    "prompt fidelity, correct subject": ("sample_prompt_fidelity", 1, "subject_share"),
+    "the run's own": ("prompt_fidelity", 1, "subject_share"),
+    "style distance, in the style": ("sample_style_distance", -1, "style_share"),
+    "the run's own style distance": ("style_distance", -1, "style_share"),
     "validation loss, correct subject": ("val_loss", -1, "subject_share"),
     "validation loss, in the style": ("val_loss", -1, "style_share"),
 }
@@ -40,6 +45,30 @@ def spearman(values: Sequence[float], others: Sequence[float]) -> float:
 def _ranks(values: Sequence[float]) -> np.ndarray:
     _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[places]
+
+
+def read_rate_rows(path: Path) -> list[Row]:
+    """Return the runs in a CSV file of rate_robustness.py.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            cells = list(csv.DictReader(file))
+        setting = ("learning_rate", "guard")
+        return [
+            Row(
+                "",
+                row["style"],
+                {name: row[name] for name in setting},
+                0,
+                {name: float(row[name]) for name in FIGURES if row.get(name)},
+            )
+            for row in cells
+        ]
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(f"{path}: it is no table of rate_robustness.py ({error})") from None
 
 
 def group_rows(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -69,8 +98,12 @@ def build_agreement_table(rows: Sequence[Row]) -> str:
 
 def main() -> None:
     """Print the table."""
-    ScriptParser(__doc__).parse_args()
+    parser = ScriptParser(__doc__)
+    help = "CSV files that examples/benchmarks/rate_robustness.py wrote"
+    parser.add_argument("rates", nargs="*", type=Path, help=help)
     rows = read_rows()
+    for path in parser.parse_args().rates:
+        rows += read_rate_rows(path)
     if len(rows) < MIN_RUNS:
         raise UserError(f"{TABLE}: it has {len(rows)} runs; train at least {MIN_RUNS} with run.py beside it")
     print("Spearman's correlation, and in parentheses the number of runs:\n")

@@ -11,8 +11,9 @@ from diffusers import StableDiffusionPipeline
 
 import hypernet
 import train_hypernetwork
+from examples.benchmarks.sample_scores import SampleScores
 from examples.benchmarks.settings_study.rows import RESULT
-from examples.benchmarks.settings_study.settings import MODEL, StudyRun
+from examples.benchmarks.settings_study.settings import MODEL, TRAIN_IMAGES, StudyRun
 from examples.quickstart.tools.classifier import Classifier, judge, load_classifier
 from examples.quickstart.tools.measure import load_pipeline, prompt_scenes, sample, save_sheet, share_right
 from examples.quickstart.tools.scenes import caption
@@ -27,6 +28,16 @@ SAMPLES, SAMPLING_STEPS = 36, 12
 def load_judges() -> tuple[StableDiffusionPipeline, Classifier]:
     """Load what generates the samples and what judges them, once per process."""
     return load_pipeline(MODEL), load_classifier()
+
+
+@functools.cache
+def load_scores(data: Path) -> SampleScores:
+    """Prepare what scores samples in the style of a data folder, once per process."""
+    pipeline, _ = load_judges()
+    training = [Path(line) for line in (data / f"train_{TRAIN_IMAGES}.txt").read_text(encoding="utf-8").splitlines()]
+    validation = sorted(path for path in (data / "held_out").iterdir() if path.suffix != ".txt")
+    prompts = [caption(scene) for scene in prompt_scenes(SAMPLES)]
+    return SampleScores(pipeline, prompts, training, validation, SAMPLING_STEPS)
 
 
 def measure_run(run: StudyRun) -> dict[str, float]:
@@ -70,7 +81,9 @@ def judge_samples(run: StudyRun) -> dict[str, float | None]:
         hypernet.detach(pipeline.unet)
     save_sheet(images, Path(f"{run.folder}.png"))
     seen = judge(classifier, images)
+    scores = load_scores(run.data).measure(images)
     return {
+        **{f"sample_{name}": value for name, value in scores.items()},
         "style_share": share_right(seen["hand"], [run.style] * SAMPLES) if run.style in HANDS else None,
         "subject_share": share_right(seen["subject"], [scene.subject for scene in scenes]),
     }

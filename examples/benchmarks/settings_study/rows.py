@@ -13,8 +13,9 @@ from hypernet.utils.atomic_files import atomic_write
 
 TABLE = Path(__file__).with_name("settings.csv")
 RESULT = ("val_loss", "val_loss_base", "style_distance", "prompt_fidelity", "score")  # from result.json
+SAMPLE_SCORES = ("sample_style_distance", "sample_prompt_fidelity")  # of the samples, as a run measures its previews
 SHARES = ("style_share", "subject_share")  # of the samples, as the classifier judges
-FIGURES = (*RESULT, *SHARES, "file_bytes")
+FIGURES = (*RESULT, *SAMPLE_SCORES, *SHARES, "file_bytes")
 COLUMNS = ("model", "style", "options", "seed", *FIGURES)
 
 
