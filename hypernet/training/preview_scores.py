@@ -29,6 +29,7 @@ STYLE_IMAGES = 16  # training images that define the style, each beside what the
 VALIDATION_IMAGES = 16  # at most, to set the zero of the style distance
 STYLE_SEED = 10_000  # other noise than that of previews, which would otherwise seem to belong to the base model's style
 POOL = 1000  # captions to choose alternatives from
+LEAST_MARGIN = 1e-4  # mean of the base model's margins; below, its prompts cannot be told apart, and noise decides
 FAILED = "previews could not be scored"
 
 Scores = dict[str, float]
@@ -185,7 +186,7 @@ class PreviewScores:
         images = [each if each.is_finite else Judged(0.0, before.places) for each, before in zip(judged.values(), base)]
         values = {}
         possible = sum(each.margin for each in base)
-        if possible > 0:
+        if possible > LEAST_MARGIN * len(base):
             values["prompt_fidelity"] = max(0.0, sum(each.margin for each in images) / possible)
         places, base_places = [each.places for each in images], [each.places for each in base]
         values["style_distance"] = style_distance(self._axes, places, base_places)

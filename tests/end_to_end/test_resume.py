@@ -69,10 +69,12 @@ def test_other_images_begin_a_new_epoch(models_dir, images_dir, tmp_path):
     assert places == [(0, 0), (0, 1), (0, 2), (1, 0), (2, 0), (2, 1)]
 
 
+@pytest.mark.usefixtures("scored")
 def test_a_run_killed_twice_ends_as_if_left_alone(models_dir, tmp_path):
     draw_images(tmp_path / "images", size=64)
     flags = [f"--pretrained_model_name_or_path={models_dir / 'epsilon'}", f"--train_data_dir={tmp_path / 'images'}"]
     flags += [f"--cache_dir={tmp_path / 'cache'}", "--resolution=64", "--max_train_steps=20", *FLAGS]
+    flags += ["--validation_inference_steps=1"]
     train_here(models_dir, tmp_path / "images", tmp_path / "whole", *flags)
     with forked_python():
         result = compare(tmp_path, flags, kills=2, seconds=1.5)

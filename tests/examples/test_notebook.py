@@ -115,7 +115,7 @@ def test_every_cell_runs_and_shows_its_images(executed):
     for name in ("prepare", "data", "compare", "plot"):
         assert len(images(ran[name])) == 1, name
     previews, loss = sorted(images(ran["train"]), key=lambda image: image.size)
-    assert loss.size == (800, 450) and all(np.asarray(image).std() > 5 for image in (loss, previews))
+    assert loss.size == (800, 650) and all(np.asarray(image).std() > 5 for image in (loss, previews))
     hypernetwork = hypernet.load(work / "openmoji" / "openmoji.pt")
     assert hypernetwork.config.step >= 12 and "openmoji.pt" in text(ran["download"])
 

@@ -151,21 +151,23 @@ def serve(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
             os._exit(0)  # the process that it works for has ended
         reader, writer = os.pipe()
         if (between := os.fork()) == 0:
-            if (fork := os.fork()) == 0:
+            if os.fork() == 0:
                 break
-            os.write(writer, str(fork).encode())
             os._exit(0)  # makes the fork an orphan
+        os.close(writer)
         os.waitpid(between, 0)
         connection.send(os.read(reader, 100))
-        for file in (reader, writer, *files):
+        for file in (reader, *files):
             os.close(file)
-    for file in (reader, writer, connection.detach()):
+    for file in (reader, connection.detach()):
         os.close(file)
     request = json.loads(message)
     while os.getppid() not in (request["parent"], 1):  # still that of the process between
         time.sleep(0.001)
     if request["new_session"]:
         os.setsid()
+    os.write(writer, str(os.getpid()).encode())  # now: whoever starts a process may ask at once for its group
+    os.close(writer)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     if os.fork() == 0:  # a server for the processes that the fork starts
         for file in (ours.detach(), *files):
