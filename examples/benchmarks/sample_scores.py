@@ -10,7 +10,7 @@ from PIL import Image
 
 from examples.quickstart.tools.measure import sample
 from hypernet.stable_diffusion.text_encoding import Embeds
-from hypernet.training.preview_scores import STYLE_IMAGES
+from hypernet.training.preview_scores import STYLE_IMAGES, spread
 from hypernet.training.prompt_fidelity import choose_alternatives, prompt_margin
 from hypernet.training.style_distance import Features, Place, extract_features, fit_axes, style_distance
 
@@ -42,9 +42,8 @@ class SampleScores:
         choices = [[prompt, *choose_alternatives(prompt, [*prompts, *captions])] for prompt in prompts]
         self._embeds = [[self._encode(text) for text in choice] for choice in choices]
         self._empty = self._encode("")
-        places = [number * len(training) // STYLE_IMAGES for number in range(STYLE_IMAGES)]
-        plain = sample(pipeline, [captions[place] for place in places], steps=steps, seed=STYLE_SEED)
-        styled = [Image.open(training[place]) for place in places]
+        plain = sample(pipeline, spread(captions, STYLE_IMAGES), steps=steps, seed=STYLE_SEED)
+        styled = [Image.open(path) for path in spread(training, STYLE_IMAGES)]
         self._axes = fit_axes(*map(self._features_of, (styled, plain, [Image.open(path) for path in validation])))
         self._margins, self._places = self._judge(sample(pipeline, prompts, steps=steps))
 

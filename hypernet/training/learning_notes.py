@@ -1,8 +1,9 @@
 """Say at the end of a run if next to nothing was learned, and what would help.
 
-The limits come from runs of 200 steps on the first quickstart's images, with three structures and learning rates from 1e-7 to
-1e-2: where training changes the contexts by less than LEAST_CHANGE, the validation loss falls by at most a thirtieth of
-what a good learning rate achieves; from a change of 0.1, by a quarter or more.
+The limits come from runs of 200 steps on the images of the first quickstart (earlier than today's), with three
+structures and learning rates from 1e-7 to 1e-2: where training changes the contexts by less than LEAST_CHANGE, the
+validation loss falls by at most a thirtieth of what a good learning rate achieves; from a change of 0.1, by a quarter
+or more.
 """
 
 import math

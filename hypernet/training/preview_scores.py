@@ -238,14 +238,14 @@ def prepare_scores(
         texts = [prompt.prompt for prompt in previewer.prompts]
     elif validation is not None:
         own = [next(iter(captions), "") for captions in validation.prompts.captions]
-        texts = _spread(list(dict.fromkeys(filter(None, [*own, *captions]))), CAPTION_PROMPTS)
+        texts = spread(list(dict.fromkeys(filter(None, [*own, *captions]))), CAPTION_PROMPTS)
         words = [with_template_words(prompts.templates, text, str(config.name)) for text in texts]
         previewer = _previewer_of(run, models, words) if texts else None
     if previewer is None:
         return None
-    style_images = _spread(range(len(dataset)), STYLE_IMAGES)
+    style_images = spread(range(len(dataset)), STYLE_IMAGES)
     shown = _previewer_of(run, models, [captions[index] for index in style_images], STYLE_SEED)
-    pool = _spread(captions, POOL)
+    pool = spread(captions, POOL)
     return PreviewScores(models, previewer, texts, pool, shown, dataset, style_images, validation)
 
 
@@ -263,7 +263,7 @@ def _previewer_of(run: Run, models: StableDiffusion, texts: list[str], seed: int
     return Previewer(models, config, run.accelerator, run.failures, prompts)
 
 
-def _spread(values: Sequence, count: int) -> list:
+def spread(values: Sequence, count: int) -> list:
     """Return up to `count` of the values, spread evenly."""
     count = min(count, len(values))
     return [values[number * len(values) // count] for number in range(count)]

@@ -12,7 +12,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageOps
 
-from examples.quickstart.tools import build_model, classifier, measure, scenes, sets
+from examples.quickstart.tools import build_model, classifier, classifier_images, measure, scenes, sets
 from examples.quickstart.tools.architecture import build_vae
 from hypernet.utils.errors import UserError
 
@@ -146,9 +146,9 @@ def test_the_classifier_in_the_repository_knows_the_openmoji_images():
 
 def test_the_hand_is_learned_from_every_seen_emoji_and_no_unseen_one(shapes, monkeypatch):
     rendered, dot = [], Image.new("RGBA", (192, 192), "black")
-    monkeypatch.setattr(classifier, "render_icon", lambda *icon: rendered.append(icon) or dot)
-    pixels, labels = classifier.hand_images(1, 10, "test")
-    seen, unseen = classifier.all_pairs(unseen=False), classifier.all_pairs(unseen=True)
+    monkeypatch.setattr(classifier_images, "render_icon", lambda *icon: rendered.append(icon) or dot)
+    pixels, labels = classifier_images.hand_images(1, 10, "test")
+    seen, unseen = classifier_images.all_pairs(unseen=False), classifier_images.all_pairs(unseen=True)
     assert rendered and set(rendered) == {(sets.find(subject, hand), hand) for subject, hand in seen}
     assert len(seen) + len(unseen) == 8 * len(sets.SUBJECTS) - 1 and len(unseen) >= 8 * len(sets.SUBJECTS) / 20
     assert pixels.dtype == torch.uint8 and pixels.shape == (len(seen), 3, 128, 128)
@@ -157,11 +157,12 @@ def test_the_hand_is_learned_from_every_seen_emoji_and_no_unseen_one(shapes, mon
 
 def test_a_classifier_is_trained_if_its_weights_are_missing(shapes, tmp_path, monkeypatch):
     monkeypatch.setattr(classifier, "PATH", tmp_path / "classifier.safetensors")
-    monkeypatch.setattr(classifier, "VAE_PATH", tmp_path / "vae")
+    monkeypatch.setattr(classifier_images, "VAE_PATH", tmp_path / "vae")
     build_vae((8, 8, 8, 8), norm_num_groups=4).save_pretrained(tmp_path / "vae")
     few = [("cat", hand) for hand in sets.HANDS]
-    monkeypatch.setattr(classifier, "all_pairs", lambda unseen: few)
-    monkeypatch.setattr(classifier, "is_unseen", lambda *pair: pair not in few)
+    for module in (classifier, classifier_images):
+        monkeypatch.setattr(module, "all_pairs", lambda unseen: few)
+    monkeypatch.setattr(classifier_images, "is_unseen", lambda *pair: pair not in few)
     short = functools.partial(classifier.train_classifier, steps=2, per_pair=1, others=0)
     monkeypatch.setattr(classifier, "train_classifier", short)
     torch.manual_seed(0)
@@ -171,5 +172,7 @@ def test_a_classifier_is_trained_if_its_weights_are_missing(shapes, tmp_path, mo
         assert not torch.equal(value, before[name]), f"{name} is not trained"
     assert classifier.PATH.stat().st_size < 3e6
     monkeypatch.setattr(classifier, "train_classifier", lambda: pytest.fail("trained again"))
-    table = classifier.accuracy(classifier.load_classifier(), per_pair=1, vae=classifier.load_vae())
-    assert list(table) == list(sets.HANDS) and all(set(shares) == set(classifier.HEADS) for shares in table.values())
+    table = classifier.accuracy(classifier.load_classifier(), per_pair=1, vae=classifier_images.load_vae())
+    assert list(table) == list(sets.HANDS) and all(
+        set(shares) == set(classifier_images.HEADS) for shares in table.values()
+    )

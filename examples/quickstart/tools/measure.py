@@ -19,15 +19,8 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 import hypernet
-from examples.quickstart.tools.classifier import (
-    Classifier,
-    accuracy,
-    judge,
-    load_classifier,
-    load_vae,
-    reconstruct,
-    to_pixels,
-)
+from examples.quickstart.tools.classifier import Classifier, accuracy, judge, load_classifier
+from examples.quickstart.tools.classifier_images import load_vae, reconstruct, to_pixels
 from examples.quickstart.tools.scenes import (
     BACKGROUNDS,
     NOT_MIRRORED,
