@@ -202,7 +202,8 @@ def _check_validation(config: TrainingConfig) -> None:
         raise UserError(
             f"--validation_split {config.validation_split}: a fraction, at least 0 and below 1, such as 0.1"
         )
-    _probability(config, "min_prompt_fidelity")
+    if not 0 <= config.min_prompt_fidelity <= 1:
+        raise UserError(f"--min_prompt_fidelity {config.min_prompt_fidelity}: at least 0 and at most 1, such as 0.6")
     _refuse_if(config, config.validation_data_dir, "validation_split", "choose it or --validation_data_dir")
     if config.validation_data_dir and config.train_data_dir:
         folder = Path(config.validation_data_dir).resolve()

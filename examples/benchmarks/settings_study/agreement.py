@@ -22,7 +22,7 @@ import numpy as np
 from examples.benchmarks.settings_study.rows import FIGURES, TABLE, Row, read_rows
 from examples.benchmarks.settings_study.settings import SECTIONS
 from hypernet.cli.script import ScriptParser, run_script
-from hypernet.utils.errors import UserError
+from hypernet.utils.errors import UserError, reason
 
 MIN_RUNS = 10
 PAIRS = {  # heading -> a figure, its sign, and the one that it should agree with
@@ -68,7 +68,7 @@ def read_rate_rows(path: Path) -> list[Row]:
             for row in cells
         ]
     except (OSError, KeyError, ValueError) as error:
-        raise UserError(f"{path}: it is no table of rate_robustness.py ({error})") from None
+        raise UserError(f"{path}: it is no table of rate_robustness.py ({reason(error)})") from None
 
 
 def group_rows(rows: Sequence[Row]) -> dict[str, list[Row]]:
