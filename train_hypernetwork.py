@@ -158,6 +158,7 @@ def main(config: TrainingConfig) -> None:
             detach(models.unet)
             attach(models.unet, load(folder.webui_file).to(device))
             stops = not preview(monitor, previewer, step, "with", folder.before_after.name)
+            outcome.plot(now=True)  # with the scores of that file
     run.trackers.summarize(outcome.result())
     if stops and accelerator.is_main_process:
         line = f"stopped by {signals.reason} after step {step}; saved; the same command resumes from there"
