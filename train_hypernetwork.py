@@ -23,7 +23,6 @@ if __name__ == "__main__":
 import shlex
 import time
 
-import torch
 from tqdm.auto import tqdm
 
 from hypernet.config import TrainingConfig
@@ -33,16 +32,13 @@ from hypernet.formats.compatibility import comfyui_reads
 from hypernet.formats.load_save import load
 from hypernet.formats.webui import EXTENSION
 from hypernet.modeling.attachment import attach, detach
-from hypernet.stable_diffusion.conditioning import cast_conditions
 from hypernet.training import setup
 from hypernet.training.accelerator import print_main, report_dead_processes
 from hypernet.training.checkpoint import Checkpointer
 from hypernet.training.divergence_guard import DivergenceGuard
-from hypernet.training.loss import snr_weights, training_loss
-from hypernet.training.lr_schedule import clipping_schedule, learning_rate_function, parse_schedule
+from hypernet.training.lr_schedule import learning_rate_function, parse_schedule
 from hypernet.training.model_card import push_to_hub, write_card
 from hypernet.training.monitor import Monitor
-from hypernet.training.optimizers import clip_gradients, set_learning_rate
 from hypernet.training.outcome import Outcome
 from hypernet.training.perturbation import perturbation_of_first_image
 from hypernet.training.previews import Previewer
@@ -50,8 +46,8 @@ from hypernet.training.run import Run
 from hypernet.training.run_facts import describe_run
 from hypernet.training.run_page import RunPage
 from hypernet.training.shutdown import Interrupted, ShutdownSignals
+from hypernet.training.updater import Updater
 from hypernet.utils.errors import UserError, counted
-from hypernet.utils.hashing import derive_seed
 from hypernet.utils.image_grid import save_png
 
 
@@ -59,7 +55,7 @@ from hypernet.utils.image_grid import save_png
 def main(config: TrainingConfig) -> None:
     # Set up
     run = setup.start_run(config)
-    accelerator, folder, dtype, device = run.accelerator, run.folder, run.dtype, run.accelerator.device
+    accelerator, folder, device = run.accelerator, run.folder, run.accelerator.device
     images = setup.find_images(run)
     notes = option_notes(config)
     print_main(accelerator, *(f"note: {note}" for note in notes))
@@ -68,13 +64,13 @@ def main(config: TrainingConfig) -> None:
     setup.create_folder(run, images)
     previewer, scores = setup.place_models(run, models, dataset, validation)
     trainee = setup.build_trainee(run, models)
-    hypernetwork, model, optimizer, ema = trainee.hypernetwork, trainee.model, trainee.optimizer, trainee.ema
-    batches, scheduler = images.batches, models.scheduler
+    hypernetwork, ema, batches = trainee.hypernetwork, trainee.ema, images.batches
+    updater = Updater(run, models, dataset, batches, trainee)
     guard = DivergenceGuard(config.guard, config.min_prompt_fidelity)
     checkpointer = Checkpointer(
-        accelerator, folder, hypernetwork, optimizer, ema, batches, guard, config.checkpoints_total_limit
+        accelerator, folder, hypernetwork, trainee.optimizer, ema, batches, guard, config.checkpoints_total_limit
     )
-    perturbation = perturbation_of_first_image(models, dataset, dtype, device)
+    perturbation = perturbation_of_first_image(models, dataset, run.dtype, device)
     if run.initial or not config.init_from:  # otherwise, a resumed run does not know its start
         perturbation.start(hypernetwork)
     first_step = step = setup.resume(run, checkpointer, batches)
@@ -91,8 +87,7 @@ def main(config: TrainingConfig) -> None:
     print_main(accelerator, f"To watch it train, open {folder.page} in a browser")
 
     # Train
-    learning_rate_at, threshold_at = learning_rate_function(config), clipping_schedule(config).at
-    snr_table = snr_weights(scheduler, config.snr_gamma).to(device) if config.snr_gamma else None
+    learning_rate_at = learning_rate_function(config)
     started, stream, stops = time.monotonic(), iter(build_loader(accelerator, dataset, batches)), False
     bar = tqdm(
         range(first_step, last_step),
@@ -107,25 +102,12 @@ def main(config: TrainingConfig) -> None:
         for step_index in [] if stops else bar:
             step_started = time.monotonic()
             learning_rate = learning_rate_at(step_index) * guard.learning_rate_factor
-            set_learning_rate(optimizer, learning_rate)
             for _ in range(config.gradient_accumulation_steps):
                 batch = next(stream)
                 place = batch["epoch"], batch["epoch_step"]
-                if hypernetwork.config.dropout_structure:
-                    torch.manual_seed(
-                        derive_seed(config.seed, "dropout", *batches.round_of(place), accelerator.process_index)
-                    )
-                with accelerator.accumulate(model):
-                    conditions = cast_conditions(dataset.conditions(batch), device, dtype)
-                    loss = training_loss(model, batch, conditions, scheduler, dtype, snr_table)
-                    accelerator.backward(loss)
-                    if accelerator.sync_gradients:
-                        threshold = threshold_at(step_index)
-                        norm = clip_gradients(accelerator, hypernetwork.parameters(), config.clip_grad_mode, threshold)
-                        checkpointer.grad_norms.append(norm)
-                    optimizer.step()
-                    optimizer.zero_grad()
-                checkpointer.losses.append(loss.detach())
+                loss, norm = updater.learn(batch, step_index, learning_rate)
+                checkpointer.losses.append(loss)
+                checkpointer.grad_norms += [] if norm is None else [norm]
                 monitor.images += len(batch["latents"])
             ema.step()
 
@@ -170,7 +152,7 @@ def main(config: TrainingConfig) -> None:
         report(run, outcome, prompt, time.monotonic() - started, step - first_step)
         page.write("finished", "" if step >= last_step else "The divergence guard ended the run early.")
     run.trackers.finish()
-    del model  # delete distributed modules before the process group, or both wait forever
+    del trainee, updater  # delete distributed modules before the process group, or both wait forever
     accelerator.free_memory()
     accelerator.end_training()
 

@@ -48,11 +48,12 @@ import json, os, sys, time
 sys.path.insert(0, sys.argv.pop(1))
 import train_hypernetwork
 from hypernet.cli.training_options import parse_config
-compute_loss, first = train_hypernetwork.training_loss, []
+from hypernet.training import updater
+compute_loss, first = updater.training_loss, []
 def timed(*arguments):
     first.append(time.time())
     return compute_loss(*arguments)
-train_hypernetwork.training_loss = timed
+updater.training_loss = timed
 train_hypernetwork.main(parse_config(sys.argv[1:]))
 memory = [line for line in open("/proc/self/status") if line.startswith(("VmHWM", "RssAnon"))]
 measured = {line.split(":")[0]: int(line.split()[1]) / 1000 for line in memory}

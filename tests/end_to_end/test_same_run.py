@@ -8,9 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-import train_hypernetwork
 from hypernet.training import accelerator as accelerator_module
-from hypernet.training import checkpoint, setup
+from hypernet.training import checkpoint, setup, updater
 from hypernet.utils.errors import UserError
 from hypernet.utils.hashing import write_manifest
 from tests.helpers.scripts import read_csv, same_weights, step_of, train_here
@@ -218,7 +217,7 @@ def test_a_run_killed_before_it_has_gone_back_goes_back_next_time(project, kill)
 def test_a_changed_learning_rate_counts_until_a_checkpoint_is_trained_with_it(project, kill):
     last = project / "out" / "checkpoints" / "step-000004"
     edit_progress(last, lambda progress: progress["guard"].update(rate_factor=0.001))
-    kill(train_hypernetwork, "training_loss", project, 5, "--learning_rate=0.01")
+    kill(updater, "training_loss", project, 5, "--learning_rate=0.01")
     shutil.copytree(project / "out", project / "copy")
     printed = train_in(project, 5, "--learning_rate=0.01")
     assert re.search("--learning_rate .*1e-3.*0.01", printed)
@@ -257,7 +256,7 @@ def test_the_search_for_a_lost_best_state_starts_over(project):
 
 def test_step_0_is_measured_once(finished, project, kill):
     shutil.rmtree(project / "out")
-    kill(train_hypernetwork, "training_loss", project, 4)
+    kill(updater, "training_loss", project, 4)
     assert read_csv(project / "out" / "validation_loss.csv", "step") == [0]
     for flags in ([], ["--resume_from_checkpoint=none"]):
         train_in(project, 4, *flags)

@@ -7,7 +7,7 @@ import torch
 
 import train_hypernetwork
 from examples import generate
-from hypernet.training import setup
+from hypernet.training import setup, updater
 from hypernet.training.divergence_guard import DivergenceGuard
 from hypernet.training.monitor import Monitor
 from tests.helpers.generation import max_difference, run_main
@@ -58,7 +58,7 @@ def measured(monkeypatch):
         return {(tensor.device.type, tensor.dtype) for tensor in tensors}
 
     def record(gpu):
-        measure, training_loss, save = Monitor.measure, train_hypernetwork.training_loss, train_hypernetwork.save
+        measure, training_loss, save = Monitor.measure, updater.training_loss, train_hypernetwork.save
 
         def recorded_loss(model, *arguments):
             hook = model.unet.register_forward_hook(
@@ -82,7 +82,7 @@ def measured(monkeypatch):
             seen["frozen"] |= kinds(monitor.model.unet.parameters())
             save(monitor, *arguments)
 
-        monkeypatch.setattr(train_hypernetwork, "training_loss", recorded_loss)
+        monkeypatch.setattr(updater, "training_loss", recorded_loss)
         monkeypatch.setattr(Monitor, "measure", recorded_measure)
         monkeypatch.setattr(train_hypernetwork, "save", recorded_save)
         return seen
