@@ -34,9 +34,10 @@ from hypernet.formats.webui import EXTENSION
 from hypernet.modeling.attachment import attach, detach
 from hypernet.training import setup
 from hypernet.training.accelerator import print_main, report_dead_processes
+from hypernet.training.auto_learning_rate import settle_learning_rate
 from hypernet.training.checkpoint import Checkpointer
 from hypernet.training.divergence_guard import DivergenceGuard
-from hypernet.training.lr_schedule import learning_rate_function, parse_schedule
+from hypernet.training.lr_schedule import learning_rate_function, learning_rate_schedule
 from hypernet.training.model_card import push_to_hub, write_card
 from hypernet.training.monitor import Monitor
 from hypernet.training.outcome import Outcome
@@ -74,7 +75,8 @@ def main(config: TrainingConfig) -> None:
     if run.initial or not config.init_from:  # otherwise, a resumed run does not know its start
         perturbation.start(hypernetwork)
     first_step = step = setup.resume(run, checkpointer, batches)
-    last_step = parse_schedule(config.learning_rate, config.max_train_steps).last_step
+    notes += settle_learning_rate(run, updater, checkpointer, perturbation)
+    last_step = learning_rate_schedule(config).last_step
     if first_step >= last_step:
         accelerator.print(f"This run has {first_step} of {last_step} steps; to continue, raise --max_train_steps")
     run.trackers.start(config, folder, run_label(config), batches.fingerprint)

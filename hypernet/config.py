@@ -128,8 +128,8 @@ class TrainingConfig:
     skip_connection: SkipConnection | None = option(None, "Add each layer's input to its output, as residual hypernetworks of the WebUI's Hypernetwork-MonkeyPatch-Extension do: resized to the layer's width (nearest), or multiplied by a learned matrix (linear). The WebUI needs that extension to use the result. Default: no skip connections.")
 
     # Training
-    learning_rate: str = option("1e-5", 'A number, or the WebUI\'s schedule: "5e-6:12000, 5e-7:30000" is 5e-6 up to step 12000, then 5e-7 up to step 30000.')
-    lr_scheduler: LRScheduler = option("constant", "Learning rate scheduler of diffusers; needs a single --learning_rate.")
+    learning_rate: str = option("1e-5", 'A number; "auto", which tests learning rates at the start of the run and chooses one ("auto:0.5": half of that); or the WebUI\'s schedule: "5e-6:12000, 5e-7:30000" is 5e-6 up to step 12000, then 5e-7 up to step 30000.')
+    lr_scheduler: LRScheduler = option("constant", "Learning rate scheduler of diffusers; needs a single --learning_rate. With --learning_rate auto, cosine unless given.")
     lr_warmup_steps: int = option(0, "Warmup steps of --lr_scheduler.")
     lr_num_cycles: int = option(1, "Number of cycles of --lr_scheduler cosine_with_restarts.")
     lr_power: float = option(1.0, "Power of --lr_scheduler polynomial.")

@@ -10,6 +10,7 @@ from pathlib import Path
 from hypernet.cli.optimizer_names import optimizer_name
 from hypernet.cli.path_checks import check_paths, name_of_folder
 from hypernet.cli.preview_checks import check_previews
+from hypernet.cli.schedule_defaults import SCHEDULE_EXAMPLES
 from hypernet.config import LRScheduler, TrainingConfig, parse_numbers
 from hypernet.data.buckets import aspect_buckets
 from hypernet.data.captions import check_word_regex
@@ -24,16 +25,12 @@ from hypernet.modeling.structure import (
     find_word,
 )
 from hypernet.stable_diffusion.model_source import ModelSource
-from hypernet.training.lr_schedule import ScheduleError, parse_schedule
+from hypernet.training.lr_schedule import ScheduleError, auto_factor, learning_rate_schedule, parse_schedule
+from hypernet.training.optimizer_rates import FINDS_ITS_OWN
 from hypernet.training.wandb_rules import check_wandb_settings
 from hypernet.utils.errors import UserError, quoted_if_needed
 from hypernet.utils.user_paths import name_problem
 
-SCHEDULE_EXAMPLES = {  # option -> what to write instead of a malformed value
-    "learning_rate": '"1e-5" or "5e-6:12000, 5e-7:30000"',
-    "max_grad_norm": '"0.5" or "1.0:1000, 0.5:30000"',
-    "max_grad_value": '"0.05" or "0.1:1000, 0.05:30000"',
-}
 USUAL_DROPOUT = "0.3"  # what the WebUI's checkbox "Use dropout" stood for
 DROPOUT_WORDS = dict.fromkeys(("none", "false", "no", "off"), "0")  # in lower case without separators -> the dropout
 DROPOUT_WORDS |= dict.fromkeys(("usedropout", "true", "yes", "on"), USUAL_DROPOUT)
@@ -174,10 +171,14 @@ def _check_schedules(config: TrainingConfig) -> None:
     _at_least(config, 0, "lr_warmup_steps", "lr_power")
     for option, examples in SCHEDULE_EXAMPLES.items():
         try:
-            parse_schedule(getattr(config, option), config.max_train_steps)
+            if option != "learning_rate" or auto_factor(config.learning_rate) is None:
+                parse_schedule(getattr(config, option), config.max_train_steps)
         except ScheduleError as error:
             raise UserError(f"--{option} {error}; write {examples}") from None
-    schedule = parse_schedule(config.learning_rate, config.max_train_steps)
+    schedule, is_auto = learning_rate_schedule(config), auto_factor(config.learning_rate) is not None
+    if is_auto and config.optimizer in FINDS_ITS_OWN:
+        problem = f"{config.optimizer} adapts its step size itself; write --learning_rate 1"
+        raise UserError(f"--learning_rate {config.learning_rate}: {problem}")
     if not any(value for value, _ in schedule.pieces):
         raise UserError(f"--learning_rate {config.learning_rate}: nothing is learned at a learning rate of 0")
     schedulers = {"lr_num_cycles": ["cosine_with_restarts"], "lr_power": ["polynomial"]}
@@ -189,7 +190,7 @@ def _check_schedules(config: TrainingConfig) -> None:
         raise UserError(f"--lr_warmup_steps {config.lr_warmup_steps}: {problem}")
     if config.lr_scheduler == "constant":
         return
-    if len(schedule.pieces) > 1 or ":" in config.learning_rate:
+    if len(schedule.pieces) > 1 or (":" in config.learning_rate and not is_auto):
         problem = f"it needs a single learning rate, and --learning_rate is {config.learning_rate}"
         raise UserError(f"--lr_scheduler {config.lr_scheduler}: {problem}")
     if config.lr_scheduler == "polynomial" and schedule.at(0) <= POLYNOMIAL_END:

@@ -10,7 +10,7 @@ from hypernet.config import TrainingConfig
 from hypernet.data.prompts import PLACEHOLDERS, read_templates, unknown_placeholders, with_template_words
 from hypernet.generation.preview_prompts import preview_prompts
 from hypernet.stable_diffusion.loras import split_lora
-from hypernet.training.lr_schedule import unreached_values
+from hypernet.training.lr_schedule import auto_factor, unreached_values
 from hypernet.training.optimizer_rates import rate_notes
 from hypernet.utils.errors import one_line
 
@@ -32,7 +32,8 @@ def option_notes(config: TrainingConfig) -> list[str]:
     """Return notes on checked options, once the number of steps is known."""
     notes = []
     clipping = {"norm": ["max_grad_norm"], "value": ["max_grad_value"], "none": []}[config.clip_grad_mode]
-    for option in ("learning_rate", *clipping):
+    is_auto = auto_factor(config.learning_rate) is not None
+    for option in (*([] if is_auto else ["learning_rate"]), *clipping):
         text = str(getattr(config, option))
         if unreached := unreached_values(text, config.max_train_steps):
             values = ", ".join(f"{value:g}" for value in unreached[:3]) + (" is" if len(unreached) == 1 else " are")
@@ -51,7 +52,7 @@ def option_notes(config: TrainingConfig) -> list[str]:
         notes.append(f"{source}: no prompt has the words that --template adds; {hint}")
     if str(config.name).startswith("."):
         notes.append(f"--name {config.name}: the WebUI does not list files whose names start with a dot")
-    return [*notes, *value_notes(config), *rate_notes(config), *repeated_notes(sys.argv[1:])]
+    return [*notes, *value_notes(config), *([] if is_auto else rate_notes(config)), *repeated_notes(sys.argv[1:])]
 
 
 def _lack_template_words(config: TrainingConfig, prompts: Sequence[str]) -> bool:

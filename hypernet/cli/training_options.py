@@ -13,13 +13,13 @@ from pathlib import Path
 import yaml
 
 from hypernet.cli.number_types import use_plain_numbers
-from hypernet.cli.option_checks import SCHEDULE_EXAMPLES, check_options
+from hypernet.cli.option_checks import check_options
 from hypernet.cli.parse_errors import check_swallowed, explain_missing
+from hypernet.cli.schedule_defaults import default_scheduler, default_steps
 from hypernet.cli.unknown_options import explain_rest, explain_unknown
 from hypernet.config import CHANGEABLE, GROUPS, PATH_OPTIONS, TrainingConfig
 from hypernet.modeling.structure import find_word
 from hypernet.stable_diffusion.loras import lora_names
-from hypernet.training.lr_schedule import ScheduleError, schedule_end
 from hypernet.utils.errors import UserError, reason
 from hypernet.utils.reading import read_text
 from hypernet.utils.user_paths import expand_home
@@ -95,7 +95,8 @@ def build_parser() -> argparse.ArgumentParser:
                 options |= {"nargs": "*" if field.name == "lora" else "+", "action": "extend"}
             if field.name in SEVERAL:
                 options["nargs"] = "+"
-            default = None if field.name == "max_train_steps" else field.default  # the default depends on the schedule
+            depends = field.name in ("max_train_steps", "lr_scheduler")  # on the learning rate
+            default = None if depends else field.default
             group.add_argument(f"--{field.name}", default=default, help=text.replace("%", "%%"), **options)
             if field.default is True:
                 off = f"Turn --{field.name} off."
@@ -167,22 +168,9 @@ def parse_config(arguments: list[str] | None = None) -> TrainingConfig:
     options.pop("config")
     if options["max_train_steps"] is None:
         options["max_train_steps"] = default_steps(options["learning_rate"], options["num_train_epochs"])
+    if options["lr_scheduler"] is None:
+        options["lr_scheduler"] = default_scheduler(options["learning_rate"])
     return check_options(TrainingConfig(**options))
-
-
-def default_steps(learning_rate: str, num_train_epochs: int | None = None) -> int:
-    """Return the number of steps without --max_train_steps: the end of the learning rate schedule, if it has one.
-
-    With --num_train_epochs, which takes precedence, this is only a placeholder.
-
-    Raises:
-        UserError: if the schedule is malformed.
-    """
-    try:
-        end = schedule_end(learning_rate)
-    except ScheduleError as error:
-        raise UserError(f"--learning_rate {error}; write {SCHEDULE_EXAMPLES['learning_rate']}") from None
-    return TrainingConfig.max_train_steps if end is None or num_train_epochs is not None else end
 
 
 def _with_underscores(arguments: typing.Sequence[str]) -> list[str]:

@@ -3,6 +3,7 @@
 import collections
 import itertools
 import typing
+from collections.abc import Sequence
 
 import torch
 from accelerate import Accelerator
@@ -124,16 +125,21 @@ class TrainingDataset(torch.utils.data.Dataset):
         """
         passes = batch.passes or [batch.epoch] * len(batch.indices)
         samples = [self.sample(number, index) for number, index in zip(passes, batch.indices)]
+        return {**self.collate(samples, batch.shares), "epoch": batch.epoch, "epoch_step": batch.epoch_step}
+
+    def collate(self, samples: Sequence[Sample], shares: Sequence[float]) -> dict:
+        """Return samples of one size as a batch, without its place in the data.
+
+        Args:
+            shares: the weight of each sample in the loss.
+        """
         items = {
             "latents": torch.stack([sample.latents for sample in samples]),
             "noise": torch.stack([sample.noise for sample in samples]),
             "timesteps": torch.stack([sample.timestep for sample in samples]),
-            "weights": torch.stack([sample.weights for sample in samples])
-            * torch.tensor(batch.shares).view(-1, 1, 1, 1),
+            "weights": torch.stack([sample.weights for sample in samples]) * torch.tensor(shares).view(-1, 1, 1, 1),
             "prompts": [sample.prompt for sample in samples],
             "time_ids": torch.stack([sample.time_ids for sample in samples]) if self.is_xl else None,
-            "epoch": batch.epoch,
-            "epoch_step": batch.epoch_step,
         }
         return {**items, "conditions": self.conditions(items)} if self.is_cached else items
 

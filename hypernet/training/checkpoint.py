@@ -1,10 +1,9 @@
 """Save and load checkpoints: resume exactly; roll back to the best state."""
 
+import contextlib
 import copy
 import json
-import os
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from hypernet.training.divergence_guard import DivergenceGuard
 from hypernet.training.ema import EMA
 from hypernet.training.run_folder import BEST, RunFolder, find_checkpoint_damage
 from hypernet.training.run_identity import PROGRESS
-from hypernet.utils.atomic_files import atomic_write, remove
+from hypernet.utils.atomic_files import atomic_write, link_folder
 from hypernet.utils.errors import reason
 from hypernet.utils.hashing import find_damage, write_manifest
 
@@ -165,27 +164,42 @@ class Checkpointer:
 
     def remember(self, step: int) -> None:
         """Copy the trained state to CPU memory, to roll back to."""
+        self._good = self._copy_state(step)
+
+    def roll_back(self) -> None:
+        """Restore weights, optimizer, loss scaler and EMA; the step count and the data order continue."""
+        self._restore(self._require_good())
+        self.losses.clear()
+        self.grad_norms.clear()
+
+    @contextlib.contextmanager
+    def restoring(self) -> Iterator[None]:
+        """A context after which weights, optimizer, loss scaler and EMA are what they were before."""
+        state = self._copy_state(self.hypernetwork.config.step)
+        try:
+            yield
+        finally:
+            self._restore(state)
+
+    def _copy_state(self, step: int) -> dict[str, Any]:
+        """Return a copy of the trained state in CPU memory."""
         trained = {
             "weights": dict(self.hypernetwork.state_dict()),
             "optimizer": self.optimizer.state_dict(),
             "average": self.ema.state_dict(),
         }
-        good: dict[str, Any] = recursively_apply(lambda tensor: tensor.detach().to("cpu", copy=True), trained)
-        good["step"] = step
-        good["scaler"] = self.accelerator.scaler and self.accelerator.scaler.state_dict()
-        self._good = good
+        state: dict[str, Any] = recursively_apply(lambda tensor: tensor.detach().to("cpu", copy=True), trained)
+        state["step"] = step
+        state["scaler"] = self.accelerator.scaler and self.accelerator.scaler.state_dict()
+        return state
 
-    def roll_back(self) -> None:
-        """Restore weights, optimizer, loss scaler and EMA; the step count and the data order continue."""
-        good = self._require_good()
-        self.hypernetwork.load_state_dict(good["weights"])
-        self.optimizer.load_state_dict(copy.deepcopy(good["optimizer"]))
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.hypernetwork.load_state_dict(state["weights"])
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self.optimizer.optimizer.zero_grad()
-        self.ema.load_state_dict(good["average"])
-        if self.accelerator.scaler and good["scaler"]:
-            self.accelerator.scaler.load_state_dict(good["scaler"])
-        self.losses.clear()
-        self.grad_norms.clear()
+        self.ema.load_state_dict(state["average"])
+        if self.accelerator.scaler and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
 
     def _require_good(self) -> dict[str, Any]:
         if self._good is None:
@@ -282,16 +296,3 @@ def _save_average(weights: dict, state: dict, folder: Path) -> None:
     """Save the part of the EMA's state that the exported weights lack: the trained weights, and its counters."""
     counters = {key: value for key, value in state.items() if key != "shadow_params"}
     torch.save({"weights": weights, "average": counters}, folder / AVERAGE)
-
-
-def link_folder(source: Path, target: Path) -> None:
-    """Replace `target` by hard links to the files of `source`; by copies where the file system has no hard links."""
-
-    def link(file: str, to: str) -> None:
-        try:
-            os.link(file, to)
-        except OSError:
-            shutil.copy2(file, to)
-
-    remove(target)
-    shutil.copytree(source, target, copy_function=link)

@@ -16,7 +16,7 @@ from hypernet.data.latents import latent_bytes
 from hypernet.generation.preview_prompts import preview_prompts
 from hypernet.modeling.hypernetwork import Hypernetwork
 from hypernet.stable_diffusion.base_model import BaseModel
-from hypernet.training.lr_schedule import parse_schedule
+from hypernet.training.lr_schedule import learning_rate_schedule
 from hypernet.training.run import Run
 from hypernet.utils.atomic_files import free_space
 from hypernet.utils.errors import UserError, counted
@@ -86,7 +86,7 @@ def forecast_disk(
     weights = sum(weight.numel() * 4 for weight in hypernetwork.parameters())
     average = weights if config.ema_decay else 0
     trained = weights + average + int(state_ratio * weights)
-    last_step = parse_schedule(config.learning_rate, config.max_train_steps).last_step
+    last_step = learning_rate_schedule(config).last_step
     saved = -(-last_step // config.checkpointing_steps)
     pixels_each = 2 * config.num_validation_images * sum(math.prod(each.size) for each in preview_prompts(config))
     pixels = (last_step // config.validation_steps + 1) * pixels_each

@@ -11,7 +11,7 @@ from hypernet.config import TrainingConfig
 from hypernet.formats.load_save import load
 from hypernet.formats.webui_optimizer import find_optimizer
 from hypernet.modeling.hypernetwork import Hypernetwork
-from hypernet.training.lr_schedule import parse_schedule
+from hypernet.training.lr_schedule import learning_rate_schedule
 from hypernet.training.run_options import read_record, same_hypernetwork
 from hypernet.utils.errors import UserError
 
@@ -63,7 +63,7 @@ def load_init_from(config: TrainingConfig, starts_over: bool = False) -> Initial
         config.init_from = earlier["init_from"]
         return None
     hypernetwork = load(config.init_from)
-    step, last_step = hypernetwork.config.step, parse_schedule(config.learning_rate, config.max_train_steps).last_step
+    step, last_step = hypernetwork.config.step, learning_rate_schedule(config).last_step
     if step >= last_step:
         problem = f"it has been trained for {step} steps, and this run ends at {last_step}; raise --max_train_steps"
         raise UserError(f"--init_from {config.init_from}: {problem}, or the end of the learning rate schedule")

@@ -9,7 +9,7 @@ or more.
 import math
 
 from hypernet.config import TrainingConfig
-from hypernet.training.lr_schedule import parse_schedule
+from hypernet.training.lr_schedule import learning_rate_schedule
 from hypernet.training.optimizer_rates import FEW_STEPS, most_rate
 
 NEXT_TO_NOTHING = 0.005  # of the base model's validation loss; a smaller gain counts as none
@@ -25,7 +25,7 @@ def learning_note(config: TrainingConfig, change: float | None, base_loss: float
         base_loss: the validation loss without the hypernetwork; NaN without validation images.
         best_loss: the lowest one with it; NaN if no state could be the best.
     """
-    steps = parse_schedule(config.learning_rate, config.max_train_steps).last_step
+    steps = learning_rate_schedule(config).last_step
     if change is not None and change < LEAST_CHANGE and steps >= FEW_STEPS:
         problem = f"next to nothing was learned: training has changed the contexts by only {100 * change:.2g}%"
         useful = f"a useful hypernetwork changes them by {100 * CLEAR_CHANGE:.0f}% or more"
@@ -47,7 +47,7 @@ def learning_note(config: TrainingConfig, change: float | None, base_loss: float
 def _remedy(config: TrainingConfig, change: float) -> str:
     """Return a learning rate or number of steps for a clear change; a small change grows in proportion to both."""
     factor = 10 ** max(1, math.floor(math.log10(USEFUL_CHANGE / max(change, 1e-9))))
-    pieces = parse_schedule(config.learning_rate, config.max_train_steps).pieces
+    pieces = learning_rate_schedule(config).pieces
     rate = max(value for value, _ in pieces)
     times = int(min(factor, max(most_rate(config.optimizer) / rate, 1))) if rate > 0 else 1
     if times < 2:

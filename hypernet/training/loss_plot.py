@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from hypernet.training.range_test import RangeTest
+
 Rows = Sequence[Mapping[str, Any]]  # of a CSV file
 
 NEIGHBORS = 5  # on each side, for the smoothed line
@@ -88,6 +90,44 @@ def draw_losses(
     panel.spines[["top", "right"]].set_visible(False)
     if scores:
         _draw_scores(below[0], scores)
+    return figure
+
+
+def plot_range_test(test: "RangeTest", name: str, learning_rate: float) -> Image.Image:
+    """Return the plot of `draw_range_test` as an image of 800 x 450 pixels."""
+    return render(lambda: draw_range_test(test, name, learning_rate))
+
+
+def draw_range_test(test: "RangeTest", name: str, learning_rate: float) -> "Figure":
+    """Plot the loss against the learning rate, and mark the one to train with.
+
+    Args:
+        name: of the hypernetwork, for the title.
+        learning_rate: the one to train with.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), dpi=100, layout="constrained")
+    panel = figure.subplots()
+    points = [(rate, loss) for rate, loss in zip(test.learning_rates, test.losses) if math.isfinite(loss)]
+    panel.plot([rate for rate, _ in points], [loss for _, loss in points], ".-", color="C0")
+    panel.axhline(1, color="0.55", linewidth=1)
+    panel.axvline(learning_rate, color="C2")
+    panel.annotate(
+        f"{learning_rate:.2g}",
+        (learning_rate, 0),
+        (4, 4),
+        xycoords=("data", "axes fraction"),
+        textcoords="offset points",
+        color="C2",
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+    )
+    losses = [loss for _, loss in points]
+    fall = max(1 - min(losses, default=1), 1e-4)
+    panel.set(xscale="log", ylim=(1 - 1.2 * fall, 1 + fall), xlabel="learning rate")
+    panel.set_title(f"{name[:60]}: loss after a few updates, relative to before", loc="left", parse_math=False)
+    panel.grid(axis="y", color="0.9")
+    panel.spines[["top", "right"]].set_visible(False)
     return figure
 
 

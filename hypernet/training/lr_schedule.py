@@ -12,6 +12,10 @@ from hypernet.config import TrainingConfig
 from hypernet.utils.errors import UserError
 from hypernet.utils.numbers import meant_number, meant_whole_number
 
+AUTO = "auto"
+MAX_FACTOR = 100
+STAND_IN = 1e-4  # for the learning rate that a range test will choose
+
 
 class ScheduleError(UserError):
     """A schedule that cannot be parsed. The message is one line and marks the place with >>> <<<."""
@@ -36,6 +40,43 @@ class Schedule:
         return self.pieces[-1][0]
 
 
+def auto_factor(text: str) -> float | None:
+    """Return by what `--learning_rate auto` multiplies the tested learning rate: 1, or 0.5 for "auto:0.5".
+
+    None for any other learning rate.
+
+    Raises:
+        ScheduleError: if something else follows the colon.
+    """
+    word, colon, number = str(text).partition(":")
+    if word.strip().lower() != AUTO:
+        return None
+    if not colon:
+        return 1.0
+    place = slice(len(word) + 1, len(str(text)))
+    try:
+        factor = float(number)
+    except ValueError:
+        raise _error(text, place, f"{number.strip()!r} is not a number{_meant(meant_number(number))}") from None
+    if not 0 < factor <= MAX_FACTOR:
+        raise _error(
+            text, place, f"it multiplies the tested learning rate, and must be above 0 and at most {MAX_FACTOR}"
+        )
+    return factor
+
+
+def learning_rate_schedule(config: TrainingConfig) -> Schedule:
+    """Return the schedule of the learning rate; for "auto", one with the right end and a stand-in for the value.
+
+    Raises:
+        ScheduleError: if it cannot be parsed.
+    """
+    factor = auto_factor(config.learning_rate)
+    if factor is not None:
+        return Schedule(((factor * STAND_IN, config.max_train_steps),))
+    return parse_schedule(config.learning_rate, config.max_train_steps)
+
+
 def parse_schedule(text: str, max_steps: int) -> Schedule:
     """Parse "value", or comma-separated "value:step" pairs.
 
@@ -56,12 +97,12 @@ def parse_schedule(text: str, max_steps: int) -> Schedule:
 
 
 def schedule_end(text: str) -> int | None:
-    """Return the step at which a schedule ends by itself; None if it runs to the end of the training.
+    """Return the step at which a learning rate ends by itself; None if it runs to the end of the training.
 
     Raises:
         ScheduleError: as `parse_schedule` does.
     """
-    return _parse_pairs(text)[-1][1]
+    return None if auto_factor(text) else _parse_pairs(text)[-1][1]
 
 
 def unreached_values(text: str, max_steps: int) -> list[float]:
@@ -143,7 +184,7 @@ def learning_rate_function(config: TrainingConfig) -> Callable[[int], float]:
     It depends only on the options and the step, so checkpoints need not save it, and a resumed run may
     change the options.
     """
-    schedule = parse_schedule(config.learning_rate, config.max_train_steps)
+    schedule = learning_rate_schedule(config)
     if config.lr_scheduler == "constant":
         return schedule.at
     import torch

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from hypernet.config import TrainingConfig
-from hypernet.training.lr_schedule import parse_schedule
+from hypernet.training.lr_schedule import learning_rate_schedule
 from hypernet.utils.errors import UserError
 
 MODULES = ("torch.optim", "bitsandbytes.optim", "prodigyopt")  # searched in this order
@@ -45,7 +45,7 @@ def build_optimizer(config: TrainingConfig, parameters: Parameters, device: torc
     if unknown:
         names = ", ".join(name for name in accepted if name not in ("params", "lr"))
         raise UserError(f"--optimizer_args {unknown[0]}: {config.optimizer} has no such argument; it has {names}")
-    learning_rate = parse_schedule(config.learning_rate, config.max_train_steps).at(0)
+    learning_rate = learning_rate_schedule(config).at(0)
     return optimizer_class(parameters, lr=learning_rate, **arguments)
 
 

@@ -23,6 +23,7 @@ from hypernet.training.run import Run
 from hypernet.training.shutdown import gather_shares
 from hypernet.training.style_distance import Features, Place, StyleAxis, extract_features, fit_axes, style_distance
 from hypernet.utils.hashing import derive_seed
+from hypernet.utils.sequences import spread
 
 CAPTION_PROMPTS = 6  # scored if there are no previews
 STYLE_IMAGES = 16  # training images that define the style, each beside what the base model makes of its caption
@@ -261,9 +262,3 @@ def _previewer_of(run: Run, models: StableDiffusion, texts: list[str], seed: int
     seeds = [(first.seed + seed + i) % SEEDS for i in range(len(texts))]
     prompts = [dataclasses.replace(first, prompt=text, seed=each) for text, each in zip(texts, seeds)]
     return Previewer(models, config, run.accelerator, run.failures, prompts)
-
-
-def spread(values: Sequence, count: int) -> list:
-    """Return up to `count` of the values, spread evenly."""
-    count = min(count, len(values))
-    return [values[number * len(values) // count] for number in range(count)]

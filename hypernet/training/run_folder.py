@@ -1,7 +1,6 @@
 """The folder a run writes to: which run it holds, its checkpoints and its tables."""
 
 import contextlib
-import dataclasses
 import itertools
 import json
 import os
@@ -12,14 +11,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from hypernet.config import PATH_OPTIONS, TrainingConfig
-from hypernet.data.folder_repeats import absolute_folders
+from hypernet.config import TrainingConfig
 from hypernet.formats.load_save import WEIGHTS_NAME, save_folder
 from hypernet.formats.webui import save_webui
 from hypernet.modeling.hypernetwork import Hypernetwork
-from hypernet.stable_diffusion.loras import absolute_lora
 from hypernet.training.run_identity import PROGRESS, RunIdentity, TrainedWith
-from hypernet.training.run_options import BEGUN_BY, other_run, read_record
+from hypernet.training.run_options import BEGUN_BY, other_run, portable_options, read_record
 from hypernet.utils.atomic_files import atomic_write, is_unfinished, remove, remove_unfinished
 from hypernet.utils.csv_log import CsvLog
 from hypernet.utils.errors import UserError
@@ -49,6 +46,7 @@ class RunFolder:
         self.metrics = CsvLog(self.root / "metrics.csv", [])
         self.guard_log = CsvLog(self.root / "guard.csv", GUARD_COLUMNS)
         self.loss_plot = self.root / "loss.png"
+        self.learning_rate_plot = self.root / "learning_rate.png"
         self.page = self.root / "run.html"
         self.before_after = self.previews / "before_after.png"
         self.webui_file = self.root / f"{config.name}.pt"
@@ -61,7 +59,15 @@ class RunFolder:
         self._run_file = self.root / "run.json"
         self._exported = [self.root / "config.json", self.root / WEIGHTS_NAME, self.webui_file]
         self._tables = (self.losses, self.validation_losses, self.scores, self.metrics, self.guard_log)
-        files = [self.loss_plot, self.page, self.card, self.wandb_id, self.validation_images, self.result]
+        files = [
+            self.loss_plot,
+            self.learning_rate_plot,
+            self.page,
+            self.card,
+            self.wandb_id,
+            self.validation_images,
+            self.result,
+        ]
         files += [table.path for table in self._tables]
         # all but run.json, which is replaced last so that the folder always belongs to some run
         self._written = [self.checkpoints, self.best, self.previews, self.logs, self.root / "wandb"]
@@ -274,18 +280,6 @@ def find_checkpoint_damage(checkpoint: Path) -> str | None:
     needed = ["config.json", WEIGHTS_NAME, "optimizer.bin", PROGRESS]
     unused = BEST, "random_states_"
     return find_damage(checkpoint, lambda name: not name.startswith(unused), needed)
-
-
-def portable_options(config: TrainingConfig) -> dict[str, Any]:
-    """Return all options with the paths of base model and images made absolute, so that they work from any folder."""
-    options = dataclasses.asdict(config)
-    for key in (*PATH_OPTIONS, "validation_prompts_file"):
-        if isinstance(options[key], str) and Path(options[key]).exists():
-            options[key] = str(Path(options[key]).resolve())
-    options["train_data_dir"] = absolute_folders(config.train_data_dir)
-    if config.lora:
-        options["lora"] = [absolute_lora(lora) for lora in config.lora]
-    return options
 
 
 def write_json(path: Path, content: dict) -> None:

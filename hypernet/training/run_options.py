@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from hypernet.config import CHANGEABLE, INEXACT, PATH_OPTIONS, TrainingConfig, parse_numbers, parse_size
-from hypernet.data.folder_repeats import split_folders
+from hypernet.data.folder_repeats import absolute_folders, split_folders
 from hypernet.formats.trained_folder import RUN_FILE
-from hypernet.stable_diffusion.loras import split_lora
+from hypernet.stable_diffusion.loras import absolute_lora, split_lora
 from hypernet.training.lr_schedule import parse_schedule
 from hypernet.utils.hashing import file_sha256
 from hypernet.utils.reading import read_json_object
@@ -60,6 +60,18 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, str | int | float | None) or (
         isinstance(value, list) and all(isinstance(item, str) for item in value)
     )
+
+
+def portable_options(config: TrainingConfig) -> dict[str, Any]:
+    """Return all options with the paths of base model and images made absolute, so that they work from any folder."""
+    options = dataclasses.asdict(config)
+    for key in (*PATH_OPTIONS, "validation_prompts_file"):
+        if isinstance(options[key], str) and Path(options[key]).exists():
+            options[key] = str(Path(options[key]).resolve())
+    options["train_data_dir"] = absolute_folders(config.train_data_dir)
+    if config.lora:
+        options["lora"] = [absolute_lora(lora) for lora in config.lora]
+    return options
 
 
 def changed_options(before: Options, now: Options) -> list[str]:

@@ -32,6 +32,7 @@ from hypernet.training.accelerator import (
     describe_accelerator,
     print_main,
 )
+from hypernet.training.auto_learning_rate import recall_choice
 from hypernet.training.checkpoint import Checkpointer
 from hypernet.training.compilation import check_compiler, check_shapes, compile_model, memory_format
 from hypernet.training.disk_forecast import check_disk
@@ -80,6 +81,7 @@ def start_run(config: TrainingConfig) -> Run:
     check_sizes(previews, max(base.image_multiple, SIZE_MULTIPLE))
     folder = RunFolder(config)
     folder.check(orders.overwrite)
+    recall_choice(folder, orders.starts_over)
     checkpoint, notes = folder.find_checkpoint(orders.checkpoint)
     trackers = choose_trackers(config)
     check_hub_login(config)

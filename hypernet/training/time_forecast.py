@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from hypernet.config import TrainingConfig
-from hypernet.training.lr_schedule import parse_schedule
+from hypernet.training.lr_schedule import learning_rate_schedule
 from hypernet.utils.errors import counted
 
 WARMUP = 3  # first steps, slower than the rest
@@ -19,7 +19,7 @@ OUTLIER = 5  # times the median; steps that compile take longer and are left out
 
 def describe_length(config: TrainingConfig, batches_per_epoch: int, first_step: int = 0) -> str:
     """Return a line on the number of steps after `first_step`, and of epochs."""
-    steps = max(0, parse_schedule(config.learning_rate, config.max_train_steps).last_step - first_step)
+    steps = max(0, learning_rate_schedule(config).last_step - first_step)
     epochs = steps * config.gradient_accumulation_steps / batches_per_epoch
     count = f"{epochs:.0f}" if epochs >= 10 else f"{epochs:.2g}"
     return f"the run has {counted(steps, 'step')} ({count} epoch{'' if count == '1' else 's'})"
@@ -97,7 +97,7 @@ class Stopwatch:
 
 def due_parts(config: TrainingConfig, step: int) -> tuple[int, dict[str, int]]:
     """Return the number of steps left after `step`, and how many times each part of the run is still due."""
-    last_step = parse_schedule(config.learning_rate, config.max_train_steps).last_step
+    last_step = learning_rate_schedule(config).last_step
     every = {"previews": config.validation_steps if config.has_previews else 0}
     every["validation"] = config.has_validation * (config.validation_loss_steps or config.validation_steps)
     every["checkpoints"] = config.checkpointing_steps

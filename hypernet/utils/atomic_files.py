@@ -89,3 +89,16 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def link_folder(source: Path, target: Path) -> None:
+    """Replace `target` by hard links to the files of `source`; by copies where the file system has no hard links."""
+
+    def link(file: str, to: str) -> None:
+        try:
+            os.link(file, to)
+        except OSError:
+            shutil.copy2(file, to)
+
+    remove(target)
+    shutil.copytree(source, target, copy_function=link)

@@ -6,8 +6,8 @@ import shutil
 import pytest
 
 from hypernet.cli.training_options import parse_config
-from hypernet.training.run_folder import RunFolder, portable_options
-from hypernet.training.run_options import changed_options, other_run, read_orders, read_record
+from hypernet.training.run_folder import RunFolder
+from hypernet.training.run_options import changed_options, other_run, portable_options, read_orders, read_record
 
 
 @pytest.fixture

@@ -1,0 +1,80 @@
+"""Settle `--learning_rate auto`: use the learning rate that the run has chosen before, else choose one by a range test."""
+
+import math
+
+from hypernet.training.accelerator import print_main
+from hypernet.training.checkpoint import Checkpointer
+from hypernet.training.lr_schedule import auto_factor
+from hypernet.training.perturbation import Perturbation
+from hypernet.training.range_test import RangeTest, run_range_test
+from hypernet.training.run import Run
+from hypernet.training.run_folder import RunFolder
+from hypernet.training.updater import Updater
+from hypernet.utils.errors import UserError
+from hypernet.utils.image_grid import save_png
+
+CHOSEN = "tested_learning_rate"  # in run.json: the result of the range test, not multiplied by the factor of "auto:0.5"
+
+
+def recall_choice(folder: RunFolder, starts_over: bool) -> None:
+    """Keep the learning rate that the run in the folder has chosen, so that a resumed run does not test again."""
+    chosen = None if starts_over else folder.identity.record.get(CHOSEN)
+    if isinstance(chosen, float) and 0 < chosen < math.inf:
+        folder.extras[CHOSEN] = chosen
+
+
+def settle_learning_rate(
+    run: Run, updater: Updater, checkpointer: Checkpointer, perturbation: Perturbation
+) -> list[str]:
+    """Replace `--learning_rate auto` with a number; record and print it.
+
+    All processes call this after the run has resumed.
+
+    Returns:
+        The lines that are printed: one, or none with any other learning rate.
+
+    Raises:
+        UserError: if the loss falls at no learning rate.
+    """
+    config, folder = run.config, run.folder
+    factor = auto_factor(config.learning_rate)
+    if factor is None:
+        return []
+    if CHOSEN in folder.extras:
+        reason = "as this run has chosen before"
+    else:
+        test = run_range_test(updater, checkpointer, perturbation)
+        if test.choice is None:
+            ends = f"{test.learning_rates[0]:.1g} and {test.learning_rates[-1]:.1g}"
+            problem = (
+                f"the loss falls at no learning rate between {ends}; choose one yourself, and look at the captions"
+            )
+            raise UserError(f"--learning_rate {config.learning_rate}: {problem}")
+        folder.extras[CHOSEN] = test.choice
+        reason = _describe(test)
+        if run.accelerator.is_main_process:
+            _draw(run, test, factor * test.choice)
+            with run.failures.tolerate(f"{folder.root} could not be brought up to date"):
+                folder.record(run.orders.begun_by)
+    config.learning_rate = f"{factor * folder.extras[CHOSEN]:.2g}"
+    scaled = "" if factor == 1 else f", times {factor:g}"
+    line = f"learning rate {config.learning_rate} ({reason}{scaled}), {config.lr_scheduler}"
+    print_main(run.accelerator, line)
+    return [line]
+
+
+def _describe(test: RangeTest) -> str:
+    """Return what a range test has found."""
+    point = test.turning_point or 0
+    found = f"the loss falls by {100 * (1 - test.losses[point]):.2g}% up to {test.learning_rates[point]:.1g}"
+    broken = f" and breaks at {test.learning_rates[-1]:.1g}" if test.is_broken else ""
+    return f"range test: {found}{broken}"
+
+
+def _draw(run: Run, test: RangeTest, learning_rate: float) -> None:
+    """Save the curve as learning_rate.png."""
+    path = run.folder.learning_rate_plot
+    with run.failures.tolerate(f"{path} could not be drawn"):
+        from hypernet.training.loss_plot import plot_range_test  # loads matplotlib
+
+        save_png(plot_range_test(test, str(run.config.name), learning_rate), path)

@@ -1,0 +1,130 @@
+"""Find the learning rate for `--learning_rate auto`: the range test of Smith (2017, arXiv 1506.01186).
+
+From the state in which the run begins, the learning rate rises exponentially, a few updates at each size, with the
+run's own data and options. Every few updates, the loss is measured on a probe: images, noise and timesteps that stay the
+same, so that the curve shows what the updates do and not what is sampled. Afterwards the state is what it was.
+"""
+
+import dataclasses
+import math
+
+import torch
+from accelerate.utils import send_to_device
+from tqdm.auto import tqdm
+
+from hypernet.data.dataset import build_loader
+from hypernet.training.checkpoint import Checkpointer
+from hypernet.training.divergence_guard import MAX_PERTURBATION
+from hypernet.training.optimizer_rates import rate_range
+from hypernet.training.perturbation import Perturbation
+from hypernet.training.updater import Updater
+from hypernet.utils.errors import UserError
+from hypernet.utils.sequences import spread
+
+UPDATES, UPDATES_PER_MEASUREMENT = 60, 3  # the probe below adds at most the time of 40 more
+PROBE_PER_IMAGE, MIN_PROBE, MAX_PROBE = 4, 6, 64  # samples of the probe for each image of an update
+BROKEN = 1.1  # times the loss before the test; the test ends there
+NEAR_LOWEST = (
+    0.1  # of the fall of the loss: where it has come this near to its lowest, the learning rate is high enough
+)
+LEAST_FALL = 0.001  # of the loss; a smaller one is none
+MARGIN = 0.5  # the learning rate to train with, of the one at which the loss is nearly lowest
+
+
+@dataclasses.dataclass(frozen=True)
+class RangeTest:
+    """What a range test has measured.
+
+    Attributes:
+        learning_rates: after which the loss was measured, in ascending order.
+        losses: relative to the loss before the test.
+        perturbations: what the hypernetwork adds to the contexts, relative to them; see `Perturbation`.
+    """
+
+    learning_rates: list[float]
+    losses: list[float]
+    perturbations: list[float]
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether the last learning rate was too high."""
+        return bool(self.losses) and not (self.losses[-1] < BROKEN and self.perturbations[-1] < MAX_PERTURBATION)
+
+    @property
+    def turning_point(self) -> int | None:
+        """The number of the first measurement at which the loss is nearly as low as it gets; None if it does not fall."""
+        lowest = min(filter(math.isfinite, self.losses), default=1.0)
+        if lowest > 1 - LEAST_FALL:
+            return None
+        return next(i for i, loss in enumerate(self.losses) if loss <= lowest + NEAR_LOWEST * (1 - lowest))
+
+    @property
+    def choice(self) -> float | None:
+        """The learning rate to begin with; None if the loss does not fall at any."""
+        point = self.turning_point
+        return None if point is None else MARGIN * self.learning_rates[point]
+
+
+def run_range_test(updater: Updater, checkpointer: Checkpointer, perturbation: Perturbation) -> RangeTest:
+    """Test learning rates from the current state, which is restored. All processes call this and get the same.
+
+    Raises:
+        UserError: if the loss is not finite before the test.
+    """
+    accelerator, config = updater.accelerator, updater.config
+    lowest, highest = rate_range(config.optimizer)
+    hypernetwork, probe = updater.trainee.hypernetwork, _Probe(updater)
+    base = probe.measure()
+    if not math.isfinite(base):
+        raise UserError(f"before the first step the loss is {base}: the model's output is unusable")
+    test = RangeTest([], [], [])
+    stream = iter(build_loader(accelerator, updater.dataset, updater.batches))
+    bar = tqdm(range(UPDATES), desc="Finding the learning rate", disable=not accelerator.is_main_process)
+    with checkpointer.restoring():
+        for update in bar:
+            learning_rate = lowest * (highest / lowest) ** (update / (UPDATES - 1))
+            for _ in range(config.gradient_accumulation_steps):
+                updater.learn(next(stream), 0, learning_rate)
+            if (update + 1) % UPDATES_PER_MEASUREMENT == 0:
+                test.learning_rates.append(learning_rate)
+                test.losses.append(probe.measure() / base)
+                test.perturbations.append(max(perturbation.measure(hypernetwork).values(), default=0.0))
+                if test.is_broken:
+                    break
+    accelerator.step = 0  # of gradient accumulation
+    return test
+
+
+class _Probe:
+    """Fixed samples on which to measure the loss: images spread over the dataset, timesteps over the noise schedule."""
+
+    def __init__(self, updater: Updater) -> None:
+        self.updater, config, dataset = updater, updater.config, updater.dataset
+        self.accelerator = updater.accelerator
+        batch_size = config.train_batch_size * self.accelerator.num_processes
+        wanted = PROBE_PER_IMAGE * batch_size * config.gradient_accumulation_steps
+        count = min(max(MIN_PROBE, wanted), MAX_PROBE)
+        indices = spread(range(len(dataset)), count)
+        samples = []
+        for number in range(count):
+            sample = dataset.sample(number // len(indices), indices[number % len(indices)])
+            timestep = int((number + 0.5) / count * dataset.num_train_timesteps)
+            samples.append(sample._replace(timestep=torch.tensor(timestep)))
+        samples = samples[self.accelerator.process_index :: self.accelerator.num_processes]
+        size, self._share = max(2, config.train_batch_size), 1 / count  # without gradients, two fit
+        by_shape: dict[torch.Size, list] = {}
+        for sample in samples:
+            by_shape.setdefault(sample.latents.shape, []).append(sample)
+        self._batches = [same[at : at + size] for same in by_shape.values() for at in range(0, len(same), size)]
+
+    @torch.no_grad()
+    def measure(self) -> float:
+        """Return the loss of the hypernetwork as it is, the mean over all samples of all processes."""
+        updater, total = self.updater, torch.zeros((), device=self.accelerator.device)
+        hypernetwork = updater.trainee.hypernetwork.eval()
+        for samples in self._batches:
+            batch = updater.dataset.collate(samples, [self._share] * len(samples))
+            with self.accelerator.autocast():
+                total += updater.loss(updater.trainee.bare_model, send_to_device(batch, self.accelerator.device))
+        hypernetwork.train()
+        return self.accelerator.reduce(total, "sum").item()

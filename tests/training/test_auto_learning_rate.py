@@ -1,0 +1,105 @@
+"""`--learning_rate auto`: the choice against curves whose answer is known, and runs against those with its number."""
+
+import json
+import math
+
+import pytest
+
+from hypernet.training import auto_learning_rate
+from hypernet.training.auto_learning_rate import CHOSEN
+from hypernet.training.lr_schedule import ScheduleError, auto_factor
+from hypernet.training.range_test import BROKEN, MARGIN, RangeTest
+from hypernet.utils.errors import UserError
+from tests.helpers.scripts import read_csv, same_weights, train_here
+
+FLAGS = ["--activation=mish", "--weight_init=kaiming_normal", "--max_train_steps=4", "--dropout_structure=0,0.3,0"]
+FLAGS += ["--logging_steps=1", "--validation_split=0.3", "--validation_loss_steps=2", "--ema_decay=0.5"]
+FLAGS += ["--gradient_accumulation_steps=2", "--train_batch_size=2"]
+
+
+def record(folder):
+    return json.loads((folder / "run.json").read_text())
+
+
+def made_test(losses, perturbations=None):
+    rates = [10.0**-power for power in range(len(losses), 0, -1)]
+    return RangeTest(rates, losses, perturbations or [0.1] * len(losses))
+
+
+@pytest.mark.parametrize(
+    "losses, turning_point",
+    [
+        ([1.0, 0.99, 0.9, 0.95], 2),
+        ([1.0, 0.99, 0.905, 0.9, 1.2], 2),  # nearly as low at a tenth of the learning rate
+        ([1.0, 0.9999, 0.998, 0.997], 3),  # of a small fall, too
+        ([1.0, 0.95, 0.9, math.nan], 2),
+        ([1.0, 1.0, 1.01, 1.2], None),
+        ([0.99995, 1.0], None),
+        ([math.nan], None),
+    ],
+)
+def test_the_learning_rate_is_below_that_of_the_lowest_loss(losses, turning_point):
+    test = made_test(losses)
+    assert test.turning_point == turning_point
+    assert test.choice == (None if turning_point is None else MARGIN * test.learning_rates[turning_point])
+
+
+def test_a_test_ends_when_loss_or_perturbation_break():
+    assert made_test([0.9, BROKEN + 0.01]).is_broken and made_test([0.9, math.nan]).is_broken
+    assert made_test([0.9, 0.9], [0.1, 1000.0]).is_broken and made_test([0.9, 0.9], [0.1, math.nan]).is_broken
+    assert not made_test([0.9, 1.05], [0.1, 40.0]).is_broken
+
+
+def test_what_follows_auto_is_a_factor():
+    assert auto_factor("auto") == 1 and auto_factor(" Auto ") == 1 and auto_factor("auto:0.5") == 0.5
+    assert auto_factor("1e-4") is None and auto_factor("automatic") is None
+    for text in ("auto:", "auto:x", "auto:0", "auto:-1", "auto:2000", "auto:nan"):
+        with pytest.raises(ScheduleError):
+            auto_factor(text)
+
+
+@pytest.fixture(scope="module")
+def chosen(models_dir, images_dir, tmp_path_factory):
+    """A finished run with `--learning_rate auto`."""
+    folder = tmp_path_factory.mktemp("auto") / "run"
+    train_here(models_dir, images_dir, folder, "--learning_rate=auto", *FLAGS)
+    return folder
+
+
+def test_a_run_equals_one_with_the_chosen_learning_rate(models_dir, images_dir, tmp_path, chosen):
+    learning_rate = f"{record(chosen)[CHOSEN]:.2g}"
+    assert (chosen / "learning_rate.png").is_file()
+    flags = [f"--learning_rate={learning_rate}", "--lr_scheduler=cosine", "--name=run"]
+    train_here(models_dir, images_dir, tmp_path / "same", *flags, *FLAGS)
+    assert same_weights(chosen, tmp_path / "same") and same_weights(chosen / "best", tmp_path / "same" / "best")
+    for table in ("hypernetwork_loss.csv", "validation_loss.csv"):
+        assert (chosen / table).read_text() == (tmp_path / "same" / table).read_text()
+
+
+def test_a_resumed_run_does_not_test_again(models_dir, images_dir, chosen, monkeypatch):
+    monkeypatch.setattr(auto_learning_rate, "run_range_test", None)
+    before = record(chosen)[CHOSEN]
+    flags = [*FLAGS, "--max_train_steps=6", "--lr_scheduler=constant"]
+    train_here(models_dir, images_dir, chosen, "--learning_rate=auto", *flags)
+    train_here(models_dir, images_dir, chosen, "--learning_rate=auto:0.5", *flags, "--max_train_steps=7")
+    rates = read_csv(chosen / "hypernetwork_loss.csv", "learn_rate")
+    assert rates[4:6] == pytest.approx([before] * 2, rel=0.05) and rates[6] == pytest.approx(before / 2, rel=0.05)
+    assert record(chosen)[CHOSEN] == before and record(chosen)["learning_rate"] == "auto:0.5"
+
+
+def test_a_run_that_starts_over_tests_again(models_dir, images_dir, tmp_path, monkeypatch):
+    made = made_test([0.99, 0.9, 1.2])
+    monkeypatch.setattr(auto_learning_rate, "run_range_test", lambda *_: made)
+    train_here(models_dir, images_dir, tmp_path / "run", "--learning_rate=auto", "--max_train_steps=1")
+    assert record(tmp_path / "run")[CHOSEN] == made.choice
+    made = made_test([0.9, 0.95, 1.2])
+    flags = ["--learning_rate=auto", "--resume_from_checkpoint=none", "--max_train_steps=1"]
+    train_here(models_dir, images_dir, tmp_path / "run", *flags)
+    assert record(tmp_path / "run")[CHOSEN] == made.choice
+
+
+def test_a_loss_that_never_falls_ends_the_run_before_it_begins(models_dir, images_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(auto_learning_rate, "run_range_test", lambda *_: made_test([1.0, 1.1]))
+    with pytest.raises(UserError, match="--learning_rate auto"):
+        train_here(models_dir, images_dir, tmp_path / "run", "--learning_rate=auto")
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
