@@ -65,10 +65,8 @@ def settle_learning_rate(
 
 def _describe(test: RangeTest) -> str:
     """Return what a range test has found."""
-    point = test.turning_point or 0
-    found = f"the loss falls by {100 * (1 - test.losses[point]):.2g}% up to {test.learning_rates[point]:.1g}"
-    broken = f" and breaks at {test.learning_rates[-1]:.1g}" if test.is_broken else ""
-    return f"range test: {found}{broken}"
+    broken = f", and breaks at {test.learning_rates[-1]:.1g}" if test.is_broken else ""
+    return f"range test: from there on, the loss falls fastest{broken}"
 
 
 def _draw(run: Run, test: RangeTest, learning_rate: float) -> None:

@@ -12,16 +12,17 @@ import torch
 
 from hypernet.data.dataset import TrainingDataset
 from hypernet.data.prompts import with_template_words
-from hypernet.generation.preview_prompts import PreviewPrompt, preview_prompts
+from hypernet.generation.preview_prompts import PreviewPrompt
 from hypernet.modeling.attachment import set_strength
 from hypernet.stable_diffusion.conditioning import build_conditions, cast_conditions, time_ids
 from hypernet.stable_diffusion.model import StableDiffusion
-from hypernet.training.preview_setup import SEEDS
+from hypernet.training.base_samples import build_previewer, sample_base
 from hypernet.training.previews import BASE, Latents, Previewer
 from hypernet.training.prompt_fidelity import choose_alternatives, prompt_margin
 from hypernet.training.run import Run
 from hypernet.training.shutdown import gather_shares
 from hypernet.training.style_distance import Features, Place, StyleAxis, extract_features, fit_axes, style_distance
+from hypernet.utils.errors import OtherProcessError, reason
 from hypernet.utils.hashing import derive_seed
 from hypernet.utils.sequences import spread
 
@@ -61,8 +62,9 @@ class PreviewScores:
         previewer: of the images to score.
         texts: what the images of each of its prompts should show.
         pool: texts to compare them with.
-        style_previewer: of an image for each of `style_images`, from its caption.
         style_images: indices of the images of `dataset` that define the style.
+        style_prompts: their captions.
+        sample_style: returns the latents of an image for each of `style_prompts`, generated without a hypernetwork.
         validation: the validation images, if there are any.
 
     Attributes:
@@ -75,9 +77,10 @@ class PreviewScores:
         previewer: Previewer,
         texts: Sequence[str],
         pool: Iterable[str],
-        style_previewer: Previewer,
         dataset: TrainingDataset,
         style_images: Sequence[int],
+        style_prompts: Sequence[PreviewPrompt],
+        sample_style: Callable[[], Sequence[torch.Tensor]],
         validation: TrainingDataset | None,
     ) -> None:
         self.models, self.previewer, self.accelerator = models, previewer, previewer.accelerator
@@ -88,37 +91,37 @@ class PreviewScores:
         self._embeds = [[encoded[text] for text in choice] for choice in choices]
         self._empty = encoded[""]
         self._batch_size = max(2, previewer.config.train_batch_size)  # without gradients, as for the validation loss
-        self._style_previewer: Previewer | None = style_previewer
         self._dataset, self._style_images, self._validation = dataset, style_images, validation
+        self._style_prompts, self._sample_style = style_prompts, sample_style
         self._axes: list[StyleAxis] = []
         self._base: dict[tuple[int, int], Judged] = {}  # of each prompt and image, without the hypernetwork
 
     def measure_base(self) -> None:
         """Measure the base model; no hypernetwork may be attached yet. If that fails, nothing will be scored."""
-        sampler, self._style_previewer = self._style_previewer, None  # its images are needed only here
-        if sampler is not None:
-            prompts = sampler.prompts
-            generated, problem = gather_shares(lambda: _on_cpu(sampler.sample(state=BASE)))
-            latents = {number: images for share in generated for number, images in share.items()}
-            if not problem:
-                shares, problem = gather_shares(lambda: self._start(latents, prompts))
-                self._base = {} if problem else _merge(shares)
-            if problem:
-                self.previewer.failures.report(f"{FAILED} ({problem}); the run continues without")
+        try:
+            plain = self._sample_style()  # if it fails in one process, it does in all
+            shares, problem = gather_shares(lambda: self._start(plain))
+        except OtherProcessError:
+            raise
+        except Exception as error:  # such as out of memory
+            shares, problem = [], reason(error)
+        self._base = {} if problem else _merge(shares)
+        if problem:
+            self.previewer.failures.report(f"{FAILED} ({problem}); the run continues without")
 
-    def _start(self, generated: Latents, style_prompts: Sequence[PreviewPrompt]) -> dict[tuple[int, int], Judged]:
+    def _start(self, generated: Sequence[torch.Tensor]) -> dict[tuple[int, int], Judged]:
         """Find the style's axes, and judge this process's images without the hypernetwork.
 
         Args:
-            generated: an image of each of `style_prompts`.
+            generated: the latents of an image of each style prompt.
 
         Raises:
             ValueError: if the base model's images cannot be judged.
         """
         images = [self._features_of(self._dataset, index) for index in self._style_images]
         plain = [
-            self._features(generated[number][0], self._time_ids(prompt), number)
-            for number, prompt in enumerate(style_prompts)
+            self._features(latents, self._time_ids(prompt), number)
+            for number, (latents, prompt) in enumerate(zip(generated, self._style_prompts, strict=True))
         ]
         count = 0 if self._validation is None else min(VALIDATION_IMAGES, len(self._validation))
         more = [self._features_of(self._validation, index) for index in range(count)] if self._validation else []
@@ -218,10 +221,6 @@ def _merge(shares: list[dict[tuple[int, int], Judged]]) -> dict[tuple[int, int],
     return dict(sorted((place, judged) for share in shares for place, judged in share.items()))
 
 
-def _on_cpu(latents: Latents) -> Latents:
-    return {number: images.cpu() for number, images in latents.items()}
-
-
 def prepare_scores(
     run: Run,
     models: StableDiffusion,
@@ -241,24 +240,14 @@ def prepare_scores(
         own = [next(iter(captions), "") for captions in validation.prompts.captions]
         texts = spread(list(dict.fromkeys(filter(None, [*own, *captions]))), CAPTION_PROMPTS)
         words = [with_template_words(prompts.templates, text, str(config.name)) for text in texts]
-        previewer = _previewer_of(run, models, words) if texts else None
+        previewer = build_previewer(run, models, words) if texts else None
     if previewer is None:
         return None
     style_images = spread(range(len(dataset)), STYLE_IMAGES)
-    shown = _previewer_of(run, models, [captions[index] for index in style_images], STYLE_SEED)
+    shown = build_previewer(run, models, [captions[index] for index in style_images], STYLE_SEED)
+
+    def sample_style() -> list[torch.Tensor]:
+        return sample_base(run, models, shown, "Generating images to compare the style with")
+
     pool = spread(captions, POOL)
-    return PreviewScores(models, previewer, texts, pool, shown, dataset, style_images, validation)
-
-
-def _previewer_of(run: Run, models: StableDiffusion, texts: list[str], seed: int = 0) -> Previewer:
-    """Return a previewer of one image per text, each from its own noise, with the settings of the options.
-
-    Args:
-        seed: added to that of the options.
-    """
-    config = dataclasses.replace(run.config, validation_prompt=[""], validation_prompts_file=None)
-    config = dataclasses.replace(config, num_validation_images=1)
-    first = preview_prompts(config)[0].with_seed(config.seed)
-    seeds = [(first.seed + seed + i) % SEEDS for i in range(len(texts))]
-    prompts = [dataclasses.replace(first, prompt=text, seed=each) for text, each in zip(texts, seeds)]
-    return Previewer(models, config, run.accelerator, run.failures, prompts)
+    return PreviewScores(models, previewer, texts, pool, dataset, style_images, shown.prompts, sample_style, validation)

@@ -129,7 +129,7 @@ class Previewer:
         """
         if state is None or state != self._sampled[0]:
             share = range(self.accelerator.process_index, len(self.prompts), self.accelerator.num_processes)
-            self._sampled = state, {number: self._sample(self.prompts[number], check) for number in share}
+            self._sampled = state, {number: self.sample_prompt(self.prompts[number], check) for number in share}
         return self._sampled[1]
 
     def _generate_share(self, check: Callable[[], None], state: object) -> dict[int, list[Image.Image]]:
@@ -145,7 +145,7 @@ class Previewer:
             self.vae.to("cpu")
         return decoded
 
-    def _sample(self, prompt: PreviewPrompt, check: Callable[[], None]) -> torch.Tensor:
+    def sample_prompt(self, prompt: PreviewPrompt, check: Callable[[], None] = lambda: None) -> torch.Tensor:
         """Return the latents of a prompt's previews, (images, channels, height, width)."""
         first = GenerationSettings(**{name: getattr(prompt, name) for name in ("prompt", *OPTIONS)})
         seeds = range(prompt.seed, prompt.seed + self.config.num_validation_images)

@@ -6,6 +6,7 @@ same, so that the curve shows what the updates do and not what is sampled. After
 """
 
 import dataclasses
+import itertools
 import math
 
 import torch
@@ -24,11 +25,8 @@ from hypernet.utils.sequences import spread
 UPDATES, UPDATES_PER_MEASUREMENT = 60, 3  # the probe below adds at most the time of 40 more
 PROBE_PER_IMAGE, MIN_PROBE, MAX_PROBE = 4, 6, 64  # samples of the probe for each image of an update
 BROKEN = 1.1  # times the loss before the test; the test ends there
-NEAR_LOWEST = (
-    0.1  # of the fall of the loss: where it has come this near to its lowest, the learning rate is high enough
-)
-LEAST_FALL = 0.001  # of the loss; a smaller one is none
-MARGIN = 0.5  # the learning rate to train with, of the one at which the loss is nearly lowest
+RISE = 0.05  # of the whole fall of the loss; after a larger rise, the learning rate is too high
+LEAST_FALL = 2e-4  # of the loss; a smaller one counts as none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,18 +49,21 @@ class RangeTest:
         return bool(self.losses) and not (self.losses[-1] < BROKEN and self.perturbations[-1] < MAX_PERTURBATION)
 
     @property
-    def turning_point(self) -> int | None:
-        """The number of the first measurement at which the loss is nearly as low as it gets; None if it does not fall."""
-        lowest = min(filter(math.isfinite, self.losses), default=1.0)
-        if lowest > 1 - LEAST_FALL:
-            return None
-        return next(i for i, loss in enumerate(self.losses) if loss <= lowest + NEAR_LOWEST * (1 - lowest))
-
-    @property
     def choice(self) -> float | None:
-        """The learning rate to begin with; None if the loss does not fall at any."""
-        point = self.turning_point
-        return None if point is None else MARGIN * self.learning_rates[point]
+        """The learning rate from which the next one lowers the loss the most; None if the loss does not fall.
+
+        Rates after the first clear rise do not count: there the loss may fall because it has risen before.
+        """
+        whole_fall = 1 - min(filter(math.isfinite, self.losses), default=1.0)
+        if whole_fall < LEAST_FALL:
+            return None
+        falls = []
+        for before, after in itertools.pairwise([1.0, *self.losses]):
+            if not after < before + RISE * whole_fall:
+                break
+            falls.append(before - after)
+        fastest = max(range(len(falls)), key=falls.__getitem__, default=0)
+        return self.learning_rates[max(fastest - 1, 0)] if any(fall > 0 for fall in falls) else None
 
 
 def run_range_test(updater: Updater, checkpointer: Checkpointer, perturbation: Perturbation) -> RangeTest:

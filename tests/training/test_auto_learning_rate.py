@@ -8,7 +8,7 @@ import pytest
 from hypernet.training import auto_learning_rate
 from hypernet.training.auto_learning_rate import CHOSEN
 from hypernet.training.lr_schedule import ScheduleError, auto_factor
-from hypernet.training.range_test import BROKEN, MARGIN, RangeTest
+from hypernet.training.range_test import BROKEN, RangeTest
 from hypernet.utils.errors import UserError
 from tests.helpers.scripts import read_csv, same_weights, train_here
 
@@ -27,21 +27,24 @@ def made_test(losses, perturbations=None):
 
 
 @pytest.mark.parametrize(
-    "losses, turning_point",
+    "losses, choice",
     [
-        ([1.0, 0.99, 0.9, 0.95], 2),
-        ([1.0, 0.99, 0.905, 0.9, 1.2], 2),  # nearly as low at a tenth of the learning rate
-        ([1.0, 0.9999, 0.998, 0.997], 3),  # of a small fall, too
-        ([1.0, 0.95, 0.9, math.nan], 2),
+        ([1.0, 0.99, 0.9, 0.85, 0.95], 1),
+        ([1.0, 0.99, 0.97, 0.9, 1.2], 2),
+        ([0.9, 0.85, 1.2], 0),  # it falls fastest before the first
+        ([1.0, 0.9999, 0.9995, 0.9993], 1),  # of a small fall, too
+        ([1.0, 0.95, 0.97, 0.7, 1.2], 0),  # the second fall follows a rise
+        ([1.0, 0.95, 0.951, 0.8, 1.2], 2),  # no clear rise
+        ([1.0, 0.95, 0.94, math.nan], 0),
         ([1.0, 1.0, 1.01, 1.2], None),
         ([0.99995, 1.0], None),
+        ([1.2, 0.9], None),
         ([math.nan], None),
     ],
 )
-def test_the_learning_rate_is_below_that_of_the_lowest_loss(losses, turning_point):
+def test_the_learning_rate_is_where_the_loss_falls_fastest(losses, choice):
     test = made_test(losses)
-    assert test.turning_point == turning_point
-    assert test.choice == (None if turning_point is None else MARGIN * test.learning_rates[turning_point])
+    assert test.choice == (None if choice is None else test.learning_rates[choice])
 
 
 def test_a_test_ends_when_loss_or_perturbation_break():

@@ -9,13 +9,15 @@ from accelerate import Accelerator
 import hypernet
 from hypernet.config import TrainingConfig
 from hypernet.data.dataset import encode_dataset
+from hypernet.data.processes import ALONE
 from hypernet.data.validation_split import encode_validation, open_validation_folder, split_validation
 from hypernet.modeling.attachment import set_strength
 from hypernet.stable_diffusion.conditioning import build_conditions, time_ids
 from hypernet.stable_diffusion.text_encoding import encode_prompts
 from hypernet.training import preview_scores
+from hypernet.training.base_samples import build_previewer, sample_base
 from hypernet.training.failures import Failures
-from hypernet.training.preview_scores import PreviewScores, prepare_scores
+from hypernet.training.preview_scores import STYLE_SEED, PreviewScores, prepare_scores
 from hypernet.training.previews import BASE, Previewer
 from hypernet.training.prompt_fidelity import choose_alternatives, prompt_margin
 from hypernet.training.style_distance import extract_features, fit_axes, style_distance
@@ -28,6 +30,20 @@ STEPS = "--validation_inference_steps=2"
 WIDTHS = {"epsilon": [12, 16, 32], "xl": [16, 32, 36]}
 
 
+def made_run(config, models):
+    """Return what scoring needs of a run."""
+    accelerator = Accelerator(cpu=True)
+    identity = types.SimpleNamespace(contents={"UNet": models.hash})
+    return types.SimpleNamespace(
+        config=config,
+        accelerator=accelerator,
+        failures=Failures(accelerator),
+        processes=ALONE,
+        dtype=torch.float32,
+        folder=types.SimpleNamespace(identity=identity),
+    )
+
+
 def open_scores(models_dir, images_dir, tmp_path, *flags, model="epsilon"):
     """Return the models, the scores as a run prepares them, and the datasets of training and validation images."""
     config, source, records = index_folder(models_dir, images_dir, tmp_path, STEPS, *flags, model=model)
@@ -36,9 +52,8 @@ def open_scores(models_dir, images_dir, tmp_path, *flags, model="epsilon"):
         held, held_records, records = split_validation(source, open_validation_folder(config), records, config, 8)
         validation = encode_validation(models, held, held_records, config, torch.float32)
     dataset = encode_dataset(models, source, records, config, torch.float32)
-    accelerator = Accelerator(cpu=True)
-    run = types.SimpleNamespace(config=config, accelerator=accelerator, failures=Failures(accelerator))
-    previewer = Previewer(models, config, accelerator, run.failures) if config.has_previews else None
+    run = made_run(config, models)
+    previewer = Previewer(models, config, run.accelerator, run.failures) if config.has_previews else None
     return models, prepare_scores(run, models, previewer, dataset, validation), dataset, validation
 
 
@@ -69,7 +84,7 @@ def test_scores_equal_the_same_steps_one_by_one(models_dir, images_dir, tmp_path
     models, scores, dataset, validation = open_scores(models_dir, images_dir, tmp_path, *flags, model=model)
     plain = open_models(models_dir / model)  # to which nothing is attached
     hypernetwork = tiny_hypernetwork(widths=WIDTHS[model], biases=True)
-    style_previewer, state = scores._style_previewer, torch.get_rng_state()
+    state = torch.get_rng_state()
     scores.measure_base()
     base = scores.previewer.sample(state=BASE)
     hypernet.attach(models.unet, hypernetwork)
@@ -90,9 +105,9 @@ def test_scores_equal_the_same_steps_one_by_one(models_dir, images_dir, tmp_path
         return [features(each, ids_of(64, 64), index) for index, each in enumerate(latents)]
 
     captions = [of_image[0] for of_image in dataset.prompts.captions]
-    generated = style_previewer.sample()
-    assert [prompt.prompt for prompt in style_previewer.prompts] == captions and len(generated) == len(dataset)
-    generated = [features(generated[number][0], ids_of(64, 64), number) for number in range(len(dataset))]
+    shown = build_previewer(made_run(scores.previewer.config, plain), plain, captions, STYLE_SEED)
+    assert shown.prompts == scores._style_prompts and len(captions) == len(dataset)
+    generated = [features(images[0], ids_of(64, 64), number) for number, images in shown.sample().items()]
     axes = fit_axes(features_of(dataset), generated, features_of(validation))
     margins, places = [0.0, 0.0], [[], []]
     for kind, latents in enumerate((base, images)):
@@ -163,7 +178,7 @@ def test_a_base_model_that_cannot_be_scored_leaves_the_run_without_scores(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Previewer, "_sample", fail)
+        patch.setattr(Previewer, "sample_prompt", fail)
         scores.measure_base()
     hypernet.attach(models.unet, tiny_hypernetwork())
     assert scores.measure("a state") == scores.values == {}
@@ -197,10 +212,7 @@ class Captioned:
 )
 def test_without_previews_images_of_captions_are_scored(epsilon_models, images, validation, expected):
     options = {"resolution": "64", "validation_seed": -1, "seed": 7, "name": "ink", "num_validation_images": 3}
-    accelerator = Accelerator(cpu=True)
-    run = types.SimpleNamespace(
-        config=TrainingConfig(**options), accelerator=accelerator, failures=Failures(accelerator)
-    )
+    run = made_run(TrainingConfig(**options), epsilon_models)
     scores = prepare_scores(run, epsilon_models, None, images, validation)
     if expected is None:
         assert scores is None
@@ -209,3 +221,23 @@ def test_without_previews_images_of_captions_are_scored(epsilon_models, images, 
     assert [prompt.prompt for prompt in prompts] == expected
     assert [prompt.seed for prompt in prompts] == [7 + number for number in range(len(expected))]
     assert scores.previewer.config.num_validation_images == 1 and {prompt.size for prompt in prompts} == {(64, 64)}
+
+
+def test_images_of_the_base_model_are_generated_once(epsilon_models, tmp_path, monkeypatch):
+    options = {"resolution": "64", "cache_dir": str(tmp_path), "validation_inference_steps": 2}
+
+    def sample(texts, **changed):
+        run = made_run(TrainingConfig(**{**options, **changed}), epsilon_models)
+        return sample_base(run, epsilon_models, build_previewer(run, epsilon_models, texts, 5), "")
+
+    first = sample(["a cat", "a dog"])
+    run = made_run(TrainingConfig(**options), epsilon_models)
+    plain = build_previewer(run, epsilon_models, ["a cat", "a dog"], 5).sample()
+    assert all(torch.equal(mine, plain[number][0]) for number, mine in enumerate(first))
+    sampled, sample_prompt = [], Previewer.sample_prompt
+    monkeypatch.setattr(Previewer, "sample_prompt", lambda *of: sampled.append(of[1].prompt) or sample_prompt(*of))
+    assert all(torch.equal(one, other) for one, other in zip(first, sample(["a cat", "a dog"]))) and not sampled
+    sample(["a cat", "a bird"])
+    assert sampled == ["a bird"]
+    sample(["a cat"], validation_guidance_scale=1.0)
+    assert sampled == ["a bird", "a cat"]

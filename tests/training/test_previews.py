@@ -74,7 +74,7 @@ def test_a_truncated_negative_prompt_is_noted(models_dir):
 def test_the_same_state_is_sampled_once(epsilon_models, monkeypatch):
     options = {"resolution": "64", "validation_prompt": ["a cat", "a dog"], "validation_inference_steps": 2}
     previewer, sampled, fails = Previewer(epsilon_models, TrainingConfig(**options), Accelerator(cpu=True)), [], []
-    sample = previewer._sample
+    sample = previewer.sample_prompt
 
     def counted(prompt, check):
         sampled.append(prompt.prompt)
@@ -82,7 +82,7 @@ def test_the_same_state_is_sampled_once(epsilon_models, monkeypatch):
             raise Interrupted
         return sample(prompt, check)
 
-    monkeypatch.setattr(previewer, "_sample", counted)
+    monkeypatch.setattr(previewer, "sample_prompt", counted)
     first = previewer.sample(state=(3, 0))
     assert sampled == ["a cat", "a dog"] and {number: images.shape[0] for number, images in first.items()} == {
         0: 1,

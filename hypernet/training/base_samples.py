@@ -1,0 +1,68 @@
+"""Images that the base model generates without a hypernetwork, cached for resumed and further runs."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from hypernet.data.arrow_cache import CACHE_VERSION, FLOATS, Pairs, Row, RowCache, cache_folder
+from hypernet.generation.preview_prompts import PreviewPrompt, preview_prompts
+from hypernet.stable_diffusion.model import StableDiffusion
+from hypernet.stable_diffusion.model_hash import parts_hash
+from hypernet.stable_diffusion.text_encoding import text_hash
+from hypernet.training.preview_setup import SEEDS
+from hypernet.training.previews import Previewer
+from hypernet.training.run import Run
+from hypernet.training.run_identity import MODEL_PARTS
+
+
+def build_previewer(run: Run, models: StableDiffusion, texts: Sequence[str], seed: int = 0) -> Previewer:
+    """Return a previewer of one image per text, each from its own noise, with the settings of the options.
+
+    It encodes the texts, so the text encoders must still be there.
+
+    Args:
+        seed: added to that of the options.
+    """
+    config = dataclasses.replace(run.config, validation_prompt=[""], validation_prompts_file=None)
+    config = dataclasses.replace(config, num_validation_images=1)
+    first = preview_prompts(config)[0].with_seed(config.seed)
+    seeds = [(first.seed + seed + i) % SEEDS for i in range(len(texts))]
+    prompts = [dataclasses.replace(first, prompt=text, seed=each) for text, each in zip(texts, seeds)]
+    return Previewer(models, config, run.accelerator, run.failures, prompts)
+
+
+def sample_base(run: Run, models: StableDiffusion, previewer: Previewer, description: str) -> list[torch.Tensor]:
+    """Return the latents of an image of each prompt, (channels, height, width) float32 each.
+
+    All processes call this, before a hypernetwork is attached. Images that the cache lacks are generated.
+
+    Args:
+        previewer: as `build_previewer` returns it.
+        description: the label of the progress bar.
+
+    Raises:
+        UserError: if the cache cannot be written.
+    """
+    model = {kind: run.folder.identity.contents.get(kind) for kind in MODEL_PARTS}
+    scheduler = json.dumps(dict(models.pipeline.scheduler.config), default=str, sort_keys=True)
+    digest = parts_hash(model, scheduler, text_hash(models), str(run.dtype), run.config.quantize)
+    folder = cache_folder(run.config.cache_dir) / f"samples-{CACHE_VERSION}-{digest}"
+    cache = RowCache(folder, {"latents": FLOATS}, run.processes)
+    keys = [parts_hash(json.dumps(prompt.settings())) for prompt in previewer.prompts]
+    shapes = [_latent_shape(models, prompt) for prompt in previewer.prompts]
+
+    def sample(items: Pairs) -> Iterator[Row]:
+        for key, prompt in items:
+            latents = previewer.sample_prompt(prompt)[0].float().cpu()
+            yield {"key": key, "latents": latents.numpy().ravel()}
+
+    cache.fill(dict(zip(keys, previewer.prompts)), sample, description, "images")
+    found = (cache.read(int(position), "latents") for position in cache.positions(keys))
+    return [torch.tensor(values).view(shape) for values, shape in zip(found, shapes)]
+
+
+def _latent_shape(models: StableDiffusion, prompt: PreviewPrompt) -> tuple[int, int, int]:
+    width, height = (side // models.base.image_multiple for side in prompt.size)
+    return models.unet.config.in_channels, height, width
