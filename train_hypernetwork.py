@@ -63,10 +63,10 @@ def main(config: TrainingConfig) -> None:
     models = setup.load_base_model(run)
     dataset, validation = setup.encode_data(run, images, models)
     setup.create_folder(run, images)
-    previewer, scores = setup.place_models(run, models, dataset, validation)
+    previewer, scores, prior = setup.place_models(run, models, dataset, validation)
     trainee = setup.build_trainee(run, models)
     hypernetwork, ema, batches = trainee.hypernetwork, trainee.ema, images.batches
-    updater = Updater(run, models, dataset, batches, trainee)
+    updater = Updater(run, models, dataset, batches, trainee, prior)
     guard = DivergenceGuard(config.guard, config.min_prompt_fidelity)
     checkpointer = Checkpointer(
         accelerator, folder, hypernetwork, trainee.optimizer, ema, batches, guard, config.checkpoints_total_limit

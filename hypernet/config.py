@@ -40,6 +40,7 @@ PATH_OPTIONS = (
     "model_config",
     "original_config",
     "pretrained_vae_model_name_or_path",
+    "prior_prompts",
 )
 
 # A resumed run may change these options and INEXACT; any other change makes it a different run. PATH_OPTIONS are compared
@@ -149,6 +150,8 @@ class TrainingConfig:
     max_grad_value: str = option("0.1", "With --clip_grad_mode value: maximum absolute gradient, a number or a schedule.")
     snr_gamma: float | None = option(None, "Min-SNR weighting of the loss with this gamma; 5 is usual. Default: no weighting.")
     noise_offset: float = option(0.0, "Scale of a random offset added to each channel's noise; 0.05 to 0.1 teaches darker and brighter images.")
+    prior_weight: float = option(0.0, "Prior preservation: add to each batch half as many images that the base model has generated, where the hypernetwork should change nothing, with this weight in the loss. Keeps subjects at the cost of style; needs a --template with words of its own. 0 disables it.")
+    prior_prompts: str | None = option(None, "Prompts of those images: a text file, one per line. Default: captions and preview prompts, without the template's words.")
     ema_decay: float = option(0.0, "Keep an exponential moving average of the weights with this decay, such as 0.999, and use it for previews, validation and export. 0 disables it.")
     seed: int = option(0, "Random seed for initialization, data order, noise and previews.")
 

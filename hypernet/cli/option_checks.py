@@ -15,7 +15,7 @@ from hypernet.config import LRScheduler, TrainingConfig, parse_numbers
 from hypernet.data.buckets import aspect_buckets
 from hypernet.data.captions import check_word_regex
 from hypernet.data.folder_repeats import check_folders, folder_paths, plain_folders
-from hypernet.data.prompts import read_templates
+from hypernet.data.prompts import read_prior_prompts, read_templates
 from hypernet.modeling.structure import (
     ACTIVATIONS,
     LAYER_NORM_INITS,
@@ -154,12 +154,15 @@ def _check_training(config: TrainingConfig) -> None:
     if config.quantize and importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(f"--quantize {config.quantize}: it needs bitsandbytes; pip install bitsandbytes")
     _at_least(config, 1, "max_train_steps", "num_train_epochs", "train_batch_size", "gradient_accumulation_steps")
-    _at_least(config, 0, "adam_weight_decay", "adam_epsilon", "noise_offset", "snr_gamma", "seed")
+    _at_least(config, 0, "adam_weight_decay", "adam_epsilon", "noise_offset", "snr_gamma", "seed", "prior_weight")
     _below_one(config, "adam_beta1", "adam_beta2", "ema_decay")
     if config.seed >= 2**32:
         raise UserError(f"--seed {config.seed}: it must be below 2**32")
     if config.snr_gamma == 0:
         raise UserError("--snr_gamma 0.0: every loss weight would be 0; 5 is usual")
+    _refuse_if(config, not config.prior_weight, "prior_prompts", "it requires --prior_weight, such as 0.1")
+    if config.prior_prompts:
+        read_prior_prompts(config.prior_prompts)
     _refuse_if(config, config.init_from, "num_train_epochs", "with --init_from use --max_train_steps")
     _refuse_if(config, config.clip_grad_mode != "norm", "max_grad_norm", "it requires --clip_grad_mode norm")
     _refuse_if(config, config.clip_grad_mode != "value", "max_grad_value", "it requires --clip_grad_mode value")

@@ -50,6 +50,11 @@ def option_notes(config: TrainingConfig) -> list[str]:
         example = one_line(with_template_words(read_templates(config.template), prompts[0], "[name]"), 120)
         hint = f'write "{example}" to see the full effect'
         notes.append(f"{source}: no prompt has the words that --template adds; {hint}")
+    if config.prior_weight and not config.prior_prompts and read_templates(config.template) == ["[filewords]"]:
+        hint = 'with words of its own, such as --template "[filewords], [name] style", it can tell them apart'
+        notes.append(
+            f"--prior_weight {config.prior_weight:g}: the hypernetwork should leave the same prompts as they are; {hint}"
+        )
     if str(config.name).startswith("."):
         notes.append(f"--name {config.name}: the WebUI does not list files whose names start with a dot")
     return [*notes, *value_notes(config), *([] if is_auto else rate_notes(config)), *repeated_notes(sys.argv[1:])]

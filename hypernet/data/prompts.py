@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hypernet.data.captions import read_any_encoding
-from hypernet.utils.errors import one_line
+from hypernet.utils.errors import UserError, one_line
 from hypernet.utils.hashing import derive_seed
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -152,6 +152,31 @@ def with_template_words(templates: Sequence[str], prompt: str, name: str) -> str
     if all(part in prompt for part in words):
         return prompt
     return fill_template(template if "[filewords]" in template else f"[filewords], {template}", prompt, name)
+
+
+def without_template_words(templates: Sequence[str], prompt: str, name: str) -> str:
+    """Return `prompt` without the words of the first template that has any and all of whose words it has."""
+    for template in templates:
+        filled = fill_template(template.replace("[folder]", "\n"), "\n", name)
+        parts = filter(None, (part.strip(" ,.;:") for part in filled.split("\n")))
+        patterns = [rf"(?<!\w){re.escape(part)}(?!\w)" for part in parts]
+        if patterns and all(re.search(pattern, prompt) for pattern in patterns):
+            for pattern in patterns:
+                prompt = re.sub(pattern, "", prompt, count=1)
+            return " ".join(prompt.split()).strip(" ,.;:")
+    return prompt
+
+
+def read_prior_prompts(path: str) -> list[str]:
+    """Return the prompts of `--prior_prompts`, a text file with one per line, each once.
+
+    Raises:
+        UserError: if the file cannot be read or has none.
+    """
+    prompts = list(dict.fromkeys(line.strip() for line in read_any_encoding(Path(path)).splitlines() if line.strip()))
+    if not prompts:
+        raise UserError(f"--prior_prompts {path}: it is empty; write one prompt per line, such as: a house by the sea")
+    return prompts
 
 
 def split_tags(caption: str, separator: str = ",") -> list[str]:

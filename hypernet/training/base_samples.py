@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from hypernet.config import TrainingConfig
 from hypernet.data.arrow_cache import CACHE_VERSION, FLOATS, Pairs, Row, RowCache, cache_folder
 from hypernet.generation.preview_prompts import PreviewPrompt, preview_prompts
 from hypernet.stable_diffusion.model import StableDiffusion
@@ -17,15 +18,18 @@ from hypernet.training.run import Run
 from hypernet.training.run_identity import MODEL_PARTS
 
 
-def build_previewer(run: Run, models: StableDiffusion, texts: Sequence[str], seed: int = 0) -> Previewer:
+def build_previewer(
+    run: Run, models: StableDiffusion, texts: Sequence[str], seed: int = 0, config: TrainingConfig | None = None
+) -> Previewer:
     """Return a previewer of one image per text, each from its own noise, with the settings of the options.
 
     It encodes the texts, so the text encoders must still be there.
 
     Args:
         seed: added to that of the options.
+        config: the options; default: the run's.
     """
-    config = dataclasses.replace(run.config, validation_prompt=[""], validation_prompts_file=None)
+    config = dataclasses.replace(config or run.config, validation_prompt=[""], validation_prompts_file=None)
     config = dataclasses.replace(config, num_validation_images=1)
     first = preview_prompts(config)[0].with_seed(config.seed)
     seeds = [(first.seed + seed + i) % SEEDS for i in range(len(texts))]

@@ -53,6 +53,7 @@ from hypernet.training.preview_setup import (
     save_first_previews,
 )
 from hypernet.training.previews import BASE, Previewer
+from hypernet.training.prior import Prior, prepare_prior, recall_prior
 from hypernet.training.run import Run, RunImages, Trainee
 from hypernet.training.run_folder import RunFolder
 from hypernet.training.run_identity import data_contents, image_digests, model_contents
@@ -82,6 +83,7 @@ def start_run(config: TrainingConfig) -> Run:
     folder = RunFolder(config)
     folder.check(orders.overwrite)
     recall_choice(folder, orders.starts_over)
+    recall_prior(folder, orders.starts_over)
     checkpoint, notes = folder.find_checkpoint(orders.checkpoint)
     trackers = choose_trackers(config)
     check_hub_login(config)
@@ -211,11 +213,12 @@ def create_folder(run: Run, images: RunImages) -> None:
 
 def place_models(
     run: Run, models: StableDiffusion, dataset: TrainingDataset, validation: ValidationLoss | None
-) -> tuple[Previewer | None, PreviewScores | None]:
+) -> tuple[Previewer | None, PreviewScores | None, Prior | None]:
     """Quantize the UNet if asked to and bring it to the device; generate and score images without the hypernetwork."""
     config, device = run.config, run.accelerator.device
     previewer = Previewer(models, config, run.accelerator, run.failures, run.previews) if run.previews else None
     scores = prepare_scores(run, models, previewer, dataset, validation.dataset if validation else None)
+    prior = prepare_prior(run, models, dataset.prompts)
     models.on_device(*([] if dataset.is_cached else models.text_encoders))
     if config.quantize:
         quantize(models.unet, config.quantize, run.dtype, device)
@@ -231,7 +234,9 @@ def place_models(
     if scores is not None:
         run.accelerator.print("Measuring how well the base model shows the prompts, and its distance from the style")
         scores.measure_base()
-    return previewer, scores
+    if prior is not None:
+        prior.generate()
+    return previewer, scores, prior
 
 
 def build_trainee(run: Run, models: StableDiffusion) -> Trainee:

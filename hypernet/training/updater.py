@@ -11,6 +11,7 @@ from hypernet.stable_diffusion.model import StableDiffusion
 from hypernet.training.loss import snr_weights, training_loss
 from hypernet.training.lr_schedule import clipping_schedule
 from hypernet.training.optimizers import clip_gradients, set_learning_rate
+from hypernet.training.prior import Prior
 from hypernet.training.run import Run, Trainee
 from hypernet.utils.hashing import derive_seed
 
@@ -25,11 +26,12 @@ class Updater:
         dataset: TrainingDataset,
         batches: EpochBatchSampler,
         trainee: Trainee,
+        prior: Prior | None = None,
     ) -> None:
         self.config: TrainingConfig = run.config
         self.accelerator: Accelerator = run.accelerator
         self.dtype, self.scheduler = run.dtype, models.scheduler
-        self.dataset, self.batches, self.trainee = dataset, batches, trainee
+        self.dataset, self.batches, self.trainee, self.prior = dataset, batches, trainee, prior
         self._threshold_at = clipping_schedule(run.config).at
         gamma = run.config.snr_gamma
         self.snr_table = snr_weights(models.scheduler, gamma).to(run.accelerator.device) if gamma else None
@@ -42,7 +44,7 @@ class Updater:
             step: the updates before this one, from 0.
 
         Returns:
-            The loss, and after an update the norm of the gradients before clipping, else None; both detached scalars.
+            The loss, that of the prior included, and after an update the norm of the gradients before clipping, else None; both detached scalars.
         """
         trainee, norm = self.trainee, None
         set_learning_rate(trainee.optimizer, learning_rate)
@@ -50,6 +52,10 @@ class Updater:
         with self.accelerator.accumulate(trainee.model):
             loss = self.loss(trainee.model, batch)
             self.accelerator.backward(loss)
+            if self.prior is not None:  # by itself, which takes no more memory
+                kept = self.prior.loss(trainee.model, trainee.bare_model, self._place(batch), self.snr_table)
+                self.accelerator.backward(self.config.prior_weight * kept)
+                loss = loss.detach() + self.config.prior_weight * kept
             if self.accelerator.sync_gradients:
                 parameters = trainee.hypernetwork.parameters()
                 norm = clip_gradients(
@@ -67,5 +73,9 @@ class Updater:
     def _fix_dropout(self, batch: dict) -> None:
         """Let dropout depend only on the seed, the batch and the process, so that resuming is exact."""
         if self.trainee.hypernetwork.config.dropout_structure:
-            place = self.batches.round_of((batch["epoch"], batch["epoch_step"]))
-            torch.manual_seed(derive_seed(self.config.seed, "dropout", *place, self.accelerator.process_index))
+            seed = derive_seed(self.config.seed, "dropout", *self._place(batch), self.accelerator.process_index)
+            torch.manual_seed(seed)
+
+    def _place(self, batch: dict) -> tuple[int, int]:
+        """Return the round of a batch, and its number there."""
+        return self.batches.round_of((batch["epoch"], batch["epoch_step"]))

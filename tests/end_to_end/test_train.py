@@ -147,7 +147,7 @@ def test_two_processes_equal_one_with_the_same_total_batch(models_dir, images_di
     shutil.copytree(images_dir, tmp_path / "images")
     shutil.copytree(mixed_dir, tmp_path / "images" / "mixed")
     images_dir = tmp_path / "images"
-    flags = ["--varsize"]  # batches of four, and of one image, which two processes cannot divide
+    flags = ["--varsize", "--prior_weight=0.1"]  # batches of four, and of one image, which two processes cannot divide
     flags += ["--learning_rate=auto", "--max_train_steps=20", "--name=x", "--activation=mish", "--seed=2"]
     flags += ["--weight_init=kaiming_normal", "--checkpointing_steps=15", f"--adam_epsilon={ADAM_EPSILON}"]
     flags += ["--validation_split=0.3", "--validation_loss_steps=10", "--validation_inference_steps=2"]
