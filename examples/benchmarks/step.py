@@ -21,6 +21,7 @@ module by module   one hypernetwork attached, its modules computed one after the
 ours, linear       the same (structure 1,2,1) with the fewest products, see hypernet/modeling/linear_map.py
 ours, swish        with an activation, so that only the text's contexts can be shared
 ours, checkpointing, 8-bit AdamW, int8, nf4, compiled    linear, with that option of the trainer
+ours, prior        linear, with --prior_weight
 ours, smallest     nf4, 8-bit AdamW and checkpointing together
 lora               rank 16 through PEFT on to_q, to_k, to_v and to_out, as in diffusers' example
 
@@ -63,6 +64,7 @@ from examples.benchmarks.ways import (
     make_inputs,
 )
 from hypernet.cli.generation_options import parse_count
+from hypernet.modeling.attachment import set_strength
 from hypernet.training.memory_counting import (
     ADAMW_8BIT_STATE,
     FakeOptimizer,
@@ -114,15 +116,30 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def training_step(
-    unet: UNet2DConditionModel, is_floor: bool, inputs: Inputs, optimizer: Any, dtype: torch.dtype
+    unet: UNet2DConditionModel,
+    is_floor: bool,
+    inputs: Inputs,
+    optimizer: Any,
+    dtype: torch.dtype,
+    prior: Inputs | None = None,
 ) -> None:
-    """Run forward, backward and update; the floor's backward pass reaches the latents."""
-    latents, timesteps, text, more = inputs
-    latents = latents.detach().requires_grad_(is_floor)
+    """Run forward, backward and update; the floor's backward pass reaches the latents.
+
+    Args:
+        prior: the inputs of prior preservation, as `hypernet.training.prior` computes it.
+    """
     half = dtype is not torch.float32  # never on the meta device, which autocast does not support
-    with torch.autocast(latents.device.type, dtype) if half else contextlib.nullcontext():
-        prediction = unet(latents, timesteps, text, **more).sample
-    prediction.float().square().mean().backward()
+    for each in filter(None, (inputs, prior)):
+        latents, timesteps, text, more = each
+        latents = latents.detach().requires_grad_(is_floor)
+        with torch.autocast(latents.device.type, dtype) if half else contextlib.nullcontext():
+            if each is prior:
+                set_strength(unet, 0.0)
+                with torch.no_grad():
+                    unet(latents, timesteps, text, **more)
+                set_strength(unet, 1.0)
+            prediction = unet(latents, timesteps, text, **more).sample
+        prediction.float().square().mean().backward()
     if optimizer is not None:
         optimizer.step()
         optimizer.zero_grad()
@@ -136,6 +153,9 @@ class Step:
         self.is_floor, self.optimizer = way in (floor, compiled_floor), None
         parameters = way(self.unet, dtype)
         self.inputs = make_inputs(self.unet, args.batch_size if trains else 2, args.size, device, dtype)
+        self.prior: Inputs | None = None
+        if getattr(way, "prior", False):
+            self.prior = make_inputs(self.unet, max(1, args.batch_size // 2), args.size, device, dtype)
         if not trains and isinstance(way, Ours):
             for hypernetwork, _ in self.unet._hypernetworks.layers:
                 hypernetwork.eval().requires_grad_(False)
@@ -149,7 +169,7 @@ class Step:
 
     def __call__(self) -> None:
         if self.trains:
-            training_step(self.unet, self.is_floor, self.inputs, self.optimizer, self.dtype)
+            training_step(self.unet, self.is_floor, self.inputs, self.optimizer, self.dtype, self.prior)
         else:
             latents, timesteps, text, more = self.inputs
             # without data the text cannot be compared with the cached one; while gradients are on, nothing is cached

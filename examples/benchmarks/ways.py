@@ -90,6 +90,7 @@ class Ours:
     quantize: Quantization | None = None
     use_8bit_adam: bool = False
     compile: bool = False
+    prior: bool = False  # half as many further images, whose target is the prediction without the hypernetwork
 
     def __call__(self, unet: UNet2DConditionModel, dtype: torch.dtype) -> list[torch.nn.Parameter]:
         hypernetwork = new_hypernetwork(unet, self.activation)
@@ -159,6 +160,7 @@ TRAINING: dict[str, Way] = {
     "ours, int8": Ours(quantize="int8"),
     "ours, nf4": Ours(quantize="nf4"),
     "ours, smallest": Ours(checkpointing=True, quantize="nf4", use_8bit_adam=True),
+    "ours, prior": Ours(prior=True),
     "ours, compiled": Ours(compile=True),
     "lora": lora,
 }
