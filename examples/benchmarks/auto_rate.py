@@ -1,46 +1,41 @@
 #!/usr/bin/env python
 """Compare `--learning_rate auto` with the best of eleven constant learning rates over five decades.
 
-    python examples/benchmarks/auto_rate.py --jobs 2                    # twelve settings, an hour
-    python examples/benchmarks/auto_rate.py --all                       # all 36
-    python examples/benchmarks/auto_rate.py --style_dir ink=my_drawings # instead of one of the hands
+    python examples/benchmarks/auto_rate.py --jobs 2                    # eight settings, an hour
+    python examples/benchmarks/auto_rate.py --style_dir ink=my_drawings # with a third style: twelve
+    python examples/benchmarks/auto_rate.py --all                       # all combinations, not a third of them
 
-A setting is a style, an activation, a structure and an optimizer; the twelve have each of them equally often. The
-styles are artists' hands that the quickstart's model has not seen; their emoji are fetched at first, which needs npm
-and resvg-py. The best constant learning rate is searched outward from the one that is chosen, as long as the validation
-loss falls. Beside it: in how many of 24 samples the quickstart's classifier sees the subject of the prompt.
+A setting is a style, an activation, a structure and an optimizer; a third of the combinations has each of them equally
+often. The styles are artists' hands that the quickstart's model has not seen; their emoji are fetched at first, which
+needs npm and resvg-py. The best constant learning rate is searched outward from the one that is chosen, as long as the
+validation loss falls. Beside it: in how many of 24 samples the quickstart's classifier sees the subject of the prompt.
 """
 
 import argparse
 import concurrent.futures
-import contextlib
 import dataclasses
-import io
 import itertools
 import json
-import math
 import multiprocessing
 import os
 import sys
 from pathlib import Path
-from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from examples.benchmarks.rate_robustness import LEARNING_RATE, judge_samples
+from examples.benchmarks.rate_robustness import judge_samples
 from hypernet.cli.generation_options import parse_count
 from hypernet.cli.script import ScriptParser, quiet_libraries, run_script
-from hypernet.cli.training_options import options_to_flags, parse_config
 
 if __name__ in ("__main__", "__mp_main__"):
     quiet_libraries()  # before diffusers is imported
 
-from examples.benchmarks.settings_study.run import write_data
-from examples.benchmarks.settings_study.settings import MODEL, STYLES, TRAIN_IMAGES
+from examples.benchmarks.settings_study.settings import STYLES
+from examples.benchmarks.short_runs import STEPS, find_best, loss_of, run_options, train, write_styles
+from hypernet.training.auto_learning_rate import CHOSEN
 
-GRID = [LEARNING_RATE * 10 ** (i / 2) for i in range(-5, 6)]
 ACTIVATIONS, STRUCTURES, OPTIMIZERS = ("linear", "relu", "swish"), ("1,2,1", "1,2,2,1"), ("AdamW", "AdamW8bit")
-STEPS, NEAR = 150, 1.05
+NEAR = 1.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,41 +52,12 @@ class Setting:
     def __str__(self) -> str:
         return f"{self.style} | {self.activation} | {self.structure} | {self.optimizer}"
 
-    def train(self, learning_rate: str) -> tuple[Path, float]:
-        """Train in this process, without output. Return the run's folder and its validation loss."""
-        from accelerate.state import AcceleratorState
-
-        import train_hypernetwork
-        from hypernet.training import setup
-
-        data = self.root / "data" / self.style
+    def options(self, learning_rate: str) -> dict[str, object]:
+        """Return the options of the run at a learning rate."""
         words = (self.activation, self.structure, self.optimizer, str(self.batch_size), learning_rate)
-        folder = self.root / self.style / "_".join(words).replace(":", "x")
-        options = {
-            "pretrained_model_name_or_path": str(MODEL),
-            "train_data_dir": str(data / f"train_{TRAIN_IMAGES}.txt"),
-            "validation_data_dir": str(data / "held_out"),
-            "cache_dir": str(self.root / "cache"),
-            "output_dir": str(folder),
-            "name": self.style,
-            "resolution": 128,
-            "activation": self.activation,
-            "layer_structure": self.structure,
-            "optimizer": self.optimizer,
-            "train_batch_size": self.batch_size,
-            "learning_rate": learning_rate,
-            "max_train_steps": STEPS,
-            "validation_loss_steps": STEPS,
-            "checkpointing_steps": STEPS,
-            "guard": False,
-            "report_to": "none",
-        }
-        AcceleratorState._reset_state(True)
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            with mock.patch.object(setup, "prepare_scores", lambda *_: None):  # takes longer than the training
-                train_hypernetwork.main(parse_config(options_to_flags(options)))
-        loss = json.loads((folder / "result.json").read_text(encoding="utf-8"))["val_loss"]
-        return folder, math.inf if loss is None else loss
+        options = {"activation": self.activation, "layer_structure": self.structure, "optimizer": self.optimizer}
+        options |= {"train_batch_size": str(self.batch_size), "learning_rate": learning_rate}
+        return run_options(self.root, self.style, self.root / self.style / "_".join(words).replace(":", "x"), options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,25 +75,14 @@ class Result:
 
 def measure(setting: Setting, factor: str) -> Result:
     """Train with `--learning_rate auto`, and at constant learning rates until the best one is found."""
-    auto, auto_loss = setting.train("auto" + factor)
-    record = json.loads((auto / "run.json").read_text(encoding="utf-8"))
-    chosen = record["tested_learning_rate"] * float(factor[1:] or 1)
-    losses: dict[int, float] = {}
-
-    def loss_at(number: int) -> float:
-        if not 0 <= number < len(GRID):
-            return math.inf
-        if number not in losses:
-            losses[number] = setting.train(f"{GRID[number]:.3g}")[1]
-        return losses[number]
-
-    best = min(range(len(GRID)), key=lambda number: abs(math.log(GRID[number] / chosen)))
-    while (nearby := min((best - 1, best + 1), key=loss_at)) != best and loss_at(nearby) < loss_at(best):
-        best = nearby
-    base_loss = json.loads((auto / "result.json").read_text(encoding="utf-8"))["val_loss_base"]
-    folder, best_loss = setting.train(f"{GRID[best]:.3g}")  # it is finished, so nothing is trained
-    subjects = [judge_samples(each, setting.style)["subject_share"] or 0.0 for each in (auto, folder)]
-    return Result(chosen, auto_loss, GRID[best], best_loss, base_loss, *subjects)
+    auto = setting.options("auto" + factor)
+    result = train(auto)
+    record = json.loads(Path(str(auto["output_dir"]), "run.json").read_text(encoding="utf-8"))
+    chosen = record[CHOSEN] * float(factor[1:] or 1)
+    best, best_loss = find_best(lambda rate: loss_of(train(setting.options(f"{rate:.3g}"))), chosen)
+    folders = [Path(str(each["output_dir"])) for each in (auto, setting.options(f"{best:.3g}"))]
+    subjects = [judge_samples(folder, setting.style)["subject_share"] or 0.0 for folder in folders]
+    return Result(chosen, loss_of(result), best, best_loss, result["val_loss_base"], *subjects)
 
 
 def list_settings(root: Path, styles: list[str], batch_size: int, everything: bool) -> list[Setting]:
@@ -135,12 +90,15 @@ def list_settings(root: Path, styles: list[str], batch_size: int, everything: bo
     kinds = (styles, ACTIVATIONS, STRUCTURES, OPTIMIZERS)
     places = itertools.product(*(range(len(kind)) for kind in kinds))
     chosen = [place for place in places if everything or sum(place) % 3 == 0]
-    return [Setting(root, *(kind[i] for kind, i in zip(kinds, place)), batch_size) for place in chosen]
+    return [
+        Setting(root, styles[style], ACTIVATIONS[activation], STRUCTURES[structure], OPTIMIZERS[optimizer], batch_size)
+        for style, activation, structure, optimizer in chosen
+    ]
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = ScriptParser(__doc__)
-    parser.add_argument("--all", action="store_true", help="all 36 settings")
+    parser.add_argument("--all", action="store_true", help="all combinations")
     parser.add_argument("--style_dir", action="append", default=[], metavar="NAME=FOLDER", help="a further style")
     parser.add_argument("--styles", nargs="*", choices=STYLES, default=list(STYLES), help="default: both hands")
     parser.add_argument("--train_batch_size", type=parse_count, default=4, help="default: %(default)s")
@@ -153,13 +111,9 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    styles: dict[str, Path | None] = dict.fromkeys(args.styles)
-    for text in args.style_dir:
-        name, _, folder = text.partition("=")
-        styles[name] = Path(folder)
-    for style, images in styles.items():
-        write_data(args.output_dir / "data" / style, style, images)
-    settings = list_settings(args.output_dir.resolve(), list(styles), args.train_batch_size, args.all)
+    root = args.output_dir.resolve()
+    styles = write_styles(root, args.styles, args.style_dir)
+    settings = list_settings(root, styles, args.train_batch_size, args.all)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.jobs)))  # of the new processes
     columns = "chosen | loss | best constant | loss | ratio | subject right | of the best | without a hypernetwork"
     print(f"{STEPS} steps at batch size {args.train_batch_size}; loss: validation loss\n")

@@ -1,0 +1,88 @@
+"""Short trainings on the quickstart's model without output or scores, and a search for their best learning rate."""
+
+import contextlib
+import io
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from examples.benchmarks.rate_robustness import LEARNING_RATE
+from examples.benchmarks.settings_study.run import write_data
+from examples.benchmarks.settings_study.settings import MODEL, TRAIN_IMAGES
+from hypernet.cli.training_options import options_to_flags, parse_config
+
+GRID = [LEARNING_RATE * 10 ** (i / 2) for i in range(-5, 6)]  # eleven learning rates over five decades
+STEPS = 150
+
+
+def write_styles(root: Path, hands: list[str], style_dirs: list[str]) -> list[str]:
+    """Write the images of hands, and of further styles given as NAME=FOLDER, below `root`; return all names."""
+    styles: dict[str, Path | None] = dict.fromkeys(hands)
+    for text in style_dirs:
+        name, _, folder = text.partition("=")
+        styles[name] = Path(folder)
+    for style, images in styles.items():
+        write_data(root / "data" / style, style, images)
+    return list(styles)
+
+
+def run_options(root: Path, style: str, folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the training options of a run on a style that `write_styles` has written."""
+    data = root / "data" / style
+    return {
+        "pretrained_model_name_or_path": str(MODEL),
+        "train_data_dir": str(data / f"train_{TRAIN_IMAGES}.txt"),
+        "validation_data_dir": str(data / "held_out"),
+        "cache_dir": str(root / "cache"),
+        "output_dir": str(folder),
+        "name": style,
+        "resolution": 128,
+        "train_batch_size": 4,
+        "max_train_steps": STEPS,
+        "validation_loss_steps": STEPS,
+        "checkpointing_steps": STEPS,
+        "guard": False,
+        "report_to": "none",
+        **options,
+    }
+
+
+def train(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Train in this process, without output; nothing is trained if it is finished. Return the figures of result.json."""
+    from accelerate.state import AcceleratorState
+
+    import train_hypernetwork
+    from hypernet.training import setup
+
+    AcceleratorState._reset_state(True)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with mock.patch.object(setup, "prepare_scores", lambda *_: None):  # takes longer than the training
+            train_hypernetwork.main(parse_config(options_to_flags(dict(options))))
+    result: dict[str, Any] = json.loads(Path(options["output_dir"], "result.json").read_text(encoding="utf-8"))
+    return result
+
+
+def find_best(loss_at: Callable[[float], float], start: float) -> tuple[float, float]:
+    """Return the learning rate of `GRID` with the lowest loss, and that loss.
+
+    The search goes from the learning rate nearest to `start` on as long as the loss falls.
+    """
+    losses: dict[int, float] = {}
+
+    def known_loss(number: int) -> float:
+        if number not in losses:
+            losses[number] = loss_at(GRID[number]) if 0 <= number < len(GRID) else math.inf
+        return losses[number]
+
+    best = min(range(len(GRID)), key=lambda number: abs(math.log(GRID[number] / start)))
+    while known_loss(nearby := min((best - 1, best + 1), key=known_loss)) < known_loss(best):
+        best = nearby
+    return GRID[best], known_loss(best)
+
+
+def loss_of(result: Mapping[str, Any]) -> float:
+    """Return the validation loss of a run; infinite if it has none."""
+    return math.inf if result["val_loss"] is None else float(result["val_loss"])
