@@ -1,6 +1,7 @@
 """What the benchmarks count on the real shapes, against the targets; and one short run of those that measure time."""
 
 import json
+import math
 import os
 import random
 
@@ -12,6 +13,7 @@ from examples.benchmarks import (
     inference,
     kill_and_resume,
     presets,
+    short_runs,
     step,
     training_run,
     ways,
@@ -53,6 +55,30 @@ def test_fused_hypernetwork_costs_nothing():
 
 
 # --- Memory
+
+
+def test_prior_preservation_adds_half_a_batch_and_its_targets():
+    prior, linear = (
+        step.count_flops(parse("sd15", "--batch_size=4"), "training", f"ours, {way}") for way in ("prior", "linear")
+    )
+    half = step.count_flops(parse("sd15", "--batch_size=2"), "training", "ours, linear")
+    target = step.count_flops(parse("sd15"), "sampling", "none")  # a batch of two
+    assert prior == pytest.approx(linear + half + target, rel=0.01)
+
+
+@pytest.mark.parametrize("start, lowest", [(1e-3, 1e-3), (1e-4, 1e-2), (3e-2, 1e-6), (1e-3, 1.0)])
+def test_the_best_learning_rate_of_a_grid_is_found(start, lowest):
+    tried = []
+
+    def loss_at(rate):
+        tried.append(rate)
+        return abs(math.log(rate / lowest))
+
+    best, loss = short_runs.find_best(loss_at, start)
+    assert (best, loss) == min(
+        ((rate, abs(math.log(rate / lowest))) for rate in short_runs.GRID), key=lambda pair: pair[1]
+    )
+    assert len(tried) == len(set(tried))
 
 
 @pytest.mark.parametrize("preset, limits", [("6gb", (1.68, 2.47)), ("8gb", (2.13, 2.92))])
