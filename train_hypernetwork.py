@@ -75,9 +75,10 @@ def main(config: TrainingConfig) -> None:
     if run.initial or not config.init_from:  # otherwise, a resumed run does not know its start
         perturbation.start(hypernetwork)
     first_step = step = setup.resume(run, checkpointer, batches)
-    notes += settle_learning_rate(run, updater, checkpointer, perturbation)
     last_step = learning_rate_schedule(config).last_step
-    if first_step >= last_step:
+    if first_step < last_step:
+        notes += settle_learning_rate(run, updater, checkpointer, perturbation)
+    else:
         accelerator.print(f"This run has {first_step} of {last_step} steps; to continue, raise --max_train_steps")
     run.trackers.start(config, folder, run_label(config), batches.fingerprint)
     signals = ShutdownSignals(accelerator)

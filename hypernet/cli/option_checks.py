@@ -25,16 +25,22 @@ from hypernet.modeling.structure import (
     find_word,
 )
 from hypernet.stable_diffusion.model_source import ModelSource
-from hypernet.training.lr_schedule import ScheduleError, auto_factor, learning_rate_schedule, parse_schedule
+from hypernet.training.lr_schedule import (
+    POLYNOMIAL_END,
+    ScheduleError,
+    auto_factor,
+    learning_rate_schedule,
+    parse_schedule,
+)
 from hypernet.training.optimizer_rates import FINDS_ITS_OWN
 from hypernet.training.wandb_rules import check_wandb_settings
 from hypernet.utils.errors import UserError, quoted_if_needed
 from hypernet.utils.user_paths import name_problem
 
 USUAL_DROPOUT = "0.3"  # what the WebUI's checkbox "Use dropout" stood for
+MOST_PRIOR_WEIGHT = 100
 DROPOUT_WORDS = dict.fromkeys(("none", "false", "no", "off"), "0")  # in lower case without separators -> the dropout
 DROPOUT_WORDS |= dict.fromkeys(("usedropout", "true", "yes", "on"), USUAL_DROPOUT)
-POLYNOMIAL_END = 1e-7  # where diffusers' polynomial scheduler ends
 
 
 def check_options(config: TrainingConfig) -> TrainingConfig:
@@ -160,6 +166,9 @@ def _check_training(config: TrainingConfig) -> None:
         raise UserError(f"--seed {config.seed}: it must be below 2**32")
     if config.snr_gamma == 0:
         raise UserError("--snr_gamma 0.0: every loss weight would be 0; 5 is usual")
+    if config.prior_weight > MOST_PRIOR_WEIGHT:
+        hint = f"at most {MOST_PRIOR_WEIGHT}, such as 0.1"
+        raise UserError(f"--prior_weight {config.prior_weight:g}: {hint}")
     _refuse_if(config, not config.prior_weight, "prior_prompts", "it requires --prior_weight, such as 0.1")
     if config.prior_prompts:
         read_prior_prompts(config.prior_prompts)
@@ -196,7 +205,7 @@ def _check_schedules(config: TrainingConfig) -> None:
     if len(schedule.pieces) > 1 or (":" in config.learning_rate and not is_auto):
         problem = f"it needs a single learning rate, and --learning_rate is {config.learning_rate}"
         raise UserError(f"--lr_scheduler {config.lr_scheduler}: {problem}")
-    if config.lr_scheduler == "polynomial" and schedule.at(0) <= POLYNOMIAL_END:
+    if config.lr_scheduler == "polynomial" and not is_auto and schedule.at(0) <= POLYNOMIAL_END:
         problem = f"it ends at {POLYNOMIAL_END:g}, so --learning_rate must be larger"
         raise UserError(f"--lr_scheduler polynomial: {problem}")
 

@@ -173,7 +173,11 @@ def read_prior_prompts(path: str) -> list[str]:
     Raises:
         UserError: if the file cannot be read or has none.
     """
-    prompts = list(dict.fromkeys(line.strip() for line in read_any_encoding(Path(path)).splitlines() if line.strip()))
+    try:
+        lines = read_any_encoding(Path(path)).splitlines()
+    except UserError as error:
+        raise UserError(f"--prior_prompts {error}") from None
+    prompts = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not prompts:
         raise UserError(f"--prior_prompts {path}: it is empty; write one prompt per line, such as: a house by the sea")
     return prompts

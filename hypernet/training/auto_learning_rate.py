@@ -4,7 +4,7 @@ import math
 
 from hypernet.training.accelerator import print_main
 from hypernet.training.checkpoint import Checkpointer
-from hypernet.training.lr_schedule import auto_factor
+from hypernet.training.lr_schedule import POLYNOMIAL_END, auto_factor
 from hypernet.training.perturbation import Perturbation
 from hypernet.training.range_test import RangeTest, run_range_test
 from hypernet.training.run import Run
@@ -34,7 +34,7 @@ def settle_learning_rate(
         The lines that are printed: one, or none with any other learning rate.
 
     Raises:
-        UserError: if the loss falls at no learning rate.
+        UserError: if the loss rises before it falls, or the choice cannot be recorded.
     """
     config, folder = run.config, run.folder
     factor = auto_factor(config.learning_rate)
@@ -44,19 +44,24 @@ def settle_learning_rate(
         reason = "as this run has chosen before"
     else:
         test = run_range_test(updater, checkpointer, perturbation)
+        if run.accelerator.is_main_process:
+            _draw(run, test, None if test.choice is None else factor * test.choice)
         if test.choice is None:
-            ends = f"{test.learning_rates[0]:.1g} and {test.learning_rates[-1]:.1g}"
-            problem = (
-                f"the loss falls at no learning rate between {ends}; choose one yourself, and look at the captions"
-            )
+            problem = f"the loss rises before it falls ({folder.learning_rate_plot}); choose one yourself"
             raise UserError(f"--learning_rate {config.learning_rate}: {problem}")
         folder.extras[CHOSEN] = test.choice
         reason = _describe(test)
         if run.accelerator.is_main_process:
-            _draw(run, test, factor * test.choice)
-            with run.failures.tolerate(f"{folder.root} could not be brought up to date"):
+            try:  # a resumed run that does not know it would test again, and not be exact
                 folder.record(run.orders.begun_by)
-    config.learning_rate = f"{factor * folder.extras[CHOSEN]:.2g}"
+            except OSError as error:
+                problem = f"the learning rate could not be recorded there ({error.strerror})"
+                raise UserError(f"--output_dir {folder.root}: {problem}") from None
+    learning_rate = factor * folder.extras[CHOSEN]
+    if config.lr_scheduler == "polynomial" and learning_rate <= POLYNOMIAL_END:
+        problem = f"it ends at {POLYNOMIAL_END:g}, and the learning rate is {learning_rate:.2g}"
+        raise UserError(f"--lr_scheduler polynomial: {problem}")
+    config.learning_rate = f"{learning_rate:.2g}"
     scaled = "" if factor == 1 else f", times {factor:g}"
     line = f"learning rate {config.learning_rate} ({reason}{scaled}), {config.lr_scheduler}"
     print_main(run.accelerator, line)
@@ -69,7 +74,7 @@ def _describe(test: RangeTest) -> str:
     return f"range test: from there on, the loss falls fastest{broken}"
 
 
-def _draw(run: Run, test: RangeTest, learning_rate: float) -> None:
+def _draw(run: Run, test: RangeTest, learning_rate: float | None) -> None:
     """Save the curve as learning_rate.png."""
     path = run.folder.learning_rate_plot
     with run.failures.tolerate(f"{path} could not be drawn"):

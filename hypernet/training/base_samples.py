@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 
@@ -10,7 +11,7 @@ from hypernet.config import TrainingConfig
 from hypernet.data.arrow_cache import CACHE_VERSION, FLOATS, Pairs, Row, RowCache, cache_folder
 from hypernet.generation.preview_prompts import PreviewPrompt, preview_prompts
 from hypernet.stable_diffusion.model import StableDiffusion
-from hypernet.stable_diffusion.model_hash import parts_hash
+from hypernet.stable_diffusion.model_hash import config_items, parts_hash
 from hypernet.stable_diffusion.text_encoding import text_hash
 from hypernet.training.preview_setup import SEEDS
 from hypernet.training.previews import Previewer
@@ -47,24 +48,33 @@ def sample_base(run: Run, models: StableDiffusion, previewer: Previewer, descrip
         description: the label of the progress bar.
 
     Raises:
-        UserError: if the cache cannot be written.
+        UserError: if the cache cannot be written, or another process has failed.
+        ValueError: if an image is not finite.
     """
-    model = {kind: run.folder.identity.contents.get(kind) for kind in MODEL_PARTS}
-    scheduler = json.dumps(dict(models.pipeline.scheduler.config), default=str, sort_keys=True)
-    digest = parts_hash(model, scheduler, text_hash(models), str(run.dtype), run.config.quantize)
-    folder = cache_folder(run.config.cache_dir) / f"samples-{CACHE_VERSION}-{digest}"
-    cache = RowCache(folder, {"latents": FLOATS}, run.processes)
+    cache = RowCache(samples_folder(run, models), {"latents": FLOATS}, run.processes)
     keys = [parts_hash(json.dumps(prompt.settings())) for prompt in previewer.prompts]
     shapes = [_latent_shape(models, prompt) for prompt in previewer.prompts]
 
     def sample(items: Pairs) -> Iterator[Row]:
         for key, prompt in items:
             latents = previewer.sample_prompt(prompt)[0].float().cpu()
+            if not latents.isfinite().all():
+                raise ValueError("the base model gives NaN")
             yield {"key": key, "latents": latents.numpy().ravel()}
 
     cache.fill(dict(zip(keys, previewer.prompts)), sample, description, "images")
     found = (cache.read(int(position), "latents") for position in cache.positions(keys))
     return [torch.tensor(values).view(shape) for values, shape in zip(found, shapes)]
+
+
+def samples_folder(run: Run, models: StableDiffusion) -> Path:
+    """Return the cache folder, whose name changes with all that shapes an image of given settings."""
+    parts = {kind: run.folder.identity.contents.get(kind) for kind in MODEL_PARTS}
+    scheduler = models.pipeline.scheduler
+    sampler = type(scheduler).__name__, config_items(scheduler.config)
+    options = str(run.dtype), run.config.quantize
+    digest = parts_hash(models.hash, parts, json.dumps(sampler, default=str), text_hash(models), options)
+    return cache_folder(run.config.cache_dir) / f"samples-{CACHE_VERSION}-{digest}"
 
 
 def _latent_shape(models: StableDiffusion, prompt: PreviewPrompt) -> tuple[int, int, int]:

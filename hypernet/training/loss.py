@@ -1,12 +1,14 @@
 """The diffusion training objective: from a batch of latents and noise to one number."""
 
+from collections.abc import Callable
+
 import torch
 from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 
 
 def training_loss(
-    model: torch.nn.Module,
+    model: Callable[..., torch.Tensor],
     batch: dict,
     conditions: dict,
     scheduler: DDPMScheduler,
@@ -16,7 +18,7 @@ def training_loss(
     """Return the loss of a batch, a scalar.
 
     Args:
-        model: a `HypernetworkUNet`, possibly prepared for distributed training.
+        model: a `HypernetworkUNet` or its forward, possibly prepared for distributed training.
         batch: as `TrainingDataset.__getitems__` makes it, on the device.
         conditions: the UNet's further arguments, in `dtype`.
         dtype: the precision of the frozen UNet.

@@ -93,17 +93,17 @@ def draw_losses(
     return figure
 
 
-def plot_range_test(test: "RangeTest", name: str, learning_rate: float) -> Image.Image:
+def plot_range_test(test: "RangeTest", name: str, learning_rate: float | None) -> Image.Image:
     """Return the plot of `draw_range_test` as an image of 800 x 450 pixels."""
     return render(lambda: draw_range_test(test, name, learning_rate))
 
 
-def draw_range_test(test: "RangeTest", name: str, learning_rate: float) -> "Figure":
+def draw_range_test(test: "RangeTest", name: str, learning_rate: float | None) -> "Figure":
     """Plot the loss against the learning rate, and mark the one to train with.
 
     Args:
         name: of the hypernetwork, for the title.
-        learning_rate: the one to train with.
+        learning_rate: the one to train with; None if the loss does not fall.
     """
     from matplotlib.figure import Figure
 
@@ -112,16 +112,17 @@ def draw_range_test(test: "RangeTest", name: str, learning_rate: float) -> "Figu
     points = [(rate, loss) for rate, loss in zip(test.learning_rates, test.losses) if math.isfinite(loss)]
     panel.plot([rate for rate, _ in points], [loss for _, loss in points], ".-", color="C0")
     panel.axhline(1, color="0.55", linewidth=1)
-    panel.axvline(learning_rate, color="C2")
-    panel.annotate(
-        f"{learning_rate:.2g}",
-        (learning_rate, 0),
-        (4, 4),
-        xycoords=("data", "axes fraction"),
-        textcoords="offset points",
-        color="C2",
-        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
-    )
+    if learning_rate is not None:
+        panel.axvline(learning_rate, color="C2")
+        panel.annotate(
+            f"{learning_rate:.2g}",
+            (learning_rate, 0),
+            (4, 4),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            color="C2",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+        )
     losses = [loss for _, loss in points]
     fall = max(1 - min(losses, default=1), 1e-4)
     panel.set(xscale="log", ylim=(1 - 1.2 * fall, 1 + fall), xlabel="learning rate")

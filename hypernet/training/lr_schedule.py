@@ -14,6 +14,7 @@ from hypernet.utils.numbers import meant_number, meant_whole_number
 
 AUTO = "auto"
 MAX_FACTOR = 100
+POLYNOMIAL_END = 1e-7  # where diffusers' polynomial scheduler ends
 STAND_IN = 1e-4  # for the learning rate that a range test will choose
 
 

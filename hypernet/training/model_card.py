@@ -21,7 +21,7 @@ from hypernet.utils.errors import UserError
 
 # Options left out of the card: private ones, and those the recipe shows
 UNLISTED = {"output_dir", "overwrite", "cache_dir", "train_data_dir", "validation_data_dir", "init_from"}
-UNLISTED |= {"push_to_hub", "hub_model_id", "validation_prompts_file"}
+UNLISTED |= {"push_to_hub", "hub_model_id", "validation_prompts_file", "prior_prompts"}
 UNLISTED |= {"model_config", "original_config", "pretrained_vae_model_name_or_path", "lora"}
 NOT_PUSHED = ["checkpoints/*", "logs/*", "wandb/*", "run.json", "run.html"]
 COMFYUI = {

@@ -23,6 +23,7 @@ from hypernet.training.loss import diffusion_loss
 from hypernet.training.previews import Previewer
 from hypernet.training.run import Run
 from hypernet.training.run_folder import RunFolder
+from hypernet.utils.errors import UserError
 from hypernet.utils.hashing import derive_seed
 from hypernet.utils.sequences import spread
 
@@ -45,8 +46,15 @@ class Prior:
         self.latents: list[torch.Tensor] = []  # (channels, height, width) each
 
     def generate(self) -> None:
-        """Generate the images that the cache lacks; no hypernetwork may be attached yet. All processes call this."""
-        self.latents = sample_base(self.run, self.models, self.previewer, "Generating images of the base model")
+        """Generate the images that the cache lacks; no hypernetwork may be attached yet. All processes call this.
+
+        Raises:
+            UserError: if that fails.
+        """
+        try:
+            self.latents = sample_base(self.run, self.models, self.previewer, "Generating images of the base model")
+        except ValueError as error:
+            raise UserError(f"--prior_weight {self.run.config.prior_weight:g}: {error}") from None
 
     @property
     def batch_size(self) -> int:
@@ -137,7 +145,10 @@ def prepare_prior(run: Run, models: StableDiffusion, prompts: PromptSampler) -> 
     for name in ("validation_seed", "validation_resolution", "validation_negative_prompt"):
         setattr(config, name, getattr(TrainingConfig, name))
     previewer = build_previewer(run, models, texts, SEED, config)
-    return Prior(run, models, previewer, [previewer.embeds[text] for text in texts])
+    encoded = {
+        text: Embeds(*(each if each is None else each.cpu() for each in previewer.embeds[text])) for text in texts
+    }
+    return Prior(run, models, previewer, [encoded[text] for text in texts])
 
 
 def prior_prompts(config: TrainingConfig, prompts: PromptSampler, previews: Sequence[str]) -> list[str]:

@@ -26,7 +26,7 @@ UPDATES, UPDATES_PER_MEASUREMENT = 60, 3  # the probe below adds at most the tim
 PROBE_PER_IMAGE, MIN_PROBE, MAX_PROBE = 4, 6, 64  # samples of the probe for each image of an update
 BROKEN = 1.1  # times the loss before the test; the test ends there
 RISE = 0.05  # of the whole fall of the loss; after a larger rise, the learning rate is too high
-LEAST_FALL = 2e-4  # of the loss; a smaller one counts as none
+LEAST_FALL = 2e-4  # of the loss; a smaller fall or rise counts as none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +57,10 @@ class RangeTest:
         whole_fall = 1 - min(filter(math.isfinite, self.losses), default=1.0)
         if whole_fall < LEAST_FALL:
             return None
+        clear_rise = max(RISE * whole_fall, LEAST_FALL)
         falls = []
         for before, after in itertools.pairwise([1.0, *self.losses]):
-            if not after < before + RISE * whole_fall:
+            if not after < before + clear_rise:
                 break
             falls.append(before - after)
         fastest = max(range(len(falls)), key=falls.__getitem__, default=0)
@@ -77,7 +78,8 @@ def run_range_test(updater: Updater, checkpointer: Checkpointer, perturbation: P
     hypernetwork, probe = updater.trainee.hypernetwork, _Probe(updater)
     base = probe.measure()
     if not math.isfinite(base):
-        raise UserError(f"before the first step the loss is {base}: the model's output is unusable")
+        hint = "try another --mixed_precision (bf16, no), or another model"
+        raise UserError(f"before the first step the loss is {base}: the model's output is unusable; {hint}")
     test = RangeTest([], [], [])
     stream = iter(build_loader(accelerator, updater.dataset, updater.batches))
     bar = tqdm(range(UPDATES), desc="Finding the learning rate", disable=not accelerator.is_main_process)
@@ -89,7 +91,9 @@ def run_range_test(updater: Updater, checkpointer: Checkpointer, perturbation: P
             if (update + 1) % UPDATES_PER_MEASUREMENT == 0:
                 test.learning_rates.append(learning_rate)
                 test.losses.append(probe.measure() / base)
-                test.perturbations.append(max(perturbation.measure(hypernetwork).values(), default=0.0))
+                largest = torch.tensor([0.0, *perturbation.measure(hypernetwork).values()]).max()  # NaN if one is NaN
+                largest = accelerator.reduce(largest.to(accelerator.device), "mean")  # the same on all processes
+                test.perturbations.append(largest.item())
                 if test.is_broken:
                     break
     accelerator.step = 0  # of gradient accumulation
@@ -126,6 +130,7 @@ class _Probe:
         for samples in self._batches:
             batch = updater.dataset.collate(samples, [self._share] * len(samples))
             with self.accelerator.autocast():
-                total += updater.loss(updater.trainee.bare_model, send_to_device(batch, self.accelerator.device))
+                batch = send_to_device(batch, self.accelerator.device)
+                total += updater.loss(updater.trainee.bare_model.forward, batch)  # which --compile does not compile
         hypernetwork.train()
         return self.accelerator.reduce(total, "sum").item()

@@ -146,8 +146,9 @@ def find_images(run: Run) -> RunImages:
     )
     config.count_steps(len(batches))
     if config.compile:
-        check_shapes(batches.shape_count)
-        accelerator.print(f"--compile: each of {batches.shape_count} batch shapes takes some minutes to compile")
+        count = batches.shape_count + bool(config.prior_weight)
+        check_shapes(count)
+        accelerator.print(f"--compile: each of {count} batch shapes takes some minutes to compile")
     description = describe_data(run.source, records, problems, batches, config)
     accelerator.print(description)
     if validation_source is not None:

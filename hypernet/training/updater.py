@@ -1,5 +1,7 @@
 """Train on one batch: the forward and backward pass, clipping, and the optimizer's update when it is due."""
 
+from collections.abc import Callable
+
 import torch
 from accelerate import Accelerator
 
@@ -65,8 +67,8 @@ class Updater:
             trainee.optimizer.zero_grad()
         return loss.detach(), norm
 
-    def loss(self, model: torch.nn.Module, batch: dict) -> torch.Tensor:
-        """Return the loss of a batch, a scalar, as `training_loss` does."""
+    def loss(self, model: Callable[..., torch.Tensor], batch: dict) -> torch.Tensor:
+        """Return the loss of a batch, a scalar, as `training_loss` does; that of the prior is not in it."""
         conditions = cast_conditions(self.dataset.conditions(batch), self.accelerator.device, self.dtype)
         return training_loss(model, batch, conditions, self.scheduler, self.dtype, self.snr_table)
 

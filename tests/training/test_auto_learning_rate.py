@@ -36,6 +36,7 @@ def made_test(losses, perturbations=None):
         ([1.0, 0.95, 0.97, 0.7, 1.2], 0),  # the second fall follows a rise
         ([1.0, 0.95, 0.951, 0.8, 1.2], 2),  # no clear rise
         ([1.0, 0.95, 0.94, math.nan], 0),
+        ([1.0001, 0.9999, 0.95, 0.91], 1),  # no clear rise either
         ([1.0, 1.0, 1.01, 1.2], None),
         ([0.99995, 1.0], None),
         ([1.2, 0.9], None),
@@ -106,3 +107,18 @@ def test_a_loss_that_never_falls_ends_the_run_before_it_begins(models_dir, image
     with pytest.raises(UserError, match="--learning_rate auto"):
         train_here(models_dir, images_dir, tmp_path / "run", "--learning_rate=auto")
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_a_finished_run_tests_nothing(models_dir, images_dir, tmp_path, monkeypatch):
+    train_here(models_dir, images_dir, tmp_path / "run", "--learning_rate=1e-3", "--max_train_steps=1")
+    monkeypatch.setattr(auto_learning_rate, "run_range_test", None)
+    train_here(models_dir, images_dir, tmp_path / "run", "--learning_rate=auto", "--max_train_steps=1")
+
+
+def test_a_choice_too_low_for_the_scheduler_ends_the_run_before_it_begins(
+    models_dir, images_dir, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(auto_learning_rate, "run_range_test", lambda *_: made_test([1.0, 0.9]))
+    flags = ["--learning_rate=auto:1e-7", "--lr_scheduler=polynomial", "--max_train_steps=1"]
+    with pytest.raises(UserError, match="polynomial"):
+        train_here(models_dir, images_dir, tmp_path / "run", *flags)

@@ -15,7 +15,7 @@ from hypernet.modeling.attachment import set_strength
 from hypernet.stable_diffusion.conditioning import build_conditions, time_ids
 from hypernet.stable_diffusion.text_encoding import encode_prompts
 from hypernet.training import preview_scores
-from hypernet.training.base_samples import build_previewer, sample_base
+from hypernet.training.base_samples import build_previewer, sample_base, samples_folder
 from hypernet.training.failures import Failures
 from hypernet.training.preview_scores import STYLE_SEED, PreviewScores, prepare_scores
 from hypernet.training.previews import BASE, Previewer
@@ -239,5 +239,10 @@ def test_images_of_the_base_model_are_generated_once(epsilon_models, tmp_path, m
     assert all(torch.equal(one, other) for one, other in zip(first, sample(["a cat", "a dog"]))) and not sampled
     sample(["a cat", "a bird"])
     assert sampled == ["a bird"]
+    scheduler = epsilon_models.pipeline.scheduler
+    folder, names = samples_folder(run, epsilon_models), ["a", "b", "c"]
+    for order in (names, names[::-1]):  # of a set, which differs between processes
+        scheduler.register_to_config(_use_default_values=order)
+        assert samples_folder(run, epsilon_models) == folder
     sample(["a cat"], validation_guidance_scale=1.0)
     assert sampled == ["a bird", "a cat"]
