@@ -3,12 +3,13 @@
 
     python examples/benchmarks/auto_rate.py --jobs 2                    # eight settings, an hour
     python examples/benchmarks/auto_rate.py --style_dir ink=my_drawings # with a third style: twelve
-    python examples/benchmarks/auto_rate.py --all                       # all combinations, not a third of them
+    python examples/benchmarks/auto_rate.py --all                       # all combinations instead of a third
 
-A setting is a style, an activation, a structure and an optimizer; a third of the combinations has each of them equally
-often. The styles are artists' hands that the quickstart's model has not seen; their emoji are fetched at first, which
-needs npm and resvg-py. The best constant learning rate is searched outward from the one that is chosen, as long as the
-validation loss falls. Beside it: in how many of 24 samples the quickstart's classifier sees the subject of the prompt.
+A setting is a combination of a style, an activation, a structure and an optimizer. By default, a third of the
+combinations is trained, in which each choice occurs equally often. The styles are those of artists whose emoji the
+quickstart's model has not seen. The emoji are downloaded first, which needs npm and resvg-py. The search for the best
+constant learning rate starts from the one that `auto` chooses, and continues as long as the validation loss falls. The
+table also shows in how many of 24 samples the quickstart's classifier recognizes the subject of the prompt.
 """
 
 import argparse

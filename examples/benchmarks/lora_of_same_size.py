@@ -1,4 +1,4 @@
-"""Train a LoRA of a hypernetwork's size on the same images, noise, timesteps and loss, for comparison."""
+"""For comparison, train a LoRA of a hypernetwork's size on the same images, noise and timesteps, with the same loss."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""What --prior_weight keeps and costs, compared with using a hypernetwork at a lower strength.
+"""Measure what --prior_weight preserves and costs, compared with applying a hypernetwork at a lower strength.
 
     python examples/benchmarks/prior_preservation.py                # a quarter of an hour
     python examples/benchmarks/prior_preservation.py -- --max_train_steps 800 --learning_rate 1e-3
 
-Trains the quickstart with words of its own in the template, and prints in how many of 96 samples the quickstart's
-classifier sees the style, the subject of the prompt, and both.
+Trains the quickstart with a template that adds words to the captions, and prints in how many of 96 samples the
+quickstart's classifier recognizes the style, the subject of the prompt, and both.
 """
 
 import contextlib

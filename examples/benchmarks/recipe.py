@@ -1,13 +1,14 @@
 #!/usr/bin/env python
-"""Compare the quickstart's recipe with the WebUI's defaults and with a LoRA of the same size, at the same steps.
+"""Compare the quickstart's recipe with the WebUI's defaults and with a LoRA of the same size, over equally many steps.
 
     python examples/benchmarks/recipe.py                                # two styles, two seeds; half an hour
     python examples/benchmarks/recipe.py --style_dir ink=my_drawings    # with a third style
 
-The WebUI's defaults (linear, 1,2,1, normal initialization) and the LoRA have the best of eleven constant learning rates
-for each style, searched with the first seed. The recipe chooses its own (`--learning_rate auto`). For each: the
-validation loss, relative to the base model's, and in how many of 48 samples the quickstart's classifier sees the
-subject of the prompt, and the style if it knows it; means over the seeds.
+The WebUI's defaults (linear, 1,2,1, normal initialization) and the LoRA are trained at the best of eleven constant
+learning rates for each style, found with the first seed. The recipe chooses its own (`--learning_rate auto`). For each
+of the three, the table shows the validation loss relative to the base model's, and the share of 48 samples in which the
+quickstart's classifier recognizes the subject of the prompt, and the style if the classifier knows it. All figures are
+means over the seeds.
 """
 
 import argparse

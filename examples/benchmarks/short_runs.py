@@ -1,4 +1,4 @@
-"""Short trainings on the quickstart's model without output or scores, and a search for their best learning rate."""
+"""Short training runs on the quickstart's model, without output or scores, and a search for the best learning rate."""
 
 import contextlib
 import io

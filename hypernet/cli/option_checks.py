@@ -167,7 +167,7 @@ def _check_training(config: TrainingConfig) -> None:
     if config.snr_gamma == 0:
         raise UserError("--snr_gamma 0.0: every loss weight would be 0; 5 is usual")
     if config.prior_weight > MOST_PRIOR_WEIGHT:
-        hint = f"at most {MOST_PRIOR_WEIGHT}, such as 0.1"
+        hint = f"it must be at most {MOST_PRIOR_WEIGHT}; try 0.1"
         raise UserError(f"--prior_weight {config.prior_weight:g}: {hint}")
     _refuse_if(config, not config.prior_weight, "prior_prompts", "it requires --prior_weight, such as 0.1")
     if config.prior_prompts:
@@ -189,7 +189,7 @@ def _check_schedules(config: TrainingConfig) -> None:
             raise UserError(f"--{option} {error}; write {examples}") from None
     schedule, is_auto = learning_rate_schedule(config), auto_factor(config.learning_rate) is not None
     if is_auto and config.optimizer in FINDS_ITS_OWN:
-        problem = f"{config.optimizer} adapts its step size itself; write --learning_rate 1"
+        problem = f"{config.optimizer} sets its own step size; write --learning_rate 1"
         raise UserError(f"--learning_rate {config.learning_rate}: {problem}")
     if not any(value for value, _ in schedule.pieces):
         raise UserError(f"--learning_rate {config.learning_rate}: nothing is learned at a learning rate of 0")

@@ -51,9 +51,9 @@ def option_notes(config: TrainingConfig) -> list[str]:
         hint = f'write "{example}" to see the full effect'
         notes.append(f"{source}: no prompt has the words that --template adds; {hint}")
     if config.prior_weight and not config.prior_prompts and read_templates(config.template) == ["[filewords]"]:
-        hint = 'with words of its own, such as --template "[filewords], [name] style", it can tell them apart'
+        hint = 'to tell them apart, add words to the captions, such as --template "[filewords], [name] style"'
         notes.append(
-            f"--prior_weight {config.prior_weight:g}: the hypernetwork should leave the same prompts as they are; {hint}"
+            f"--prior_weight {config.prior_weight:g}: your images and the base model's have the same prompts; {hint}"
         )
     if str(config.name).startswith("."):
         notes.append(f"--name {config.name}: the WebUI does not list files whose names start with a dot")

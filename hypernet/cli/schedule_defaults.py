@@ -1,4 +1,4 @@
-"""The number of steps and the scheduler that follow from the learning rate. Imports no torch."""
+"""The default number of steps and scheduler, which follow from the learning rate. Does not import torch."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -17,7 +17,7 @@ SCHEDULE_EXAMPLES = {  # option -> what to write instead of a malformed value
 
 
 def default_steps(learning_rate: str, num_train_epochs: int | None = None) -> int:
-    """Return the number of steps without --max_train_steps: the end of the learning rate schedule, if it has one.
+    """Return the number of steps if --max_train_steps is not given: the end of the learning rate schedule, if any.
 
     With --num_train_epochs, which takes precedence, this is only a placeholder.
 
@@ -29,7 +29,7 @@ def default_steps(learning_rate: str, num_train_epochs: int | None = None) -> in
 
 
 def default_scheduler(learning_rate: str) -> LRScheduler:
-    """Return the scheduler without --lr_scheduler.
+    """Return the scheduler if --lr_scheduler is not given.
 
     Raises:
         UserError: if the learning rate is malformed.

@@ -1,4 +1,4 @@
-"""Settle `--learning_rate auto`: use the learning rate that the run has chosen before, else choose one by a range test."""
+"""Resolve `--learning_rate auto`: reuse the learning rate that the run has already chosen, or run a range test."""
 
 import math
 
@@ -17,7 +17,7 @@ CHOSEN = "tested_learning_rate"  # in run.json: the result of the range test, no
 
 
 def recall_choice(folder: RunFolder, starts_over: bool) -> None:
-    """Keep the learning rate that the run in the folder has chosen, so that a resumed run does not test again."""
+    """Keep the learning rate that the run in the folder has chosen, so that a resumed run does not repeat the test."""
     chosen = None if starts_over else folder.identity.record.get(CHOSEN)
     if isinstance(chosen, float) and 0 < chosen < math.inf:
         folder.extras[CHOSEN] = chosen
@@ -31,23 +31,23 @@ def settle_learning_rate(
     All processes call this after the run has resumed.
 
     Returns:
-        The lines that are printed: one, or none with any other learning rate.
+        The printed lines: one, or none if `--learning_rate` is not auto.
 
     Raises:
-        UserError: if the loss rises before it falls, or the choice cannot be recorded.
+        UserError: if no learning rate lowers the loss, or the choice cannot be recorded.
     """
     config, folder = run.config, run.folder
     factor = auto_factor(config.learning_rate)
     if factor is None:
         return []
     if CHOSEN in folder.extras:
-        reason = "as this run has chosen before"
+        reason = "chosen earlier in this run"
     else:
         test = run_range_test(updater, checkpointer, perturbation)
         if run.accelerator.is_main_process:
             _draw(run, test, None if test.choice is None else factor * test.choice)
         if test.choice is None:
-            problem = f"the loss rises before it falls ({folder.learning_rate_plot}); choose one yourself"
+            problem = f"the test found none that lowers the loss (see {folder.learning_rate_plot}); set a number"
             raise UserError(f"--learning_rate {config.learning_rate}: {problem}")
         folder.extras[CHOSEN] = test.choice
         reason = _describe(test)
@@ -55,11 +55,11 @@ def settle_learning_rate(
             try:  # a resumed run that does not know it would test again, and not be exact
                 folder.record(run.orders.begun_by)
             except OSError as error:
-                problem = f"the learning rate could not be recorded there ({error.strerror})"
+                problem = f"the chosen learning rate could not be recorded there ({error.strerror})"
                 raise UserError(f"--output_dir {folder.root}: {problem}") from None
     learning_rate = factor * folder.extras[CHOSEN]
     if config.lr_scheduler == "polynomial" and learning_rate <= POLYNOMIAL_END:
-        problem = f"it ends at {POLYNOMIAL_END:g}, and the learning rate is {learning_rate:.2g}"
+        problem = f"it ends at {POLYNOMIAL_END:g}, but the chosen learning rate is only {learning_rate:.2g}"
         raise UserError(f"--lr_scheduler polynomial: {problem}")
     config.learning_rate = f"{learning_rate:.2g}"
     scaled = "" if factor == 1 else f", times {factor:g}"
@@ -69,13 +69,13 @@ def settle_learning_rate(
 
 
 def _describe(test: RangeTest) -> str:
-    """Return what a range test has found."""
-    broken = f", and breaks at {test.learning_rates[-1]:.1g}" if test.is_broken else ""
-    return f"range test: from there on, the loss falls fastest{broken}"
+    """Describe the result of a range test."""
+    broken = f", and training diverges at {test.learning_rates[-1]:.1g}" if test.is_broken else ""
+    return f"range test: the loss falls fastest from here{broken}"
 
 
 def _draw(run: Run, test: RangeTest, learning_rate: float | None) -> None:
-    """Save the curve as learning_rate.png."""
+    """Save the plot of a range test as learning_rate.png."""
     path = run.folder.learning_rate_plot
     with run.failures.tolerate(f"{path} could not be drawn"):
         from hypernet.training.loss_plot import plot_range_test  # loads matplotlib

@@ -1,4 +1,4 @@
-"""Images that the base model generates without a hypernetwork, cached for resumed and further runs."""
+"""Images that the base model generates without a hypernetwork, cached for resumed and later runs."""
 
 import dataclasses
 import json
@@ -22,12 +22,12 @@ from hypernet.training.run_identity import MODEL_PARTS
 def build_previewer(
     run: Run, models: StableDiffusion, texts: Sequence[str], seed: int = 0, config: TrainingConfig | None = None
 ) -> Previewer:
-    """Return a previewer of one image per text, each from its own noise, with the settings of the options.
+    """Return a previewer that generates one image per text, each from its own noise, with the run's settings.
 
-    It encodes the texts, so the text encoders must still be there.
+    It encodes the texts, so the text encoders must still be loaded.
 
     Args:
-        seed: added to that of the options.
+        seed: added to the seed of the options.
         config: the options; default: the run's.
     """
     config = dataclasses.replace(config or run.config, validation_prompt=[""], validation_prompts_file=None)
@@ -39,9 +39,9 @@ def build_previewer(
 
 
 def sample_base(run: Run, models: StableDiffusion, previewer: Previewer, description: str) -> list[torch.Tensor]:
-    """Return the latents of an image of each prompt, (channels, height, width) float32 each.
+    """Return the latents of one image per prompt, each (channels, height, width) in float32.
 
-    All processes call this, before a hypernetwork is attached. Images that the cache lacks are generated.
+    All processes call this, before a hypernetwork is attached. Only images that are not cached yet are generated.
 
     Args:
         previewer: as `build_previewer` returns it.
@@ -49,7 +49,7 @@ def sample_base(run: Run, models: StableDiffusion, previewer: Previewer, descrip
 
     Raises:
         UserError: if the cache cannot be written, or another process has failed.
-        ValueError: if an image is not finite.
+        ValueError: if the latents of an image are not finite.
     """
     cache = RowCache(samples_folder(run, models), {"latents": FLOATS}, run.processes)
     keys = [parts_hash(json.dumps(prompt.settings())) for prompt in previewer.prompts]
@@ -59,7 +59,7 @@ def sample_base(run: Run, models: StableDiffusion, previewer: Previewer, descrip
         for key, prompt in items:
             latents = previewer.sample_prompt(prompt)[0].float().cpu()
             if not latents.isfinite().all():
-                raise ValueError("the base model gives NaN")
+                raise ValueError("the base model outputs NaN")
             yield {"key": key, "latents": latents.numpy().ravel()}
 
     cache.fill(dict(zip(keys, previewer.prompts)), sample, description, "images")
@@ -68,7 +68,7 @@ def sample_base(run: Run, models: StableDiffusion, previewer: Previewer, descrip
 
 
 def samples_folder(run: Run, models: StableDiffusion) -> Path:
-    """Return the cache folder, whose name changes with all that shapes an image of given settings."""
+    """Return the cache folder. Its name depends on everything besides the prompt's settings that affects an image."""
     parts = {kind: run.folder.identity.contents.get(kind) for kind in MODEL_PARTS}
     scheduler = models.pipeline.scheduler
     sampler = type(scheduler).__name__, config_items(scheduler.config)

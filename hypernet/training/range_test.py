@@ -1,8 +1,8 @@
 """Find the learning rate for `--learning_rate auto`: the range test of Smith (2017, arXiv 1506.01186).
 
-From the state in which the run begins, the learning rate rises exponentially, a few updates at each size, with the
-run's own data and options. Every few updates, the loss is measured on a probe: images, noise and timesteps that stay the
-same, so that the curve shows what the updates do and not what is sampled. Afterwards the state is what it was.
+Starting from the run's initial state, the learning rate rises exponentially from update to update, with the run's own
+data and options. Every few updates, the loss is measured on a probe: images, noise and timesteps that stay the same, so
+that the curve shows the effect of the updates and not of random sampling. Afterwards, the initial state is restored.
 """
 
 import dataclasses
@@ -31,10 +31,10 @@ LEAST_FALL = 2e-4  # of the loss; a smaller fall or rise counts as none
 
 @dataclasses.dataclass(frozen=True)
 class RangeTest:
-    """What a range test has measured.
+    """The measurements of a range test.
 
     Attributes:
-        learning_rates: after which the loss was measured, in ascending order.
+        learning_rates: those of the updates before each measurement, in ascending order.
         losses: relative to the loss before the test.
         perturbations: what the hypernetwork adds to the contexts, relative to them; see `Perturbation`.
     """
@@ -50,9 +50,9 @@ class RangeTest:
 
     @property
     def choice(self) -> float | None:
-        """The learning rate from which the next one lowers the loss the most; None if the loss does not fall.
+        """The learning rate one measurement before the largest fall of the loss; None if the loss does not fall.
 
-        Rates after the first clear rise do not count: there the loss may fall because it has risen before.
+        Learning rates after the first clear rise do not count: there, the loss may fall only because it rose before.
         """
         whole_fall = 1 - min(filter(math.isfinite, self.losses), default=1.0)
         if whole_fall < LEAST_FALL:
@@ -68,7 +68,7 @@ class RangeTest:
 
 
 def run_range_test(updater: Updater, checkpointer: Checkpointer, perturbation: Perturbation) -> RangeTest:
-    """Test learning rates from the current state, which is restored. All processes call this and get the same.
+    """Test learning rates from the current state, then restore it. All processes call this and get the same result.
 
     Raises:
         UserError: if the loss is not finite before the test.
@@ -101,7 +101,7 @@ def run_range_test(updater: Updater, checkpointer: Checkpointer, perturbation: P
 
 
 class _Probe:
-    """Fixed samples on which to measure the loss: images spread over the dataset, timesteps over the noise schedule."""
+    """Fixed samples to measure the loss on: images spread over the dataset, timesteps over the noise schedule."""
 
     def __init__(self, updater: Updater) -> None:
         self.updater, config, dataset = updater, updater.config, updater.dataset
@@ -124,7 +124,7 @@ class _Probe:
 
     @torch.no_grad()
     def measure(self) -> float:
-        """Return the loss of the hypernetwork as it is, the mean over all samples of all processes."""
+        """Return the loss with the current hypernetwork, the mean over all samples of all processes."""
         updater, total = self.updater, torch.zeros((), device=self.accelerator.device)
         hypernetwork = updater.trainee.hypernetwork.eval()
         for samples in self._batches:

@@ -43,10 +43,11 @@ class Updater:
 
         Args:
             batch: as `TrainingDataset.__getitems__` makes it, on the device.
-            step: the updates before this one, from 0.
+            step: the number of updates before this one.
 
         Returns:
-            The loss, that of the prior included, and after an update the norm of the gradients before clipping, else None; both detached scalars.
+            The loss, including that of the prior, and the norm of the gradients before clipping, or None if this batch
+            does not update the weights. Both are detached scalars.
         """
         trainee, norm = self.trainee, None
         set_learning_rate(trainee.optimizer, learning_rate)
@@ -68,16 +69,16 @@ class Updater:
         return loss.detach(), norm
 
     def loss(self, model: Callable[..., torch.Tensor], batch: dict) -> torch.Tensor:
-        """Return the loss of a batch, a scalar, as `training_loss` does; that of the prior is not in it."""
+        """Return the loss of a batch, a scalar, as `training_loss` does, without the loss of the prior."""
         conditions = cast_conditions(self.dataset.conditions(batch), self.accelerator.device, self.dtype)
         return training_loss(model, batch, conditions, self.scheduler, self.dtype, self.snr_table)
 
     def _fix_dropout(self, batch: dict) -> None:
-        """Let dropout depend only on the seed, the batch and the process, so that resuming is exact."""
+        """Make dropout depend only on the seed, the batch and the process, so that resuming is exact."""
         if self.trainee.hypernetwork.config.dropout_structure:
             seed = derive_seed(self.config.seed, "dropout", *self._place(batch), self.accelerator.process_index)
             torch.manual_seed(seed)
 
     def _place(self, batch: dict) -> tuple[int, int]:
-        """Return the round of a batch, and its number there."""
+        """Return the round of a batch, and its number in that round."""
         return self.batches.round_of((batch["epoch"], batch["epoch_step"]))
