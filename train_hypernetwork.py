@@ -226,6 +226,7 @@ def report(run: Run, outcome: Outcome, prompt: str, seconds: float, steps: int) 
         f"  before / after  {folder.before_after}" if folder.before_after.is_file() else "",
         f"  the whole run   {folder.page}",
         f"  loss            {folder.loss_plot} and {folder.losses.path}",
+        f"  learning rate   {folder.learning_rate_plot}" if folder.learning_rate_plot.is_file() else "",
         *outcome.summary(),
         f"  model card      {folder.card}",
         run.trackers.sync_line() or "",

@@ -11,7 +11,7 @@ from hypernet.data.prompts import PLACEHOLDERS, read_templates, unknown_placehol
 from hypernet.generation.preview_prompts import preview_prompts
 from hypernet.stable_diffusion.loras import split_lora
 from hypernet.training.lr_schedule import auto_factor, unreached_values
-from hypernet.training.optimizer_rates import rate_notes
+from hypernet.training.optimizer_rates import FEW_STEPS, rate_notes
 from hypernet.utils.errors import one_line
 
 QUOTES = "'`\u00ab\u00bb\u2018\u2019\u201a\u201c\u201d\u201e"  # left in a prompt by the shell
@@ -38,6 +38,8 @@ def option_notes(config: TrainingConfig) -> list[str]:
         if unreached := unreached_values(text, config.max_train_steps):
             values = ", ".join(f"{value:g}" for value in unreached[:3]) + (" is" if len(unreached) == 1 else " are")
             notes.append(f"--{option} {text}: the run ends at step {config.max_train_steps}, so {values} never used")
+    if is_auto and config.max_train_steps < FEW_STEPS:
+        notes.append(f"--learning_rate {config.learning_rate}: the test takes longer than a run of so few steps")
     notes += [note for note in [unquoted_note("validation_prompt", config.validation_prompt or [])] if note]
     prompts = [each.prompt for each in preview_prompts(config)]
     source = "--validation_prompt" if config.validation_prompt else "--validation_prompts_file"

@@ -10,7 +10,7 @@ from hypernet.utils.errors import UserError
 Value = TypeVar("Value")
 
 SCHEDULE_EXAMPLES = {  # option -> what to write instead of a malformed value
-    "learning_rate": '"1e-5", "5e-6:12000, 5e-7:30000" or "auto"',
+    "learning_rate": '"1e-5", "5e-6:12000, 5e-7:30000", "auto" or "auto:0.5"',
     "max_grad_norm": '"0.5" or "1.0:1000, 0.5:30000"',
     "max_grad_value": '"0.05" or "0.1:1000, 0.05:30000"',
 }

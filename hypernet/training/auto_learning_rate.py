@@ -43,6 +43,7 @@ def settle_learning_rate(
     if CHOSEN in folder.extras:
         reason = "chosen earlier in this run"
     else:
+        print_main(run.accelerator, "Testing learning rates, which takes the time of at most 100 steps")
         test = run_range_test(updater, checkpointer, perturbation)
         if run.accelerator.is_main_process:
             _draw(run, test, None if test.choice is None else factor * test.choice)

@@ -115,7 +115,7 @@ def draw_range_test(test: "RangeTest", name: str, learning_rate: float | None) -
     if learning_rate is not None:
         panel.axvline(learning_rate, color="C2")
         panel.annotate(
-            f"{learning_rate:.2g}",
+            f"chosen: {learning_rate:.2g}",
             (learning_rate, 0),
             (4, 4),
             xycoords=("data", "axes fraction"),
@@ -126,7 +126,7 @@ def draw_range_test(test: "RangeTest", name: str, learning_rate: float | None) -
     losses = [loss for _, loss in points]
     fall = max(1 - min(losses, default=1), 1e-4)
     panel.set(xscale="log", ylim=(1 - 1.2 * fall, 1 + fall), xlabel="learning rate")
-    panel.set_title(f"{name[:60]}: loss after a few updates, relative to before", loc="left", parse_math=False)
+    panel.set_title(f"{name[:60]}: range test, loss relative to the one before", loc="left", parse_math=False)
     panel.grid(axis="y", color="0.9")
     panel.spines[["top", "right"]].set_visible(False)
     return figure

@@ -50,6 +50,8 @@ def auto_factor(text: str) -> float | None:
         ScheduleError: if something else follows the colon.
     """
     word, colon, number = str(text).partition(":")
+    if re.search(rf"\b{AUTO}\b.*,|,\s*{AUTO}\b", str(text), re.IGNORECASE):
+        raise _error(text, slice(0, len(str(text))), "auto cannot be part of a schedule; it has one of its own")
     if word.strip().lower() != AUTO:
         return None
     if not colon:

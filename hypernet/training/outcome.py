@@ -4,7 +4,9 @@ import math
 import time
 from typing import Any
 
+from hypernet.training.auto_learning_rate import CHOSEN
 from hypernet.training.learning_notes import learning_note
+from hypernet.training.lr_schedule import learning_rate_schedule
 from hypernet.training.monitor import Monitor
 from hypernet.training.preview_scores import Scores
 from hypernet.utils.image_grid import save_png
@@ -55,6 +57,8 @@ class Outcome:
             found |= {name: loss if math.isfinite(loss) else None for name, loss in losses.items()}
             found["best_step"] = guard.best_step
         found |= self.scores
+        if CHOSEN in self.folder.extras:
+            found["learning_rate"] = float(learning_rate_schedule(monitor.config).at(0))
         return found | ({"failures": monitor.failures.lines} if monitor.failures.lines else {})
 
     def summary(self) -> list[str]:

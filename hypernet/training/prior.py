@@ -23,7 +23,7 @@ from hypernet.training.loss import diffusion_loss
 from hypernet.training.previews import Previewer
 from hypernet.training.run import Run
 from hypernet.training.run_folder import RunFolder
-from hypernet.utils.errors import UserError
+from hypernet.utils.errors import UserError, counted
 from hypernet.utils.hashing import derive_seed
 from hypernet.utils.sequences import spread
 
@@ -144,6 +144,8 @@ def prepare_prior(run: Run, models: StableDiffusion, prompts: PromptSampler) -> 
     config = dataclasses.replace(run.config, **{name: kept[name] for name in SETTINGS})
     for name in ("validation_seed", "validation_resolution", "validation_negative_prompt"):
         setattr(config, name, getattr(TrainingConfig, name))
+    what = f"{counted(count, 'image')} of the base model, from {counted(len(kept['prompts']), 'prompt')}"
+    print_main(run.accelerator, f"Prior preservation: {what}")
     previewer = build_previewer(run, models, texts, SEED, config)
     encoded = {
         text: Embeds(*(each if each is None else each.cpu() for each in previewer.embeds[text])) for text in texts

@@ -57,7 +57,7 @@ def test_a_test_ends_when_loss_or_perturbation_break():
 def test_what_follows_auto_is_a_factor():
     assert auto_factor("auto") == 1 and auto_factor(" Auto ") == 1 and auto_factor("auto:0.5") == 0.5
     assert auto_factor("1e-4") is None and auto_factor("automatic") is None
-    for text in ("auto:", "auto:x", "auto:0", "auto:-1", "auto:2000", "auto:nan"):
+    for text in ("auto:", "auto:x", "auto:0", "auto:-1", "auto:2000", "auto:nan", "auto, 1e-4", "1e-4:10,auto"):
         with pytest.raises(ScheduleError):
             auto_factor(text)
 
@@ -73,6 +73,7 @@ def chosen(models_dir, images_dir, tmp_path_factory):
 def test_a_run_equals_one_with_the_chosen_learning_rate(models_dir, images_dir, tmp_path, chosen):
     learning_rate = f"{record(chosen)[CHOSEN]:.2g}"
     assert (chosen / "learning_rate.png").is_file()
+    assert json.loads((chosen / "result.json").read_text())["learning_rate"] == float(learning_rate)
     flags = [f"--learning_rate={learning_rate}", "--lr_scheduler=cosine", "--name=run"]
     train_here(models_dir, images_dir, tmp_path / "same", *flags, *FLAGS)
     assert same_weights(chosen, tmp_path / "same") and same_weights(chosen / "best", tmp_path / "same" / "best")

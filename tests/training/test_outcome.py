@@ -21,7 +21,7 @@ def outcome(change, base_loss, best_loss, rollbacks=0, scores=None):
         base_loss=base_loss,
         change=change,
         config=TrainingConfig(),
-        folder=types.SimpleNamespace(best="best"),
+        folder=types.SimpleNamespace(best="best", extras={}),
         scores=None if scores is None else types.SimpleNamespace(values=scores),
         failures=types.SimpleNamespace(lines=[]),
         checkpointer=types.SimpleNamespace(hypernetwork=types.SimpleNamespace(config=types.SimpleNamespace(step=9))),
