@@ -8,7 +8,7 @@ from pathlib import Path
 from examples.benchmarks.settings_study.agreement import build_agreement_table
 from examples.benchmarks.settings_study.plots import draw_agreement, draw_learning_rates, draw_settings
 from examples.benchmarks.settings_study.rows import Row, figures_of, runs_of
-from examples.benchmarks.settings_study.settings import BASELINE, SECTIONS, setting_label
+from examples.benchmarks.settings_study.settings import SECTIONS, setting_label
 from hypernet.utils.atomic_files import atomic_write
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -60,8 +60,8 @@ def build_table(rows: Sequence[Row], section: str) -> str:
     """Return a Markdown table with a line per setting of a section: the means of the seeds.
 
     The first line has the standard deviations, too. In the others, a mean is bold if it differs from the first line's
-    by more than two standard errors of a difference. For them, all settings are assumed to vary between seeds as the
-    baseline does, which has the most. Each style that has the whole section has its own lines.
+    by more than two standard errors of a difference. For them, all settings are assumed to vary alike between seeds.
+    Each style that has the whole section has its own lines.
     """
     headings = [heading for heading, _ in COLUMNS.values()]
     lines = [f"| setting | {' | '.join(headings)} | file, kB |", "| --- " * (2 + len(COLUMNS)) + "|"]
@@ -75,7 +75,7 @@ def build_table(rows: Sequence[Row], section: str) -> str:
         plain = groups[setting_label(SECTIONS[section][0])]
         for label, group in groups.items():
             cells = [
-                _format_cell(group, plain, runs_of(rows, style, BASELINE), name, form)
+                _format_cell(group, plain, pooled_deviation(rows, style, name), name, form)
                 for name, (_, form) in COLUMNS.items()
             ]
             size = f"{figures_of(group, 'file_bytes')[0] / 1e3:,.0f}"
@@ -85,19 +85,35 @@ def build_table(rows: Sequence[Row], section: str) -> str:
 
 
 def _count(group: Sequence[Row]) -> str:
-    return "" if len(group) == 3 else f" ({len(group)} seeds)"
+    return "" if len(group) == 2 else f" ({len(group)} seed{'s' * (len(group) > 1)})"
 
 
-def _format_cell(group: Sequence[Row], plain: Sequence[Row], baseline: Sequence[Row], name: str, form: str) -> str:
-    """Return the mean of a figure over a group of runs; `plain` are those to compare it with."""
-    values, others, usual = (figures_of(runs, name) for runs in (group, plain, baseline))
+def pooled_deviation(rows: Sequence[Row], style: str, name: str) -> float:
+    """Return the standard deviation of a figure between seeds, pooled over the settings; NaN if none has two."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.style == style:
+            groups.setdefault(setting_label(row.setting), []).append(row)
+    known = [values for group in groups.values() if len(values := figures_of(group, name)) > 1]
+    freedom = sum(len(values) - 1 for values in known)
+    squares = sum((len(values) - 1) * statistics.variance(values) for values in known)
+    return math.sqrt(squares / freedom) if freedom else math.nan
+
+
+def _format_cell(group: Sequence[Row], plain: Sequence[Row], deviation: float, name: str, form: str) -> str:
+    """Return the mean of a figure over a group of runs; `plain` are those to compare it with.
+
+    Args:
+        deviation: of the figure between seeds.
+    """
+    values, others = (figures_of(runs, name) for runs in (group, plain))
     if not values:
         return ""
     middle = statistics.fmean(values)
     text = form.format(middle)
     if group is plain:
         return f"{text} ± {form.format(statistics.stdev(values))}" if len(values) > 1 else text
-    if not others or len(usual) < 2:
+    if not others:
         return text
-    limit = 2 * statistics.stdev(usual) * math.sqrt(1 / len(values) + 1 / len(others))
+    limit = 2 * deviation * math.sqrt(1 / len(values) + 1 / len(others))
     return f"**{text}**" if abs(middle - statistics.fmean(others)) > limit else text
