@@ -19,13 +19,15 @@ OWN: Measures = {
 SEEN: Measures = {"style_share": "in the style", "subject_share": "correct subject"}
 
 
-def with_loss_ratio(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows with a figure more: the validation loss relative to the base model's, at most 2."""
+def with_shown_figures(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows with the validation loss relative to the base model's, at most 2, and distances of at most 1.5."""
     found = []
     for row in rows:
         loss, base = (row.figures.get(name) for name in ("val_loss", "val_loss_base"))
         ratio = {"loss_ratio": min(loss / base, 2.0)} if loss is not None and base else {}
-        found.append(Row(row.model, row.style, row.setting, row.seed, {**row.figures, **ratio}))
+        distance = row.figures.get("style_distance")
+        distances = {} if distance is None else {"style_distance": min(distance, 1.5)}
+        found.append(Row(row.model, row.style, row.setting, row.seed, {**row.figures, **distances, **ratio}))
     return found
 
 
@@ -34,7 +36,7 @@ def draw_settings(rows: Sequence[Row]) -> Figure:
 
     Two standard deviations of the baseline's runs are shaded, in the style that has the most runs.
     """
-    rows = with_loss_ratio(rows)
+    rows = with_shown_figures(rows)
     settings = [setting for setting in unique_settings() if any(row.setting == setting for row in rows)]
     styles = list(dict.fromkeys(row.style for row in rows))
     main = max(styles, key=lambda style: sum(row.style == style for row in rows))
@@ -63,7 +65,7 @@ def draw_settings(rows: Sequence[Row]) -> Figure:
 
 def draw_learning_rates(rows: Sequence[Row]) -> Figure:
     """Draw what the runs themselves measure over the learning rate: mean and single runs, a color per style."""
-    rows = [row for row in with_loss_ratio(rows) if row.setting.keys() <= {"learning_rate"}]
+    rows = [row for row in with_shown_figures(rows) if row.setting.keys() <= {"learning_rate"}]
     rows = [row for row in rows if ":" not in row.setting.get("learning_rate", "")]  # no schedules
     figure = Figure(figsize=(16, 3.6), dpi=100, layout="constrained")
     panels = figure.subplots(1, len(OWN) + 1, squeeze=False)[0]
@@ -88,7 +90,7 @@ def draw_learning_rates(rows: Sequence[Row]) -> Figure:
 
 def draw_agreement(rows: Sequence[Row]) -> Figure:
     """Draw what the runs measure against what the classifier sees, with a dot per run and a color per style."""
-    figure = Figure(figsize=(10, 4.6), dpi=100, layout="constrained")
+    rows, figure = with_shown_figures(rows), Figure(figsize=(10, 4.6), dpi=100, layout="constrained")
     for panel, names in zip(figure.subplots(1, 2), zip(("style_distance", "prompt_fidelity"), SEEN)):
         for number, style in enumerate(dict.fromkeys(row.style for row in rows)):
             own = [row for row in rows if row.style == style and set(names) <= row.figures.keys()]
