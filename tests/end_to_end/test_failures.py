@@ -53,7 +53,7 @@ def test_when_all_else_fails_every_checkpoint_is_saved(models_dir, images_dir, t
 
     with monkeypatch.context() as patch, locked(run), open("/dev/full", "w") as full:
         patch.setattr(loss_plot, "plot_losses", fail)
-        patch.setattr(Previewer, "_sample", fail)
+        patch.setattr(Previewer, "sample_prompt", fail)
         patch.setattr(contextlib, "redirect_stdout", lambda _: contextlib.nullcontext())  # of `train_here`
         patch.setattr("sys.stdout", protected(full, lambda error: None))
         train_here(models_dir, images_dir, run, *flags)
@@ -119,9 +119,9 @@ def test_a_signal_in_the_middle_of_a_measurement(models_dir, images_dir, tmp_pat
     step = 3 if during == "previews" else 2
     with monkeypatch.context() as patch:
         if during == "previews":
-            # three denoising steps of the preview and of each of six images in the base model's style, three at step 0,
-            # and three at step 2, to score them; the second at step 3
-            call = 3 + 6 * 3 + 3 + 3 + 2
+            # three denoising steps of the preview, three at step 0, and three at step 2, to score them; the second at
+            # step 3 (the images in the base model's style are cached)
+            call = 3 + 3 + 3 + 2
             calls = interrupt(patch, DDIMScheduler, "step", call)
         elif during == "validation":  # two images without the hypernetwork, two at step 0; the first after step 2
             call = 2 + 2 + 1
