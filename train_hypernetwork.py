@@ -76,9 +76,8 @@ def main(config: TrainingConfig) -> None:
         perturbation.start(hypernetwork)
     first_step = step = setup.resume(run, checkpointer, batches)
     last_step = learning_rate_schedule(config).last_step
-    if first_step < last_step:
-        notes += settle_learning_rate(run, updater, checkpointer, perturbation)
-    else:
+    notes += settle_learning_rate(run, updater, checkpointer, perturbation, finished=first_step >= last_step)
+    if first_step >= last_step:
         accelerator.print(f"This run has {first_step} of {last_step} steps; to continue, raise --max_train_steps")
     run.trackers.start(config, folder, run_label(config), batches.fingerprint)
     signals = ShutdownSignals(accelerator)

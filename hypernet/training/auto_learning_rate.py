@@ -24,21 +24,24 @@ def recall_choice(folder: RunFolder, starts_over: bool) -> None:
 
 
 def settle_learning_rate(
-    run: Run, updater: Updater, checkpointer: Checkpointer, perturbation: Perturbation
+    run: Run, updater: Updater, checkpointer: Checkpointer, perturbation: Perturbation, finished: bool
 ) -> list[str]:
     """Replace `--learning_rate auto` with a number; record and print it.
 
     All processes call this after the run has resumed.
 
+    Args:
+        finished: whether no steps are left, so that nothing is tested.
+
     Returns:
-        The printed lines: one, or none if `--learning_rate` is not auto.
+        The printed lines: one, or none if there is nothing to replace or `finished` without a recorded choice.
 
     Raises:
         UserError: if no learning rate lowers the loss, or the choice cannot be recorded.
     """
     config, folder = run.config, run.folder
     factor = auto_factor(config.learning_rate)
-    if factor is None:
+    if factor is None or (finished and CHOSEN not in folder.extras):
         return []
     if CHOSEN in folder.extras:
         reason = "chosen earlier in this run"

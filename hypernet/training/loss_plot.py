@@ -126,7 +126,7 @@ def draw_range_test(test: "RangeTest", name: str, learning_rate: float | None) -
     losses = [loss for _, loss in points]
     fall = max(1 - min(losses, default=1), 1e-4)
     panel.set(xscale="log", ylim=(1 - 1.2 * fall, 1 + fall), xlabel="learning rate")
-    panel.set_title(f"{name[:60]}: range test, loss relative to the one before", loc="left", parse_math=False)
+    panel.set_title(f"{name[:60]}: range test (loss relative to that before the test)", loc="left", parse_math=False)
     panel.grid(axis="y", color="0.9")
     panel.spines[["top", "right"]].set_visible(False)
     return figure

@@ -110,6 +110,15 @@ def test_a_loss_that_never_falls_ends_the_run_before_it_begins(models_dir, image
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
+def test_a_finished_run_reports_its_choice_again(models_dir, images_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(auto_learning_rate, "run_range_test", lambda *_: made_test([1.0, 0.99, 0.9, 1.2]))
+    results = []
+    for _ in range(2):
+        train_here(models_dir, images_dir, tmp_path / "run", "--learning_rate=auto", "--max_train_steps=1")
+        results.append(json.loads((tmp_path / "run" / "result.json").read_text())["learning_rate"])
+    assert results == [made_test([1.0, 0.99, 0.9, 1.2]).choice] * 2
+
+
 def test_a_finished_run_tests_nothing(models_dir, images_dir, tmp_path, monkeypatch):
     train_here(models_dir, images_dir, tmp_path / "run", "--learning_rate=1e-3", "--max_train_steps=1")
     monkeypatch.setattr(auto_learning_rate, "run_range_test", None)
