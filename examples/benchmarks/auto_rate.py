@@ -24,19 +24,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from examples.benchmarks.rate_robustness import judge_samples
 from hypernet.cli.generation_options import parse_count
 from hypernet.cli.script import ScriptParser, quiet_libraries, run_script
 
 if __name__ in ("__main__", "__mp_main__"):
     quiet_libraries()  # before diffusers is imported
 
+from examples.benchmarks.judging import judge_samples, pipeline_with
 from examples.benchmarks.settings_study.settings import STYLES
 from examples.benchmarks.short_runs import STEPS, find_best, loss_of, run_options, train, write_styles
 from hypernet.training.auto_learning_rate import CHOSEN
 
 ACTIVATIONS, STRUCTURES, OPTIMIZERS = ("linear", "relu", "swish"), ("1,2,1", "1,2,2,1"), ("AdamW", "AdamW8bit")
-NEAR = 1.05
+NEAR, SAMPLES = 1.05, 24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +82,7 @@ def measure(setting: Setting, factor: str) -> Result:
     chosen = record[CHOSEN] * float(factor[1:] or 1)
     best, best_loss = find_best(lambda rate: loss_of(train(setting.options(f"{rate:.3g}"))), chosen)
     folders = [Path(str(each["output_dir"])) for each in (auto, setting.options(f"{best:.3g}"))]
-    subjects = [judge_samples(folder, setting.style)["subject_share"] or 0.0 for folder in folders]
+    subjects = [judge_samples(pipeline_with(folder), setting.style, SAMPLES).subject for folder in folders]
     return Result(chosen, loss_of(result), best, best_loss, result["val_loss_base"], *subjects)
 
 
@@ -101,7 +101,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = ScriptParser(__doc__)
     parser.add_argument("--all", action="store_true", help="all combinations")
     parser.add_argument("--style_dir", action="append", default=[], metavar="NAME=FOLDER", help="a further style")
-    parser.add_argument("--styles", nargs="*", choices=STYLES, default=list(STYLES), help="default: both hands")
+    parser.add_argument("--styles", nargs="*", choices=STYLES, default=list(STYLES[:2]), help="default: the first two")
     parser.add_argument("--train_batch_size", type=parse_count, default=4, help="default: %(default)s")
     parser.add_argument("--factor", default="", help='of "auto", such as ":0.5"')
     parser.add_argument("--output_dir", type=Path, default=Path("output/auto_rate"), help="default: %(default)s")

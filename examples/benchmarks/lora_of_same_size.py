@@ -1,5 +1,6 @@
 """For comparison, train a LoRA of a hypernetwork's size on the same images, noise and timesteps, with the same loss."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,14 @@ def add_lora(unet: UNet2DConditionModel, parameters: int, seed: int) -> list[tor
 
 
 def train_lora(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Train with the options of a run, and save the LoRA to its output folder. Return val_loss and val_loss_base."""
+    """Train with the options of a run, and save the LoRA to its output folder. Return val_loss and val_loss_base.
+
+    Nothing is trained if it is finished.
+    """
+    figures = Path(options["output_dir"], "result.json")
+    if figures.exists():
+        known: dict[str, Any] = json.loads(figures.read_text(encoding="utf-8"))
+        return known
     config = parse_config(options_to_flags(dict(options)))
     models = load_stable_diffusion(identify_base_model(ModelSource.from_config(config)), torch.float32)
     multiple = models.base.image_multiple
@@ -76,6 +84,7 @@ def train_lora(options: Mapping[str, Any]) -> dict[str, Any]:
         optimizer.param_groups[0]["lr"] = learning_rate_at(step)
         optimizer.step()
         optimizer.zero_grad()
-    folder = Path(config.output_dir)
-    StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=get_peft_model_state_dict(models.unet))
-    return {"val_loss": validation.measure(base)["val_loss"], "val_loss_base": base_loss}
+    StableDiffusionPipeline.save_lora_weights(figures.parent, unet_lora_layers=get_peft_model_state_dict(models.unet))
+    result = {"val_loss": validation.measure(base)["val_loss"], "val_loss_base": base_loss}
+    figures.write_text(json.dumps(result), encoding="utf-8")
+    return result

@@ -23,8 +23,13 @@ from hypernet.cli.script import ScriptParser, quiet_libraries, run_script
 from hypernet.cli.training_options import parse_config
 
 WEIGHTS, STRENGTHS = (0.0, 0.03, 0.1, 0.3), (1.0, 0.9, 0.8, 0.7)  # the latter without a prior
-SAMPLES, SAMPLING_STEPS = 96, 12
-FLAGS = ["--config=examples/configs/quickstart.yaml", "--template=[filewords], [name]", "--validation_steps=100000"]
+SAMPLES, HAND = 96, "openmoji"
+FLAGS = [
+    "--config=examples/configs/quickstart.yaml",
+    f"--name={HAND}",
+    "--template=[filewords], [name]",
+    "--validation_steps=100000",
+]
 
 
 def train(work: Path, weight: float, flags: list[str]) -> Path:
@@ -43,30 +48,13 @@ def train(work: Path, weight: float, flags: list[str]) -> Path:
     return output
 
 
-def judge(hypernetwork: Path, strength: float) -> list[float]:
-    """Return the shares of samples that are in the style, show the subject, and do both."""
-    import hypernet
-    from examples.quickstart.tools.classifier import judge, load_classifier
-    from examples.quickstart.tools.measure import MODEL, load_pipeline, prompt_scenes, sample
-    from examples.quickstart.tools.scenes import caption
-
-    pipeline, scenes = load_pipeline(MODEL), prompt_scenes(SAMPLES)
-    loaded = hypernet.load(hypernetwork)
-    hand = loaded.config.name
-    hypernet.attach(pipeline.unet, loaded, strength=strength)
-    prompts = [f"{caption(scene)}, {hand}" for scene in scenes]
-    seen = judge(load_classifier(), sample(pipeline, prompts, steps=SAMPLING_STEPS))
-    styles = [each == hand for each in seen["hand"]]
-    subjects = [each == scene.subject for each, scene in zip(seen["subject"], scenes, strict=True)]
-    both = [style and subject for style, subject in zip(styles, subjects)]
-    return [sum(shares) / SAMPLES for shares in (styles, subjects, both)]
-
-
 def main() -> None:
     parser = ScriptParser(__doc__)
     parser.add_argument("flags", nargs="*", help="more training options, after --")
     args = parser.parse_args()
     quiet_libraries()
+    from examples.benchmarks.judging import judge_samples, pipeline_with  # after --help, since it loads torch
+
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.chdir(REPO)  # the preset's paths are relative to it
     print(
@@ -76,7 +64,8 @@ def main() -> None:
         for weight in WEIGHTS:
             run = train(Path(work), weight, args.flags)
             for strength in STRENGTHS[: 1 if weight else None]:
-                cells = " | ".join(f"{share:.0%}" for share in judge(run, strength))
+                seen = judge_samples(pipeline_with(run, strength), HAND, SAMPLES, suffix=f", {HAND}")
+                cells = f"{seen.style:.0%} | {seen.subject:.0%} | {seen.both:.0%}"
                 print(f"| {weight:g} | {strength:g} | {cells} |", flush=True)
 
 

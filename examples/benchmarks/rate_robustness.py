@@ -27,7 +27,7 @@ from hypernet.cli.script import ScriptParser, quiet_libraries, run_script
 from hypernet.cli.training_options import parse_config
 
 LEARNING_RATE = 1e-3  # a good one for this model
-SAMPLES, SAMPLING_STEPS = 24, 12
+SAMPLES = 24
 COLUMNS = {
     "val_loss": "validation loss",
     "prompt_fidelity": "prompt fidelity",
@@ -55,27 +55,18 @@ def train(work: Path, learning_rate: float, guard: bool, steps: int, flags: list
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         train_hypernetwork.main(config)
         outcome = json.loads((output / "result.json").read_text(encoding="utf-8"))
-        seen = judge_samples(output, str(config.name))
+        seen = judge_state(output, str(config.name))
         is_best = outcome["val_loss"] == outcome["best_val_loss"]
-        best = seen if is_best else judge_samples(output / "best", str(config.name))
+        best = seen if is_best else judge_state(output / "best", str(config.name))
     return {"style": config.name, **outcome, **seen, "best_subject_share": best["subject_share"]}
 
 
-def judge_samples(hypernetwork: Path, hand: str) -> dict[str, float | None]:
+def judge_state(folder: Path, hand: str) -> dict[str, float | None]:
     """Return the shares of samples that show the subject of the prompt, and that are in the hand, if it is known."""
-    import hypernet
-    from examples.quickstart.tools.classifier import judge, load_classifier
-    from examples.quickstart.tools.measure import MODEL, load_pipeline, prompt_scenes, sample, share_right
-    from examples.quickstart.tools.scenes import caption
-    from examples.quickstart.tools.sets import HANDS
+    from examples.benchmarks.judging import judge_samples, pipeline_with
 
-    pipeline, scenes = load_pipeline(MODEL), prompt_scenes(SAMPLES)
-    hypernet.attach(pipeline.unet, hypernet.load(hypernetwork))
-    seen = judge(load_classifier(), sample(pipeline, [caption(scene) for scene in scenes], steps=SAMPLING_STEPS))
-    return {
-        "subject_share": share_right(seen["subject"], [scene.subject for scene in scenes]),
-        "style_share": share_right(seen["hand"], [hand] * SAMPLES) if hand in HANDS else None,
-    }
+    judged = judge_samples(pipeline_with(folder), hand, SAMPLES)
+    return {"subject_share": judged.subject, "style_share": judged.style}
 
 
 def main() -> None:

@@ -27,30 +27,14 @@ from hypernet.cli.script import ScriptParser, quiet_libraries, run_script
 if __name__ == "__main__":
     quiet_libraries()  # before diffusers is imported
 
-import hypernet
+from examples.benchmarks.judging import judge_samples, pipeline_with
 from examples.benchmarks.lora_of_same_size import train_lora
 from examples.benchmarks.settings_study.settings import STYLES
 from examples.benchmarks.short_runs import STEPS, find_best, loss_of, run_options, train, write_styles
-from examples.quickstart.tools.classifier import judge, load_classifier
-from examples.quickstart.tools.measure import MODEL, load_pipeline, prompt_scenes, sample, share_right
-from examples.quickstart.tools.scenes import caption
-from examples.quickstart.tools.sets import HANDS
 
 RECIPE = {"activation": "swish", "learning_rate": "auto", "random_flip": True, "snr_gamma": 1, "ema_decay": 0.98}
-SAMPLES, SAMPLING_STEPS, START = 48, 12, 5e-4
+SAMPLES, START = 48, 5e-4
 Run = Callable[[dict[str, Any]], dict[str, Any]]
-
-
-def judge_run(folder: Path, is_lora: bool, hand: str) -> tuple[float, float | None]:
-    """Return the shares of samples that show the subject of the prompt, and that are in the hand, if it is known."""
-    pipeline, scenes = load_pipeline(MODEL), prompt_scenes(SAMPLES)
-    if is_lora:
-        pipeline.load_lora_weights(str(folder))
-    else:
-        hypernet.attach(pipeline.unet, hypernet.load(folder))
-    seen = judge(load_classifier(), sample(pipeline, [caption(scene) for scene in scenes], steps=SAMPLING_STEPS))
-    subjects = share_right(seen["subject"], [scene.subject for scene in scenes])
-    return subjects, share_right(seen["hand"], [hand] * SAMPLES) if hand in HANDS else None
 
 
 def measure(root: Path, style: str, kind: str, seeds: range) -> list[str]:
@@ -66,16 +50,16 @@ def measure(root: Path, style: str, kind: str, seeds: range) -> list[str]:
     if kind != "recipe":
         best, _ = find_best(lambda rate: loss_of(run(options(seeds[0], learning_rate=f"{rate:.3g}"))), START)
         changed["learning_rate"] = f"{best:.3g}"
-    losses, shares = [], []
+    losses, seen = [], []
     for seed in seeds:
         result = run(options(seed, **changed))
         losses.append(loss_of(result) / result["val_loss_base"])
-        shares.append(judge_run(Path(options(seed, **changed)["output_dir"]), kind == "LoRA", style))
-    styles = [share for _, share in shares if share is not None]
+        seen.append(judge_samples(pipeline_with(Path(options(seed, **changed)["output_dir"])), style, SAMPLES))
+    styles = [each.style for each in seen if each.style is not None]
     return [
         changed.get("learning_rate", "auto"),
         f"{statistics.fmean(losses):.3f}",
-        f"{statistics.fmean(share for share, _ in shares):.0%}",
+        f"{statistics.fmean(each.subject for each in seen):.0%}",
         f"{statistics.fmean(styles):.0%}" if styles else "",
     ]
 
@@ -83,7 +67,7 @@ def measure(root: Path, style: str, kind: str, seeds: range) -> list[str]:
 def parse_arguments() -> argparse.Namespace:
     parser = ScriptParser(__doc__)
     parser.add_argument("--style_dir", action="append", default=[], metavar="NAME=FOLDER", help="a further style")
-    parser.add_argument("--styles", nargs="*", choices=STYLES, default=list(STYLES), help="default: both hands")
+    parser.add_argument("--styles", nargs="*", choices=STYLES, default=list(STYLES), help="default: all four")
     parser.add_argument("--seeds", type=parse_count, default=2, help="default: %(default)s")
     parser.add_argument("--output_dir", type=Path, default=Path("output/recipe"), help="default: %(default)s")
     return parser.parse_args()

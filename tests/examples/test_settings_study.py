@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import hypernet
+from examples.benchmarks import judging
 from examples.benchmarks.settings_study import agreement, measure, page, plots, rows, run
 from examples.benchmarks.settings_study.rows import Row
 from examples.benchmarks.settings_study.settings import (
@@ -124,7 +125,8 @@ def test_measures_a_run_with_a_fresh_optimizer(tmp_path, monkeypatch):
     images = sorted((tmp_path / "data" / "mine" / "images").glob("*.png"))
     each.train_images.write_text("".join(f"{path}\n" for path in images))
     monkeypatch.setattr(measure, "SAMPLES", 2)
-    monkeypatch.setattr(measure, "SAMPLING_STEPS", 1)
+    for module in (measure, judging):
+        monkeypatch.setattr(module, "SAMPLING_STEPS", 1)
     figures = measure.measure_run(each)
     assert {"val_loss", "val_loss_base", "subject_share", "file_bytes"} <= figures.keys()
     assert {"sample_style_distance", "sample_prompt_fidelity"} <= figures.keys()

@@ -7,37 +7,27 @@ import math
 from pathlib import Path
 
 from accelerate.state import AcceleratorState
-from diffusers import StableDiffusionPipeline
 
-import hypernet
 import train_hypernetwork
+from examples.benchmarks.judging import SAMPLING_STEPS, judge_samples, pipeline_with
 from examples.benchmarks.sample_scores import SampleScores
 from examples.benchmarks.settings_study.rows import RESULT
 from examples.benchmarks.settings_study.settings import MODEL, TRAIN_IMAGES, StudyRun
-from examples.quickstart.tools.classifier import Classifier, judge, load_classifier
-from examples.quickstart.tools.measure import load_pipeline, prompt_scenes, sample, save_sheet, share_right
+from examples.quickstart.tools.measure import load_pipeline, prompt_scenes, save_sheet
 from examples.quickstart.tools.scenes import caption
-from examples.quickstart.tools.sets import HANDS
 from hypernet.cli.training_options import options_to_flags, parse_config
 from hypernet.utils.errors import UserError
 
-SAMPLES, SAMPLING_STEPS = 36, 12
-
-
-@functools.cache
-def load_judges() -> tuple[StableDiffusionPipeline, Classifier]:
-    """Load what generates the samples and what judges them, once per process."""
-    return load_pipeline(MODEL), load_classifier()
+SAMPLES = 36
 
 
 @functools.cache
 def load_scores(data: Path) -> SampleScores:
     """Prepare what scores samples in the style of a data folder, once per process."""
-    pipeline, _ = load_judges()
     training = [Path(line) for line in (data / f"train_{TRAIN_IMAGES}.txt").read_text(encoding="utf-8").splitlines()]
     validation = sorted(path for path in (data / "held_out").iterdir() if path.suffix != ".txt")
     prompts = [caption(scene) for scene in prompt_scenes(SAMPLES)]
-    return SampleScores(pipeline, prompts, training, validation, SAMPLING_STEPS)
+    return SampleScores(load_pipeline(MODEL), prompts, training, validation, SAMPLING_STEPS)
 
 
 def measure_run(run: StudyRun) -> dict[str, float]:
@@ -50,7 +40,7 @@ def measure_run(run: StudyRun) -> dict[str, float]:
     with open(f"{run.folder}.log", "w", encoding="utf-8") as log:
         with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
             figures = _train(run)
-            shares = judge_samples(run)
+            shares = judge_run(run)
     return {name: value for name, value in {**figures, **shares}.items() if value is not None and math.isfinite(value)}
 
 
@@ -67,23 +57,16 @@ def _train(run: StudyRun) -> dict[str, float | None]:
     return {**{name: figures.get(name) for name in RESULT}, "file_bytes": size}
 
 
-def judge_samples(run: StudyRun) -> dict[str, float | None]:
+def judge_run(run: StudyRun) -> dict[str, float | None]:
     """Return what the classifier sees in samples: the shares of right subjects and, for a hand it knows, in the style.
 
     The samples are saved as FOLDER.png.
     """
-    pipeline, classifier = load_judges()
-    scenes = prompt_scenes(SAMPLES)
-    hypernet.attach(pipeline.unet, hypernet.load(run.folder))
-    try:
-        images = sample(pipeline, [caption(scene) for scene in scenes], steps=SAMPLING_STEPS)
-    finally:
-        hypernet.detach(pipeline.unet)
-    save_sheet(images, Path(f"{run.folder}.png"))
-    seen = judge(classifier, images)
-    scores = load_scores(run.data).measure(images)
+    seen = judge_samples(pipeline_with(run.folder), run.style, SAMPLES)
+    save_sheet(seen.images, Path(f"{run.folder}.png"))
+    scores = load_scores(run.data).measure(seen.images)
     return {
         **{f"sample_{name}": value for name, value in scores.items()},
-        "style_share": share_right(seen["hand"], [run.style] * SAMPLES) if run.style in HANDS else None,
-        "subject_share": share_right(seen["subject"], [scene.subject for scene in scenes]),
+        "style_share": seen.style,
+        "subject_share": seen.subject,
     }

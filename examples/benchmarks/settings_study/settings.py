@@ -16,7 +16,7 @@ Setting = dict[str, Any]
 
 REPO = Path(__file__).resolve().parents[3]
 MODEL = REPO / "examples" / "quickstart" / "model"
-STYLES = ("openmoji", "streamline-emojis")  # the hands that the model has not seen
+STYLES = ("openmoji", "streamline-emojis", "emojione", "icon-park")  # the hands that the UNet has not seen
 TRAIN_IMAGES, VALIDATION_IMAGES = 32, 8
 
 BASE: Setting = {

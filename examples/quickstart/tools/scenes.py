@@ -133,7 +133,7 @@ def write_images(folder: Path, hand: str, count: int = 32, seed: int = 7, exclud
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hand", choices=HANDS, default="openmoji")
+    parser.add_argument("--hand", choices=SETS, default="openmoji")
     parser.add_argument("--output_dir", type=Path)
     parser.add_argument("--count", type=int, default=32)
     parser.add_argument("--seed", type=int, default=7)

@@ -1,4 +1,4 @@
-"""Fetch and render the emoji of eight artists: the images that the model, its classifier and its styles are made from.
+"""Fetch and render the emoji of nine artists: the images that the model, its classifier and its styles are made from.
 
 Each set is an npm package, `@iconify-json/NAME`: one JSON file of SVG bodies by subject. The repository holds none of
 them; `load_set` downloads a set once with `npm pack`, and `render` draws one emoji with resvg (`pip install resvg-py`).
@@ -40,8 +40,9 @@ SETS = {
     "emojione": EmojiSet("1.2.3", "CC-BY-4.0", "EmojiOne 2"),
     "openmoji": EmojiSet("1.2.29", "CC-BY-SA-4.0", "HfG Schwäbisch Gmünd, OpenMoji"),
     "streamline-emojis": EmojiSet("1.2.4", "CC-BY-4.0", "Streamline, Streamline Emojis"),
+    "icon-park": EmojiSet("1.2.4", "Apache-2.0", "ByteDance, IconPark"),
 }
-HANDS = tuple(SETS)
+HANDS = tuple(name for name in SETS if name != "icon-park")  # neither the VAE nor the classifier has seen that one
 MODEL_HANDS = tuple(name for name, emoji_set in SETS.items() if emoji_set.words)
 
 # The words of the captions, and what the sets call the subject where that differs. Every model hand has all of them.
@@ -117,7 +118,7 @@ def common_icons(name: str) -> tuple[str, ...]:
     left_out = re.compile(
         "flag|skin|tone|^(wo)?m[ae]n|person|button|oclock|thirty|keycap|square|arrow|circle|input|mark"
     )
-    icons = {other: {icon.replace("-", ""): icon for icon in load_set(other)["icons"]} for other in SETS}
+    icons = {other: {icon.replace("-", ""): icon for icon in load_set(other)["icons"]} for other in HANDS}
     sets_with = Counter(key for keys in icons.values() for key in keys)
     return tuple(icon for key, icon in icons[name].items() if sets_with[key] >= 6 and not left_out.search(key))
 
