@@ -6,7 +6,7 @@
     python train_hypernetwork.py \\
         --pretrained_model_name_or_path stable-diffusion-v1-5/stable-diffusion-v1-5 \\
         --train_data_dir my_images --output_dir output/my_style \\
-        --mixed_precision fp16 --learning_rate "5e-5:2000, 5e-6:6000" \\
+        --mixed_precision fp16 --learning_rate auto --max_train_steps 6000 \\
         --validation_prompt "a house by the sea" --validation_steps 500
 
 To resume, run the same command again. For several GPUs, replace `python` with `accelerate launch`.
