@@ -1,7 +1,8 @@
 """The divergence guard: which state is best so far, when a run has diverged, and what happens then.
 
 Pure arithmetic on floats, no tensors. The remedy is what guides to the WebUI's trainer recommend: roll back to the last
-good state and continue at a tenth of the learning rate.
+good state and continue at a tenth of the learning rate. The first time that subjects are lost, it is a third: the
+learning rate is then often only a little too high, and a tenth would learn next to nothing of the style.
 """
 
 import dataclasses
@@ -11,7 +12,7 @@ CLEARLY_WORSE = 1.05  # times the best validation loss; with fixed noise the los
 PATIENCE = 3  # evaluations in a row
 LOW_PATIENCE = 2  # likewise, with too low a prompt fidelity; one evaluation is enough at less than half of it
 MAX_ROLLBACKS = 3
-LEARNING_RATE_FACTOR = 0.1
+LEARNING_RATE_FACTOR, FIRST_FACTOR = 0.1, 1 / 3  # the latter when subjects are lost for the first time
 MAX_PERTURBATION = 50  # relative to the contexts; healthy hypernetworks range from 0.01 to 20
 
 # Field -> its key in checkpoints
@@ -93,11 +94,13 @@ class DivergenceGuard:
 
     def roll_back(self) -> bool:
         """Record a rollback. Return False if there have been too many and the run should stop."""
+        has_lost_subjects = self.watches_loss and self.low >= LOW_PATIENCE
         self.worse, self.low = 0, 0
         if self.rollbacks == MAX_ROLLBACKS:
             return False
+        is_gentle = has_lost_subjects and not self.rollbacks
         self.rollbacks += 1
-        self.learning_rate_factor *= LEARNING_RATE_FACTOR
+        self.learning_rate_factor *= FIRST_FACTOR if is_gentle else LEARNING_RATE_FACTOR
         return True
 
     def should_end_with_best(self, base_loss: float) -> bool:

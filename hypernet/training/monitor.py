@@ -249,7 +249,7 @@ class Monitor:
         return None if torch.stack(finite).all() else "a loss or a weight is not finite"
 
     def roll_back(self, step: int, problem: str) -> bool:
-        """Restore the best state, at a tenth of the learning rate. Return False if the run should end there."""
+        """Restore the best state, at a lower learning rate. Return False if the run should end there."""
         continues = self.guard.roll_back()
         self.checkpointer.roll_back()
         self.guard.validation_due = False
@@ -257,7 +257,7 @@ class Monitor:
         self._restore_best()
         state = f"{'the last saved' if best is None else 'the best'} state, of step {self.checkpointer.good_step}"
         what = f"goes back to {state}"
-        what += f", at {self.guard.learning_rate_factor:g} times the learning rate" if continues else " and ends there"
+        what += f", at {self.guard.learning_rate_factor:.3g} times the learning rate" if continues else " and ends there"
         print_main(self.accelerator, f"step {step}: {problem}; the run {what}")
         self._write(self.folder.guard_log, [step, f"{problem}; {what}", f"{self.guard.learning_rate_factor:g}"])
         values = {"guard/returns": self.guard.rollbacks, "guard/rate_factor": self.guard.learning_rate_factor}

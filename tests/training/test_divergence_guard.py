@@ -115,6 +115,19 @@ def test_a_state_that_shows_too_little_of_the_prompts_is_not_the_best():
     assert guard.best_step == 3 and not guard.should_end_with_best(base_loss=1.0)
 
 
+def test_the_first_loss_of_subjects_lowers_the_learning_rate_to_a_third():
+    guard = DivergenceGuard(min_fidelity=0.6)
+    factors = []
+    for first in (0, 3, 6):
+        reasons = evaluate(guard, 1.0, 0.5, 0.5, first=first)
+        assert reasons[:2] == [None, None] and reasons[2] and guard.roll_back()
+        factors.append(guard.learning_rate_factor)
+    assert factors == pytest.approx([1 / 3, 1 / 30, 1 / 300])
+    guard.reset()
+    evaluate(guard, 1.0, 0.5, 0.7, first=9)
+    assert guard.roll_back() and guard.learning_rate_factor == pytest.approx(0.1)  # another reason, such as a NaN
+
+
 def test_two_low_fidelities_in_a_row_are_divergence():
     guard = DivergenceGuard(min_fidelity=0.6)
     assert evaluate(guard, 1.0, 0.5, 0.7, 0.5) == [None] * 4
