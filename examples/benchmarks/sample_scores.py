@@ -40,8 +40,8 @@ class SampleScores:
         self.scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
         captions = [path.with_suffix(".txt").read_text(encoding="utf-8").strip() for path in training]
         choices = [[prompt, *choose_alternatives(prompt, [*prompts, *captions])] for prompt in prompts]
-        self._embeds = [[self._encode(text) for text in choice] for choice in choices]
-        self._empty = self._encode("")
+        self._embeds = [[encode_prompt(pipeline, text) for text in choice] for choice in choices]
+        self._empty = encode_prompt(pipeline, "")
         plain = sample(pipeline, spread(captions, STYLE_IMAGES), steps=steps, seed=STYLE_SEED)
         styled = [Image.open(path) for path in spread(training, STYLE_IMAGES)]
         self._axes = fit_axes(*map(self._features_of, (styled, plain, [Image.open(path) for path in validation])))
@@ -57,7 +57,7 @@ class SampleScores:
 
     def _judge(self, images: Sequence[Image.Image]) -> tuple[list[float], list[list[Place]]]:
         """Return the prompt margin of each image, and its places on the style's axes."""
-        latents = self._encode_images(images)
+        latents = encode_images(self.pipeline, images)
         margins = [
             prompt_margin(self.unet, self.scheduler, each, embeds, None, seed, len(embeds))
             for seed, (each, embeds) in enumerate(zip(latents, self._embeds, strict=True))
@@ -69,17 +69,19 @@ class SampleScores:
         conditions = {"encoder_hidden_states": self._empty.tokens[None]}
         return [
             extract_features(self.unet, self.scheduler, latents[None], conditions, seed)
-            for seed, latents in enumerate(self._encode_images(images))
+            for seed, latents in enumerate(encode_images(self.pipeline, images))
         ]
 
-    @torch.no_grad()
-    def _encode(self, text: str) -> Embeds:
-        return Embeds(self.pipeline.encode_prompt(text, "cpu", 1, False)[0][0])
 
-    @torch.no_grad()
-    def _encode_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Return the scaled latents, (images, channels, height, width)."""
-        pixels = np.stack([np.asarray(image.convert("RGB")) for image in images])
-        tensor = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
-        vae = self.pipeline.vae
-        return vae.encode(tensor).latent_dist.mean * vae.config.scaling_factor
+@torch.no_grad()
+def encode_prompt(pipeline: StableDiffusionPipeline, text: str) -> Embeds:
+    """Encode a prompt."""
+    return Embeds(pipeline.encode_prompt(text, "cpu", 1, False)[0][0])
+
+
+@torch.no_grad()
+def encode_images(pipeline: StableDiffusionPipeline, images: Sequence[Image.Image]) -> torch.Tensor:
+    """Return the scaled latents of images, (images, channels, height, width)."""
+    pixels = np.stack([np.asarray(image.convert("RGB")) for image in images])
+    tensor = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return pipeline.vae.encode(tensor).latent_dist.mean * pipeline.vae.config.scaling_factor

@@ -51,10 +51,7 @@ def run_options(root: Path, style: str, folder: Path, options: Mapping[str, Any]
 
 
 def train(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Train in this process, without output; nothing is trained if it is finished. Return the figures of result.json.
-
-    Unless the guard needs them, there are no scores: they would take longer than the training.
-    """
+    """Train in this process, without output; nothing is trained if it is finished. Return the figures of result.json."""
     from accelerate.state import AcceleratorState
 
     import train_hypernetwork
@@ -62,8 +59,7 @@ def train(options: Mapping[str, Any]) -> dict[str, Any]:
 
     AcceleratorState._reset_state(True)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        scored = bool(options["guard"])
-        with contextlib.nullcontext() if scored else mock.patch.object(setup, "prepare_scores", lambda *_: None):
+        with mock.patch.object(setup, "prepare_scores", lambda *_: None):  # takes longer than the training
             train_hypernetwork.main(parse_config(options_to_flags(dict(options))))
     result: dict[str, Any] = json.loads(Path(options["output_dir"], "result.json").read_text(encoding="utf-8"))
     return result

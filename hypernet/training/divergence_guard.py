@@ -74,7 +74,8 @@ class DivergenceGuard:
             best = f"best, {self.best_loss:.4g} at step {self.best_step},"
             return f"val_loss {val_loss:.4g} has been clearly above its {best} for {PATIENCE} evaluations"
         if self.watches_loss and self.low >= LOW_PATIENCE and self.best_step is not None:
-            return f"prompt_fidelity {fidelity:.2f} is too far below {self.min_fidelity:g}, or has been for too long"
+            low = f"prompt_fidelity {fidelity:.2f} is too far below {self.min_fidelity:g}, or has been for too long"
+            return f"{low} (if the previews do show their prompts, lower --min_prompt_fidelity)"
         return None
 
     @property

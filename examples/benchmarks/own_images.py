@@ -1,0 +1,78 @@
+#!/usr/bin/env python
+"""Measure what the judges of samples make of a style's own images: prompt fidelity, and correct subjects.
+
+    python examples/benchmarks/own_images.py                                # four styles
+    python examples/benchmarks/own_images.py --style_dir ink=my_drawings    # with a fifth style
+
+A style whose own images the base model can hardly tell apart by their captions cannot be learned without a low prompt
+fidelity. The prompt fidelity is that of 16 images and their captions, compared with what the base model generates from
+the same captions and noise. The subjects are those that the quickstart's classifier recognizes in the images whose
+captions name one.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from hypernet.cli.script import ScriptParser, quiet_libraries, run_script
+
+if __name__ == "__main__":
+    quiet_libraries()  # before diffusers is imported
+
+from diffusers import DDPMScheduler, StableDiffusionPipeline
+from PIL import Image
+
+from examples.benchmarks.judging import SAMPLING_STEPS
+from examples.benchmarks.sample_scores import encode_images, encode_prompt
+from examples.benchmarks.settings_study.settings import MODEL, STYLES
+from examples.benchmarks.short_runs import write_styles
+from examples.quickstart.tools.classifier import judge, load_classifier
+from examples.quickstart.tools.measure import load_pipeline, sample, share_right
+from examples.quickstart.tools.sets import SUBJECTS
+from hypernet.training.prompt_fidelity import choose_alternatives, prompt_margin
+from hypernet.utils.sequences import spread
+
+IMAGES = 16
+
+
+def own_fidelity(pipeline: StableDiffusionPipeline, images: Sequence[Image.Image], captions: Sequence[str]) -> float:
+    """Return the prompt fidelity of images with these captions."""
+    scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+    choices = [[caption, *choose_alternatives(caption, captions)] for caption in captions]
+    embeds = [[encode_prompt(pipeline, text) for text in choice] for choice in choices]
+
+    def margins(shown: Sequence[Image.Image]) -> float:
+        latents = encode_images(pipeline, shown)
+        return sum(
+            prompt_margin(pipeline.unet, scheduler, each, texts, None, seed, len(texts))
+            for seed, (each, texts) in enumerate(zip(latents, embeds, strict=True))
+        )
+
+    return margins(images) / margins(sample(pipeline, captions, steps=SAMPLING_STEPS))
+
+
+def main() -> None:
+    parser = ScriptParser(__doc__)
+    parser.add_argument("--style_dir", action="append", default=[], metavar="NAME=FOLDER", help="a further style")
+    parser.add_argument("--styles", nargs="*", choices=STYLES, default=list(STYLES), help="default: all four")
+    args: argparse.Namespace = parser.parse_args()
+    pipeline, classifier = load_pipeline(MODEL), load_classifier()
+    print("| style | prompt fidelity | correct subject |\n| --- | --- | --- |", flush=True)
+    with tempfile.TemporaryDirectory() as root:
+        for style in write_styles(Path(root), args.styles, args.style_dir):
+            paths = sorted(path for path in Path(root, "data", style, "images").iterdir() if path.suffix != ".txt")
+            captions = [path.with_suffix(".txt").read_text(encoding="utf-8").strip() for path in paths]
+            images = [Image.open(path).convert("RGB").resize((128, 128)) for path in paths]
+            fidelity = own_fidelity(pipeline, spread(images, IMAGES), spread(captions, IMAGES))
+            named = [[subject for subject in SUBJECTS if subject in caption] for caption in captions]
+            known = [(image, max(names, key=len)) for image, names in zip(images, named) if names]
+            seen = judge(classifier, [image for image, _ in known])["subject"]
+            print(f"| {style} | {fidelity:.2f} | {share_right(seen, [name for _, name in known]):.0%} |", flush=True)
+
+
+if __name__ == "__main__":
+    run_script(main)
