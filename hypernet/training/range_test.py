@@ -26,6 +26,7 @@ UPDATES, UPDATES_PER_MEASUREMENT = 60, 3  # the probe below adds at most the tim
 PROBE_PER_IMAGE, MIN_PROBE, MAX_PROBE = 4, 6, 64  # samples of the probe for each image of an update
 BROKEN = 1.1  # times the loss before the test; the test ends there
 RISE = 0.05  # of the whole fall of the loss; after a larger rise, the learning rate is too high
+MOST_FALLEN = 0.5  # of the fall up to that rise, at the chosen learning rate
 LEAST_FALL = 2e-4  # of the loss; a smaller fall or rise counts as none
 
 
@@ -52,7 +53,9 @@ class RangeTest:
     def choice(self) -> float | None:
         """The learning rate one measurement before the largest fall of the loss; None if the loss does not fall.
 
-        Learning rates after the first clear rise do not count: there, the loss may fall only because it rose before.
+        It is lower if the loss has fallen by more than half by then: on images near to what the base model draws, the
+        fall may be largest at its end. Learning rates after the first clear rise do not count: there, the loss may fall
+        only because it rose before.
         """
         whole_fall = 1 - min(filter(math.isfinite, self.losses), default=1.0)
         if whole_fall < LEAST_FALL:
@@ -64,7 +67,11 @@ class RangeTest:
                 break
             falls.append(before - after)
         fastest = max(range(len(falls)), key=falls.__getitem__, default=0)
-        return self.learning_rates[max(fastest - 1, 0)] if any(fall > 0 for fall in falls) else None
+        if not any(fall > 0 for fall in falls):
+            return None
+        fallen = list(itertools.accumulate(falls))
+        early = list(itertools.takewhile(lambda fall: fall <= MOST_FALLEN * max(fallen), fallen))
+        return self.learning_rates[max(min(fastest, len(early)) - 1, 0)]
 
 
 def run_range_test(updater: Updater, checkpointer: Checkpointer, perturbation: Perturbation) -> RangeTest:

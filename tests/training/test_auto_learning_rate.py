@@ -31,6 +31,7 @@ def made_test(losses, perturbations=None):
     [
         ([1.0, 0.99, 0.9, 0.85, 0.95], 1),
         ([1.0, 0.99, 0.97, 0.9, 1.2], 2),
+        ([0.999, 0.996, 0.98, 0.965, 0.936, 0.895, 0.887, 1.03, 1.2], 3),  # at the fourth, most of the fall is over
         ([0.9, 0.85, 1.2], 0),  # it falls fastest before the first
         ([1.0, 0.9999, 0.9995, 0.9993], 1),  # of a small fall, too
         ([1.0, 0.95, 0.97, 0.7, 1.2], 0),  # the second fall follows a rise
