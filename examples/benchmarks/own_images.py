@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Measure what the judges of samples make of a style's own images: prompt fidelity, and correct subjects.
+"""Score a style's own images as if they were samples: prompt fidelity, and share of correct subjects.
 
     python examples/benchmarks/own_images.py                                # four styles
     python examples/benchmarks/own_images.py --style_dir ink=my_drawings    # with a fifth style
 
-A style whose own images the base model can hardly tell apart by their captions cannot be learned without a low prompt
-fidelity. The prompt fidelity is that of 16 images and their captions, compared with what the base model generates from
+If the base model can hardly match a style's own images to their captions, a hypernetwork that learns the style will also
+have a low prompt fidelity. The prompt fidelity is that of 16 images and their captions, compared with what the base model generates from
 the same captions and noise. The subjects are those that the quickstart's classifier recognizes in the images whose
 captions name one.
 """

@@ -1,15 +1,15 @@
 #!/usr/bin/env python
-"""Compare the recipe with the WebUI's defaults and with a LoRA of the same size, over equally many steps.
+"""Compare the recipe with the WebUI's defaults and with a LoRA of the same size, for the same number of steps.
 
     python examples/benchmarks/recipe.py                                # four styles, five seeds; an hour and a half
     python examples/benchmarks/recipe.py --style_dir ink=my_drawings --sheet recipe.jpg    # with a fifth style
 
 The WebUI's defaults (linear, 1,2,1, normal initialization) and the LoRA are trained at the best of eleven constant
-learning rates for each style, found with the first seed. The recipe is swish and `--learning_rate auto`. None has the
-divergence guard. The table shows the validation loss relative to the base model's, and what is seen in 36 samples: the
-share in which the quickstart's classifier recognizes the subject of the prompt, their style distance, and the share in
-the style if the classifier knows it. All figures are means over the seeds. Runs are kept, so the command can be stopped
-and run again. The sheet shows samples of the first seed.
+learning rates for each style, found with the first seed. The recipe is swish and `--learning_rate auto`. All of them
+run without the divergence guard. The table shows the validation loss relative to the base model's, and what is seen in
+36 samples: the share in which the quickstart's classifier recognizes the subject of the prompt, their style distance,
+and the share in the style for styles that the classifier knows. All figures are means over the seeds. Runs are kept, so
+the command can be stopped and run again. The sheet shows samples of the first seed.
 """
 
 import argparse

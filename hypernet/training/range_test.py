@@ -53,8 +53,8 @@ class RangeTest:
     def choice(self) -> float | None:
         """The learning rate one measurement before the largest fall of the loss; None if the loss does not fall.
 
-        It is lower if the loss has fallen by more than half by then: on images near to what the base model draws, the
-        fall may be largest at its end. Learning rates after the first clear rise do not count: there, the loss may fall
+        It is lower if more than half of the total fall has happened by then: on images near to what the base model
+        draws, the loss may fall fastest at the end of its fall. Learning rates after the first clear rise do not count: there, the loss may fall
         only because it rose before.
         """
         whole_fall = 1 - min(filter(math.isfinite, self.losses), default=1.0)
