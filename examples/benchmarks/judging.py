@@ -8,7 +8,7 @@ from PIL import Image
 
 import hypernet
 from examples.quickstart.tools.classifier import judge, load_classifier
-from examples.quickstart.tools.measure import MODEL, load_pipeline, prompt_scenes, sample
+from examples.quickstart.tools.measure import MODEL, load_pipeline, prompt_scenes, sample, share_right
 from examples.quickstart.tools.scenes import caption
 from examples.quickstart.tools.sets import HANDS
 
@@ -16,13 +16,14 @@ SAMPLING_STEPS = 12
 
 
 class Judged(NamedTuple):
-    """Samples, and the shares of them that show the subject of the prompt, are in the style, and do both.
+    """Samples, and the shares of them with the subject and the background of the prompt, in the style, and with both.
 
-    The latter two are None for a style that the classifier does not know.
+    `both` is style and subject. It and `style` are None for a style that the classifier does not know.
     """
 
     images: list[Image.Image]
     subject: float
+    background: float
     style: float | None
     both: float | None
 
@@ -43,9 +44,9 @@ def judge_samples(pipeline: StableDiffusionPipeline, style: str, count: int, suf
     images = sample(pipeline, [caption(scene) + suffix for scene in scenes], steps=SAMPLING_STEPS)
     seen = judge(load_classifier(), images)
     subjects = [wanted.subject == each for wanted, each in zip(scenes, seen["subject"], strict=True)]
-    share = sum(subjects) / count
+    shares = sum(subjects) / count, share_right(seen["background"], [scene.background for scene in scenes])
     if style not in HANDS:
-        return Judged(images, share, None, None)
+        return Judged(images, *shares, None, None)
     styles = [each == style for each in seen["hand"]]
     both = [is_subject and is_style for is_subject, is_style in zip(subjects, styles)]
-    return Judged(images, share, sum(styles) / count, sum(both) / count)
+    return Judged(images, *shares, sum(styles) / count, sum(both) / count)

@@ -4,9 +4,9 @@
     python examples/benchmarks/own_images.py                                # four styles
     python examples/benchmarks/own_images.py --style_dir ink=my_drawings    # with a fifth style
 
-If the base model can hardly match a style's own images to their captions, a hypernetwork that learns the style will also
-have a low prompt fidelity. The prompt fidelity is that of 16 images and their captions, compared with what the base model generates from
-the same captions and noise. The subjects are those that the quickstart's classifier recognizes in the images whose
+If the base model can hardly match a style's own images to their captions, a hypernetwork that learns the style will
+also have a low prompt fidelity. It is measured on 16 images and their captions, compared with what the base model
+generates from the same captions. The subjects are those that the quickstart's classifier recognizes in the images whose
 captions name one.
 """
 

@@ -257,9 +257,8 @@ class Monitor:
         self._restore_best()
         state = f"{'the last saved' if best is None else 'the best'} state, of step {self.checkpointer.good_step}"
         what = f"goes back to {state}"
-        what += (
-            f", at {self.guard.learning_rate_factor:.3g} times the learning rate" if continues else " and ends there"
-        )
+        factor = f"{self.guard.learning_rate_factor:.3g}"
+        what += f", at {factor} times the learning rate" if continues else " and ends there"
         print_main(self.accelerator, f"step {step}: {problem}; the run {what}")
         self._write(self.folder.guard_log, [step, f"{problem}; {what}", f"{self.guard.learning_rate_factor:g}"])
         values = {"guard/returns": self.guard.rollbacks, "guard/rate_factor": self.guard.learning_rate_factor}

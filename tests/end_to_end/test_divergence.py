@@ -121,10 +121,8 @@ def test_rolls_back_when_images_no_longer_show_their_prompts(models_dir, images_
     whole, flags = tmp_path / "whole", [*SCORED, "--max_train_steps=12"]
     train_here(models_dir, images_dir, whole, *flags)
     events = [(event["step"], event["learning_rate_factor"]) for event in read_csv(whole / "guard.csv")]
-    assert events == [
-        ("6", "0.333333"),
-        ("12", "0.333333"),
-    ]  # the second in a row; then the last, which is not exported
+    # the second in a row; then the last, which is not exported
+    assert events == [("6", "0.333333"), ("12", "0.333333")]
     losses = dict(zip(*(read_csv(whole / "validation_loss.csv", column) for column in ("step", "val_loss"))))
     assert dict(zip(*(read_csv(whole / "scores.csv", column) for column in ("step", "prompt_fidelity")))) == fidelities
     best = min((step for step, fidelity in fidelities.items() if fidelity >= 0.6), key=losses.__getitem__)

@@ -94,3 +94,4 @@ def test_learns_the_style_and_keeps_the_subjects(quickstart):
     print(f"style {before.style:.0%} -> {after.style:.0%}, subject {before.subject:.0%} -> {after.subject:.0%}")
     assert before.style <= 0.1 and after.style >= 0.70  # 0.88 less three standard errors of 36 samples
     assert before.subject >= 0.90 and after.subject >= 0.60
+    assert before.background >= 0.95
