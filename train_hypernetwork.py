@@ -37,6 +37,7 @@ from hypernet.training.accelerator import print_main, report_dead_processes
 from hypernet.training.auto_learning_rate import settle_learning_rate
 from hypernet.training.checkpoint import Checkpointer
 from hypernet.training.divergence_guard import DivergenceGuard
+from hypernet.training.fidelity_limit import settle_fidelity_limit
 from hypernet.training.lr_schedule import learning_rate_function, learning_rate_schedule
 from hypernet.training.model_card import push_to_hub, write_card
 from hypernet.training.monitor import Monitor
@@ -67,7 +68,9 @@ def main(config: TrainingConfig) -> None:
     trainee = setup.build_trainee(run, models)
     hypernetwork, ema, batches = trainee.hypernetwork, trainee.ema, images.batches
     updater = Updater(run, models, dataset, batches, trainee, prior)
-    guard = DivergenceGuard(config.guard, config.min_prompt_fidelity)
+    min_fidelity, lines = settle_fidelity_limit(run, scores)
+    notes += lines
+    guard = DivergenceGuard(config.guard, min_fidelity)
     checkpointer = Checkpointer(
         accelerator, folder, hypernetwork, trainee.optimizer, ema, batches, guard, config.checkpoints_total_limit
     )

@@ -16,6 +16,7 @@ from hypernet.generation.preview_prompts import PreviewPrompt
 from hypernet.modeling.attachment import set_strength
 from hypernet.stable_diffusion.conditioning import build_conditions, cast_conditions, time_ids
 from hypernet.stable_diffusion.model import StableDiffusion
+from hypernet.stable_diffusion.text_encoding import Embeds
 from hypernet.training.base_samples import build_previewer, sample_base
 from hypernet.training.previews import BASE, Latents, Previewer
 from hypernet.training.prompt_fidelity import choose_alternatives, prompt_margin
@@ -69,6 +70,9 @@ class PreviewScores:
 
     Attributes:
         values: "prompt_fidelity", "style_distance" and "score" of the last state measured; none if that has failed.
+        own_fidelity: the prompt fidelity of the images that define the style, given their captions: what a hypernetwork
+            can reach that matches the style fully. None without validation images or `--min_prompt_fidelity`, for which
+            it is measured, or if the base model cannot tell the captions apart.
     """
 
     def __init__(
@@ -85,10 +89,14 @@ class PreviewScores:
     ) -> None:
         self.models, self.previewer, self.accelerator = models, previewer, previewer.accelerator
         self.values: Scores = {}
+        self.own_fidelity: float | None = None
         pool = list(dict.fromkeys([*texts, *pool]))
-        choices = [[text, *choose_alternatives(text, pool)] for text in texts]
+        has_limit = validation is not None and previewer.config.min_prompt_fidelity > 0
+        captions = [prompt.prompt for prompt in style_prompts] if has_limit else []
+        choices = [[text, *choose_alternatives(text, pool)] for text in [*texts, *captions]]
         encoded = previewer.sampler.encode(["", *(text for choice in choices for text in choice)])
-        self._embeds = [[encoded[text] for text in choice] for choice in choices]
+        embeds = [[encoded[text] for text in choice] for choice in choices]
+        self._embeds, self._style_embeds = embeds[: len(texts)], embeds[len(texts) :]
         self._empty = encoded[""]
         self._batch_size = max(2, previewer.config.train_batch_size)  # without gradients, as for the validation loss
         self._dataset, self._style_images, self._validation = dataset, style_images, validation
@@ -107,6 +115,7 @@ class PreviewScores:
             shares, problem = [], reason(error)
         self._base = {} if problem else _merge(shares)
         if problem:
+            self.own_fidelity = None
             self.previewer.failures.report(f"{FAILED} ({problem}); the run continues without")
 
     def _start(self, generated: Sequence[torch.Tensor]) -> dict[tuple[int, int], Judged]:
@@ -126,6 +135,7 @@ class PreviewScores:
         count = 0 if self._validation is None else min(VALIDATION_IMAGES, len(self._validation))
         more = [self._features_of(self._validation, index) for index in range(count)] if self._validation else []
         self._axes = fit_axes(images, plain, more)
+        self.own_fidelity = self._measure_own(generated)
         judged = self._judge(self.previewer.sample(state=BASE), lambda: None)
         if not all(each.is_finite for each in judged.values()):
             raise ValueError("the base model gives NaN")
@@ -165,21 +175,33 @@ class PreviewScores:
         judged = {}
         for number, images in latents.items():
             ids = self._time_ids(self.previewer.prompts[number])
-            for i, image in enumerate(images.to(self.accelerator.device)):
+            for i, image in enumerate(images):
                 seed = derive_seed(number, i)
-                margin = prompt_margin(
-                    self.models.unet,
-                    self.models.scheduler,
-                    image,
-                    self._embeds[number],
-                    ids,
-                    seed,
-                    self._batch_size,
-                    check,
-                )
+                margin = self._margin(image, self._embeds[number], ids, seed, check)
                 features = self._features(image, ids, seed)
                 judged[number, i] = Judged(margin, [axis.place(each) for axis, each in zip(self._axes, features)])
         return judged
+
+    def _measure_own(self, generated: Sequence[torch.Tensor]) -> float | None:
+        """Return `own_fidelity`; for the arguments, see `_start`."""
+        own = possible = 0.0
+        for number, (embeds, index) in enumerate(zip(self._style_embeds, self._style_images)):
+            latents, ids = self._training_image(self._dataset, index)
+            own += self._margin(latents, embeds, ids, number)
+            possible += self._margin(generated[number], embeds, self._time_ids(self._style_prompts[number]), number)
+        return own / possible if possible > LEAST_MARGIN * len(self._style_embeds) and math.isfinite(own) else None
+
+    def _margin(
+        self,
+        latents: torch.Tensor,
+        embeds: list[Embeds],
+        ids: torch.Tensor | None,
+        seed: int,
+        check: Callable[[], None] = lambda: None,
+    ) -> float:
+        """See `prompt_margin`."""
+        latents, batch_size = latents.to(self.accelerator.device), self._batch_size
+        return prompt_margin(self.models.unet, self.models.scheduler, latents, embeds, ids, seed, batch_size, check)
 
     def _compare(self, judged: dict[tuple[int, int], Judged]) -> Scores:
         """Return the scores of images, relative to those without the hypernetwork.
@@ -199,9 +221,12 @@ class PreviewScores:
         return values
 
     def _features_of(self, dataset: TrainingDataset, index: int) -> Features:
+        return self._features(*self._training_image(dataset, index), index)
+
+    def _training_image(self, dataset: TrainingDataset, index: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the latents of an image, (channels, height, width), and SDXL's size conditioning."""
         latents = dataset.latents.sample(index, 0, 0, torch.Generator().manual_seed(0))
-        ids = dataset.latents.time_ids(index) if dataset.is_xl else None
-        return self._features(latents, ids, index)
+        return latents, dataset.latents.time_ids(index) if dataset.is_xl else None
 
     def _features(self, latents: torch.Tensor, ids: torch.Tensor | None, seed: int) -> Features:
         """Return the features of an image, (channels, height, width)."""

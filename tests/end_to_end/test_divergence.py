@@ -143,6 +143,19 @@ def test_rolls_back_when_images_no_longer_show_their_prompts(models_dir, images_
     assert not (tmp_path / "lower" / "guard.csv").exists()
 
 
+def test_a_style_with_little_prompt_fidelity_need_not_have_more(
+    models_dir, images_dir, tmp_path, give_fidelities, monkeypatch
+):
+    monkeypatch.setattr(PreviewScores, "measure_base", lambda scores: setattr(scores, "own_fidelity", 0.509))
+    give_fidelities(dict.fromkeys(range(9), 0.5))
+    flags = [*SCORED, "--max_train_steps=8", "--validation_prompt=a cat"]
+    said = train_here(models_dir, images_dir, tmp_path, *flags)
+    assert not (tmp_path / "guard.csv").exists() and (tmp_path / "best").exists()
+    assert read_result(tmp_path)["min_prompt_fidelity"] == 0.5
+    (note,) = [line for line in said.splitlines() if "--min_prompt_fidelity" in line]
+    assert "0.51" in note and note.removeprefix("note: ") in (tmp_path / "run.html").read_text()
+
+
 def test_without_a_state_that_shows_the_prompts_there_is_no_best(models_dir, images_dir, tmp_path, give_fidelities):
     give_fidelities(dict.fromkeys(range(9), 0.1))
     whole, parts, flags = tmp_path / "whole", tmp_path / "parts", [*SCORED, "--max_train_steps=8"]

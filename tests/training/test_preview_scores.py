@@ -107,8 +107,16 @@ def test_scores_equal_the_same_steps_one_by_one(models_dir, images_dir, tmp_path
     captions = [of_image[0] for of_image in dataset.prompts.captions]
     shown = build_previewer(made_run(scores.previewer.config, plain), plain, captions, STYLE_SEED)
     assert shown.prompts == scores._style_prompts and len(captions) == len(dataset)
-    generated = [features(images[0], ids_of(64, 64), number) for number, images in shown.sample().items()]
+    plain_images = [images[0] for images in shown.sample().values()]
+    generated = [features(image, ids_of(64, 64), number) for number, image in enumerate(plain_images)]
     axes = fit_axes(features_of(dataset), generated, features_of(validation))
+    own = [0.0, 0.0]
+    for number, caption in enumerate(captions):
+        others = choose_alternatives(caption, ["a red star", "a blue fish", *captions])
+        embeds, ids = encode_prompts(plain, [caption, *others]), ids_of(64, 64)
+        for kind, image in enumerate((dataset.latents.sample(number, 0, 0, None), plain_images[number])):
+            own[kind] += abs(prompt_margin(plain.unet, plain.scheduler, image, embeds, ids, number, 4))
+    assert scores.own_fidelity == pytest.approx(own[0] / own[1], rel=1e-3)
     margins, places = [0.0, 0.0], [[], []]
     for kind, latents in enumerate((base, images)):
         assert [of_prompt.shape for of_prompt in latents.values()] == [(2, 4, 8, 8), (2, 4, 8, 12)]
