@@ -34,7 +34,7 @@ from hypernet.formats.webui import EXTENSION
 from hypernet.modeling.attachment import attach, detach
 from hypernet.training import setup
 from hypernet.training.accelerator import print_main, report_dead_processes
-from hypernet.training.auto_learning_rate import settle_learning_rate
+from hypernet.training.auto_learning_rate import CHOSEN, settle_learning_rate
 from hypernet.training.checkpoint import Checkpointer
 from hypernet.training.divergence_guard import DivergenceGuard
 from hypernet.training.fidelity_limit import settle_fidelity_limit
@@ -58,6 +58,7 @@ def main(config: TrainingConfig) -> None:
     # Set up
     run = setup.start_run(config)
     accelerator, folder, device = run.accelerator, run.folder, run.accelerator.device
+    signals = ShutdownSignals(accelerator)
     images = setup.find_images(run)
     notes = option_notes(config)
     print_main(accelerator, *(f"note: {note}" for note in notes))
@@ -83,7 +84,6 @@ def main(config: TrainingConfig) -> None:
     if first_step >= last_step:
         accelerator.print(f"This run has {first_step} of {last_step} steps; to continue, raise --max_train_steps")
     run.trackers.start(config, folder, run_label(config), batches.fingerprint)
-    signals = ShutdownSignals(accelerator)
     monitor = Monitor(run, checkpointer, validation, trainee.bare_model, perturbation, signals, scores)
     outcome = Outcome(monitor)
     if monitor.begin(first_step, first_step >= last_step, folder.identity.changed):
@@ -155,7 +155,7 @@ def main(config: TrainingConfig) -> None:
         prompt = run.previews[0].prompt if run.previews else "a painting"
         prompt = with_template_words(dataset.prompts.templates, prompt, str(config.name))
         report(run, outcome, prompt, time.monotonic() - started, step - first_step)
-        page.write("finished", "" if step >= last_step else "The divergence guard ended the run early.")
+        page.write("finished", "The divergence guard ended the run early." if guard.has_ended else "")
     run.trackers.finish()
     del trainee, updater  # delete distributed modules before the process group, or both wait forever
     accelerator.free_memory()
@@ -189,7 +189,6 @@ def preview(
     checkpointer, folder, signals = monitor.checkpointer, monitor.folder, monitor.signals
     state = (label, step) if label else monitor.state(step)
     images = grid = None
-    checkpointer.hypernetwork.eval()
     try:
         with monitor.stopwatch.timing("previews"):
             if previewer is not None:
@@ -198,8 +197,6 @@ def preview(
             monitor.score(step, state, exported=bool(label))
     except Interrupted:
         return not signals.stop_wanted()
-    finally:
-        checkpointer.hypernetwork.train()
     if previewer is not None and grid is not None:
         path = folder.previews / (file_name or f"step-{step:06d}.png")
         is_known = again and path.exists()
@@ -228,7 +225,7 @@ def report(run: Run, outcome: Outcome, prompt: str, seconds: float, steps: int) 
         f"  before / after  {folder.before_after}" if folder.before_after.is_file() else "",
         f"  the whole run   {folder.page}",
         f"  loss            {folder.loss_plot} and {folder.losses.path}",
-        f"  learning rate   {folder.learning_rate_plot}" if folder.learning_rate_plot.is_file() else "",
+        f"  learning rate   {folder.learning_rate_plot}" if CHOSEN in folder.extras else "",
         *outcome.summary(),
         f"  model card      {folder.card}",
         run.trackers.sync_line() or "",

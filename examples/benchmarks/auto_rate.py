@@ -16,7 +16,6 @@ import argparse
 import concurrent.futures
 import dataclasses
 import itertools
-import json
 import multiprocessing
 import os
 import sys
@@ -32,8 +31,15 @@ if __name__ in ("__main__", "__mp_main__"):
 
 from examples.benchmarks.judging import judge_samples, pipeline_with
 from examples.benchmarks.settings_study.settings import STYLES
-from examples.benchmarks.short_runs import STEPS, find_best, loss_of, run_options, train, write_styles
-from hypernet.training.auto_learning_rate import CHOSEN
+from examples.benchmarks.short_runs import (
+    STEPS,
+    add_style_options,
+    find_best,
+    loss_of,
+    run_options,
+    train,
+    write_styles,
+)
 
 ACTIVATIONS, STRUCTURES, OPTIMIZERS = ("linear", "relu", "swish"), ("1,2,1", "1,2,2,1"), ("AdamW", "AdamW8bit")
 NEAR, SAMPLES = 1.05, 24
@@ -78,8 +84,7 @@ def measure(setting: Setting, factor: str) -> Result:
     """Train with `--learning_rate auto`, and at constant learning rates until the best one is found."""
     auto = setting.options("auto" + factor)
     result = train(auto)
-    record = json.loads(Path(str(auto["output_dir"]), "run.json").read_text(encoding="utf-8"))
-    chosen = record[CHOSEN] * float(factor[1:] or 1)
+    chosen = float(result["learning_rate"])
     best, best_loss = find_best(lambda rate: loss_of(train(setting.options(f"{rate:.3g}"))), chosen)
     folders = [Path(str(each["output_dir"])) for each in (auto, setting.options(f"{best:.3g}"))]
     subjects = [judge_samples(pipeline_with(folder), setting.style, SAMPLES).subject for folder in folders]
@@ -99,9 +104,8 @@ def list_settings(root: Path, styles: list[str], batch_size: int, everything: bo
 
 def parse_arguments() -> argparse.Namespace:
     parser = ScriptParser(__doc__)
+    add_style_options(parser, list(STYLES[:2]))
     parser.add_argument("--all", action="store_true", help="all combinations")
-    parser.add_argument("--style_dir", action="append", default=[], metavar="NAME=FOLDER", help="a further style")
-    parser.add_argument("--styles", nargs="*", choices=STYLES, default=list(STYLES[:2]), help="default: the first two")
     parser.add_argument("--train_batch_size", type=parse_count, default=4, help="default: %(default)s")
     parser.add_argument("--factor", default="", help='of "auto", such as ":0.5"')
     parser.add_argument("--output_dir", type=Path, default=Path("output/auto_rate"), help="default: %(default)s")
@@ -116,7 +120,7 @@ def main() -> None:
     styles = write_styles(root, args.styles, args.style_dir)
     settings = list_settings(root, styles, args.train_batch_size, args.all)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.jobs)))  # of the new processes
-    columns = "chosen | loss | best constant | loss | ratio | subject right | of the best | without a hypernetwork"
+    columns = "chosen | loss | best constant | loss | ratio | correct subject | of the best | without a hypernetwork"
     print(f"{STEPS} steps at batch size {args.train_batch_size}; loss: validation loss\n")
     print(f"| style | activation | structure | optimizer | {columns} |\n|{' --- |' * 12}", flush=True)
     near = subjects = better = 0
@@ -131,7 +135,7 @@ def main() -> None:
             print(f"| {setting} | {' | '.join(cells)} |", flush=True)
     total = len(settings)
     print(f"\nwithin {NEAR - 1:.0%} of the best constant learning rate: {near} of {total}")
-    print(f"at least as many subjects right: {subjects} of {total}; better than without: {better} of {total}")
+    print(f"at least as many correct subjects: {subjects} of {total}; better than without: {better} of {total}")
 
 
 if __name__ == "__main__":

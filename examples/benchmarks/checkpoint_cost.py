@@ -10,6 +10,7 @@ plot. The exit code is 1 if the share is above the limit.
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
@@ -21,12 +22,13 @@ from hypernet.cli.training_options import parse_config
 STEPS, CHECKPOINTING_STEPS, LIMIT = 400, 10, 0.05
 
 
-def measure_share() -> float:
-    """Train the quickstart; return the time of its checkpoints as a share of the time of its training loop."""
+def measure_share(more_flags: Sequence[str] = ()) -> float:
+    """Train the quickstart, with these options besides; return the time of its checkpoints as a share of the time of its training loop."""
     import train_hypernetwork  # after --help, since it loads torch
     from examples.benchmarks.clock import Clock
     from hypernet.training.checkpoint import Checkpointer
     from hypernet.training.monitor import Monitor
+    from hypernet.training.outcome import Outcome
 
     os.chdir(REPO)  # the preset's paths are relative to it
     start, checkpoints = Clock(), Clock()
@@ -37,9 +39,9 @@ def measure_share() -> float:
         with (
             start.measure(Monitor, "begin"),
             checkpoints.measure(Checkpointer, "save"),
-            checkpoints.measure(Monitor, "plot"),
+            checkpoints.measure(Outcome, "plot"),
         ):
-            train_hypernetwork.main(parse_config(flags))
+            train_hypernetwork.main(parse_config([*flags, *more_flags]))
     return checkpoints.inside / (checkpoints.last - start.last)
 
 

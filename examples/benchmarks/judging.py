@@ -15,7 +15,7 @@ from examples.quickstart.tools.sets import HANDS
 SAMPLING_STEPS = 12
 
 
-class Judged(NamedTuple):
+class SeenSamples(NamedTuple):
     """Samples, and the shares of them with the subject and the background of the prompt, in the style, and with both.
 
     `both` is style and subject. It and `style` are None for a style that the classifier does not know.
@@ -38,7 +38,7 @@ def pipeline_with(trained: Path, strength: float = 1.0) -> StableDiffusionPipeli
     return pipeline
 
 
-def judge_samples(pipeline: StableDiffusionPipeline, style: str, count: int, suffix: str = "") -> Judged:
+def judge_samples(pipeline: StableDiffusionPipeline, style: str, count: int, suffix: str = "") -> SeenSamples:
     """Sample the quickstart's prompts, each with this suffix, and judge the images."""
     scenes = prompt_scenes(count)
     images = sample(pipeline, [caption(scene) + suffix for scene in scenes], steps=SAMPLING_STEPS)
@@ -46,7 +46,7 @@ def judge_samples(pipeline: StableDiffusionPipeline, style: str, count: int, suf
     subjects = [wanted.subject == each for wanted, each in zip(scenes, seen["subject"], strict=True)]
     shares = sum(subjects) / count, share_right(seen["background"], [scene.background for scene in scenes])
     if style not in HANDS:
-        return Judged(images, *shares, None, None)
+        return SeenSamples(images, *shares, None, None)
     styles = [each == style for each in seen["hand"]]
     both = [is_subject and is_style for is_subject, is_style in zip(subjects, styles)]
-    return Judged(images, *shares, sum(styles) / count, sum(both) / count)
+    return SeenSamples(images, *shares, sum(styles) / count, sum(both) / count)

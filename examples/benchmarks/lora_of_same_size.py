@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
@@ -60,6 +61,7 @@ def train_lora(options: Mapping[str, Any]) -> dict[str, Any]:
         known: dict[str, Any] = json.loads(figures.read_text(encoding="utf-8"))
         return known
     config = parse_config(options_to_flags(dict(options)))
+    AcceleratorState._reset_state(True)
     models = load_stable_diffusion(identify_base_model(ModelSource.from_config(config)), torch.float32)
     multiple = models.base.image_multiple
     source, validation_source = open_image_source(config), open_validation_folder(config)
@@ -69,7 +71,7 @@ def train_lora(options: Mapping[str, Any]) -> dict[str, Any]:
     )
     dataset = encode_dataset(models, source, records, config, torch.float32)
     validation_set = encode_validation(models, validation_source, validation_records, config, torch.float32)
-    validation = ValidationLoss(validation_set, models, Accelerator(), config.train_batch_size)
+    validation = ValidationLoss(validation_set, models, Accelerator(cpu=True), config.train_batch_size)
     model = PlainUNet(models.unet)
     base: Any = model
     base_loss = validation.measure(base)["val_loss"]

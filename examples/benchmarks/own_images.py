@@ -29,7 +29,7 @@ from PIL import Image
 from examples.benchmarks.judging import SAMPLING_STEPS
 from examples.benchmarks.sample_scores import encode_images, encode_prompt
 from examples.benchmarks.settings_study.settings import MODEL, STYLES
-from examples.benchmarks.short_runs import write_styles
+from examples.benchmarks.short_runs import add_style_options, write_styles
 from examples.quickstart.tools.classifier import judge, load_classifier
 from examples.quickstart.tools.measure import load_pipeline, sample, share_right
 from examples.quickstart.tools.sets import SUBJECTS
@@ -57,8 +57,7 @@ def own_fidelity(pipeline: StableDiffusionPipeline, images: Sequence[Image.Image
 
 def main() -> None:
     parser = ScriptParser(__doc__)
-    parser.add_argument("--style_dir", action="append", default=[], metavar="NAME=FOLDER", help="a further style")
-    parser.add_argument("--styles", nargs="*", choices=STYLES, default=list(STYLES), help="default: all four")
+    add_style_options(parser, list(STYLES))
     args: argparse.Namespace = parser.parse_args()
     pipeline, classifier = load_pipeline(MODEL), load_classifier()
     print("| style | prompt fidelity | correct subject |\n| --- | --- | --- |", flush=True)

@@ -8,19 +8,15 @@ Trains the quickstart with a template that adds words to the captions, and print
 quickstart's classifier recognizes the style, the subject of the prompt, and both.
 """
 
-import contextlib
-import io
 import os
 import sys
 import tempfile
 from pathlib import Path
-from unittest import mock
 
 REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO))
 
 from hypernet.cli.script import ScriptParser, quiet_libraries, run_script
-from hypernet.cli.training_options import parse_config
 
 WEIGHTS, STRENGTHS = (0.0, 0.03, 0.1, 0.3), (1.0, 0.9, 0.8, 0.7)  # the latter without a prior
 SAMPLES, HAND = 96, "openmoji"
@@ -32,37 +28,23 @@ FLAGS = [
 ]
 
 
-def train(work: Path, weight: float, flags: list[str]) -> Path:
-    """Train in this process, without output. Return the run's folder."""
-    from accelerate.state import AcceleratorState  # after --help, since these load torch
-
-    import train_hypernetwork
-    from hypernet.training import setup
-
-    output = work / str(weight)
-    options = [f"--output_dir={output}", f"--cache_dir={work / 'cache'}", f"--prior_weight={weight}"]
-    AcceleratorState._reset_state(True)
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        with mock.patch.object(setup, "prepare_scores", lambda *_: None):
-            train_hypernetwork.main(parse_config([*FLAGS, *options, *flags]))
-    return output
-
-
 def main() -> None:
     parser = ScriptParser(__doc__)
     parser.add_argument("flags", nargs="*", help="more training options, after --")
     args = parser.parse_args()
     quiet_libraries()
-    from examples.benchmarks.judging import judge_samples, pipeline_with  # after --help, since it loads torch
+    from examples.benchmarks.judging import judge_samples, pipeline_with  # after --help, since these load torch
+    from examples.benchmarks.quiet_training import train_quietly
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.chdir(REPO)  # the preset's paths are relative to it
-    print(
-        "| prior weight | strength | in the style | subject right | both |\n| --- | --- | --- | --- | --- |", flush=True
-    )
+    print("| prior weight | strength | in the style | correct subject | both |")
+    print("| --- | --- | --- | --- | --- |", flush=True)
     with tempfile.TemporaryDirectory() as work:
         for weight in WEIGHTS:
-            run = train(Path(work), weight, args.flags)
+            run = Path(work, str(weight))
+            options = [f"--output_dir={run}", f"--cache_dir={work}/cache", f"--prior_weight={weight}"]
+            train_quietly([*FLAGS, *options, *args.flags])
             for strength in STRENGTHS[: 1 if weight else None]:
                 seen = judge_samples(pipeline_with(run, strength), HAND, SAMPLES, suffix=f", {HAND}")
                 cells = f"{seen.style:.0%} | {seen.subject:.0%} | {seen.both:.0%}"

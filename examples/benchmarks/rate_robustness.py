@@ -10,10 +10,7 @@ quickstart's classifier sees the subject of the prompt and, if --name is a hand 
 the subjects of the run's best state.
 """
 
-import contextlib
 import csv
-import io
-import json
 import os
 import sys
 import tempfile
@@ -26,15 +23,15 @@ sys.path.insert(0, str(REPO))
 from hypernet.cli.script import ScriptParser, quiet_libraries, run_script
 from hypernet.cli.training_options import parse_config
 
-LEARNING_RATE = 1e-3  # a good one for this model
+GRID = [1e-3 * 10 ** (i / 2) for i in range(-5, 6)]  # of learning rates; the one in the middle is good for this model
 SAMPLES = 24
 COLUMNS = {
     "val_loss": "validation loss",
     "prompt_fidelity": "prompt fidelity",
     "style_distance": "style distance",
-    "subject_share": "subject right",
+    "subject_share": "correct subject",
     "best_subject_share": "of the best state",
-    "style_share": "in the hand",
+    "style_share": "in the style",
     "guard_returns": "rollbacks",
 }
 FLAGS = ["--validation_split=0.15", "--validation_loss_steps=50", "--validation_steps=100000"]
@@ -43,22 +40,16 @@ FLAGS += ["--validation_inference_steps=12", "--checkpointing_steps=100000", "--
 
 def train(work: Path, learning_rate: float, guard: bool, steps: int, flags: list[str]) -> dict[str, Any]:
     """Train in this process, without output. Return the figures of result.json, and what the classifier sees."""
-    from accelerate.state import AcceleratorState  # after --help, since these load torch
-
-    import train_hypernetwork
+    from examples.benchmarks.quiet_training import train_quietly  # after --help, since it loads torch
 
     output = work / f"{learning_rate:.2g}-{guard}"
     options = ["--config=examples/configs/quickstart.yaml", f"--output_dir={output}", f"--cache_dir={work / 'cache'}"]
     options += [f"--learning_rate={learning_rate:.3g}", f"--max_train_steps={steps}", f"--guard={guard}"]
-    config = parse_config([*options, *FLAGS, *flags])
-    AcceleratorState._reset_state(True)
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        train_hypernetwork.main(config)
-        outcome = json.loads((output / "result.json").read_text(encoding="utf-8"))
-        seen = judge_state(output, str(config.name))
-        is_best = outcome["val_loss"] == outcome["best_val_loss"]
-        best = seen if is_best else judge_state(output / "best", str(config.name))
-    return {"style": config.name, **outcome, **seen, "best_subject_share": best["subject_share"]}
+    options += [*FLAGS, *flags]
+    outcome, style = train_quietly(options, scored=True), str(parse_config(options).name)
+    seen = judge_state(output, style)
+    best = seen if outcome["val_loss"] == outcome["best_val_loss"] else judge_state(output / "best", style)
+    return {"style": style, **outcome, **seen, "best_subject_share": best["subject_share"]}
 
 
 def judge_state(folder: Path, hand: str) -> dict[str, float | None]:
@@ -85,8 +76,7 @@ def main() -> None:
     print(f"| learning rate | guard | {' | '.join(COLUMNS.values())} |\n|{' --- |' * (2 + len(COLUMNS))}", flush=True)
     rows, ruined = [], dict.fromkeys(kinds, 0)
     with tempfile.TemporaryDirectory() as work:
-        for i in range(-5, 6):
-            learning_rate = LEARNING_RATE * 10 ** (i / 2)
+        for learning_rate in GRID:
             for guard in kinds:
                 run = train(Path(work), learning_rate, guard, args.steps, args.flags)
                 ruined[guard] += run["subject_share"] < run["best_subject_share"] / 2
@@ -96,7 +86,7 @@ def main() -> None:
                 rows.append({"learning_rate": learning_rate, "guard": guard, **figures})
     for guard, count in ruined.items():
         ending = "fewer than half as many right subjects as its best state has"
-        print(f"\n{count} of 11 runs {'with' if guard else 'without'} the guard end with {ending}", end="")
+        print(f"\n{count} of {len(GRID)} runs {'with' if guard else 'without'} the guard end with {ending}", end="")
     print()
     if args.csv:
         with open(args.csv, "w", newline="", encoding="utf-8") as file:

@@ -35,7 +35,15 @@ from examples.benchmarks.judging import SAMPLING_STEPS, judge_samples, pipeline_
 from examples.benchmarks.lora_of_same_size import train_lora
 from examples.benchmarks.settings_study.measure import SAMPLES, load_scores
 from examples.benchmarks.settings_study.settings import STYLES
-from examples.benchmarks.short_runs import STEPS, find_best, loss_of, run_options, train, write_styles
+from examples.benchmarks.short_runs import (
+    STEPS,
+    add_style_options,
+    find_best,
+    loss_of,
+    run_options,
+    train,
+    write_styles,
+)
 from examples.quickstart.tools.measure import MODEL, load_pipeline, prompt_scenes, sample
 from examples.quickstart.tools.scenes import caption
 from hypernet.utils.image_grid import labeled_grid
@@ -80,7 +88,7 @@ def measure(root: Path, style: str, kind: str, seeds: range, learning_rate: str)
         judged.append(seen)
         shown = shown or images
         losses.append(loss_of(result) / result["val_loss_base"])
-        rates.add(float(result["learning_rate"] if kind == "recipe" else changed["learning_rate"]))
+        rates.add(float(result.get("learning_rate", changed["learning_rate"])))  # what auto has chosen
     deviation = f" ± {statistics.stdev(losses):.3f}" if len(losses) > 1 else ""
     row = [
         f"{min(rates):.1e}" if len(rates) == 1 else f"{min(rates):.1e} to {max(rates):.1e}",
@@ -116,8 +124,7 @@ def save_sheet(root: Path, samples: dict[str, list[list[Image.Image]]], path: Pa
 
 def parse_arguments() -> argparse.Namespace:
     parser = ScriptParser(__doc__)
-    parser.add_argument("--style_dir", action="append", default=[], metavar="NAME=FOLDER", help="a further style")
-    parser.add_argument("--styles", nargs="*", choices=STYLES, default=list(STYLES), help="default: all four")
+    add_style_options(parser, list(STYLES))
     parser.add_argument("--seeds", type=parse_count, default=5, help="default: %(default)s")
     parser.add_argument("--output_dir", type=Path, default=Path("output/recipe"), help="default: %(default)s")
     parser.add_argument("--learning_rate", default="auto", help="of the recipe; default: %(default)s")

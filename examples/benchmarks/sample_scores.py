@@ -10,9 +10,10 @@ from PIL import Image
 
 from examples.quickstart.tools.measure import sample
 from hypernet.stable_diffusion.text_encoding import Embeds
-from hypernet.training.preview_scores import STYLE_IMAGES, spread
+from hypernet.training.preview_scores import STYLE_IMAGES
 from hypernet.training.prompt_fidelity import choose_alternatives, prompt_margin
 from hypernet.training.style_distance import Features, Place, extract_features, fit_axes, style_distance
+from hypernet.utils.sequences import spread
 
 STYLE_SEED = 5000  # unlike those of samples, whose noise would otherwise seem to belong to the base model's style
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO))
@@ -56,7 +57,7 @@ def measure(flags: list[str]) -> Meter:
     from hypernet.training.previews import Previewer
 
     meter = Meter()
-    sample, judge, measure_scores = Previewer._sample, PreviewScores._judge, PreviewScores.measure
+    sample, judge, measure_scores = Previewer.sample_prompt, PreviewScores._judge, PreviewScores.measure
 
     def counted_sample(previewer: Previewer, *args: Any) -> Any:
         with meter.measuring("sampling", previewer.config.num_validation_images):
@@ -73,9 +74,12 @@ def measure(flags: list[str]) -> Meter:
         return measure_scores(scores, *args)
 
     hooked: list[Any] = []
-    Previewer._sample, PreviewScores._judge = counted_sample, counted_judge
-    PreviewScores.measure = counted_measure
-    with tempfile.TemporaryDirectory() as work:
+    with (
+        tempfile.TemporaryDirectory() as work,
+        mock.patch.object(Previewer, "sample_prompt", counted_sample),
+        mock.patch.object(PreviewScores, "_judge", counted_judge),
+        mock.patch.object(PreviewScores, "measure", counted_measure),
+    ):
         options = ["--config=examples/configs/quickstart.yaml", f"--output_dir={work}/run", f"--cache_dir={work}/cache"]
         options += ["--learning_rate=1e-4", "--max_train_steps=2", "--validation_split=0.1", "--validation_steps=1"]
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):

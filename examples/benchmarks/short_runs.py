@@ -1,29 +1,49 @@
-"""Short training runs on the quickstart's model, without output or scores, and a search for the best learning rate."""
+"""Short training runs on the quickstart's model, without scores, and a search for the best learning rate."""
 
-import contextlib
-import io
-import json
+import argparse
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
-from examples.benchmarks.rate_robustness import LEARNING_RATE
+from examples.benchmarks.quiet_training import train_quietly
+from examples.benchmarks.rate_robustness import GRID
 from examples.benchmarks.settings_study.run import write_data
-from examples.benchmarks.settings_study.settings import MODEL, TRAIN_IMAGES
-from hypernet.cli.training_options import options_to_flags, parse_config
+from examples.benchmarks.settings_study.settings import MODEL, STYLES, TRAIN_IMAGES
+from hypernet.cli.training_options import options_to_flags
 
-GRID = [LEARNING_RATE * 10 ** (i / 2) for i in range(-5, 6)]  # eleven learning rates over five decades
 STEPS = 150
 
 
-def write_styles(root: Path, hands: list[str], style_dirs: list[str]) -> list[str]:
-    """Write the images of hands, and of further styles given as NAME=FOLDER, below `root`; return all names."""
-    styles: dict[str, Path | None] = dict.fromkeys(hands)
-    for text in style_dirs:
-        name, _, folder = text.partition("=")
-        styles[name] = Path(folder)
+def parse_style_dir(text: str) -> tuple[str, Path]:
+    """Return name and folder of a style, given as NAME=FOLDER.
+
+    Raises:
+        argparse.ArgumentTypeError: if one of them is missing.
+    """
+    name, _, folder = text.partition("=")
+    if not name or not folder:
+        raise argparse.ArgumentTypeError(f"{text}: write NAME=FOLDER")
+    return name, Path(folder)
+
+
+def add_style_options(parser: argparse.ArgumentParser, default: list[str]) -> None:
+    """Add `--styles` and `--style_dir`, whose values `write_styles` takes."""
+    names = "all" if default == list(STYLES) else " ".join(default)
+    parser.add_argument("--styles", nargs="*", choices=STYLES, default=default, help=f"default: {names}")
+    parser.add_argument(
+        "--style_dir",
+        type=parse_style_dir,
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="a further style: images, each with its caption in a .txt file",
+    )
+
+
+def write_styles(root: Path, hands: list[str], style_dirs: list[tuple[str, Path]]) -> list[str]:
+    """Write the images of hands, and of further styles with their folders, below `root`; return all names."""
+    styles: dict[str, Path | None] = {**dict.fromkeys(hands), **dict(style_dirs)}
     for style, images in styles.items():
         write_data(root / "data" / style, style, images)
     return list(styles)
@@ -52,17 +72,7 @@ def run_options(root: Path, style: str, folder: Path, options: Mapping[str, Any]
 
 def train(options: Mapping[str, Any]) -> dict[str, Any]:
     """Train in this process, without output; nothing is trained if it is finished. Return the figures of result.json."""
-    from accelerate.state import AcceleratorState
-
-    import train_hypernetwork
-    from hypernet.training import setup
-
-    AcceleratorState._reset_state(True)
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        with mock.patch.object(setup, "prepare_scores", lambda *_: None):  # takes longer than the training
-            train_hypernetwork.main(parse_config(options_to_flags(dict(options))))
-    result: dict[str, Any] = json.loads(Path(options["output_dir"], "result.json").read_text(encoding="utf-8"))
-    return result
+    return train_quietly(options_to_flags(dict(options)))
 
 
 def find_best(loss_at: Callable[[float], float], start: float) -> tuple[float, float]:

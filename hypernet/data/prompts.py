@@ -240,6 +240,11 @@ class PromptSampler:
         """Whether tags are shuffled or dropped."""
         return self.shuffle_tags or self.tag_dropout > 0
 
+    @property
+    def first_captions(self) -> list[str]:
+        """The first caption of each image; empty for an image without."""
+        return [next(iter(captions), "") for captions in self.captions]
+
     def sample(self, epoch: int, index: int) -> str:
         """Return the prompt of image `index` in an epoch; empty with probability `caption_dropout`."""
         rng = random.Random(derive_seed(self.seed, "prompt", epoch, self.ids[index]))

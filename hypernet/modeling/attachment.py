@@ -1,6 +1,8 @@
 """Attach hypernetworks to a diffusers UNet through its attention processors, and detach them."""
 
+import contextlib
 import numbers
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -68,6 +70,20 @@ def set_strength(unet: nn.Module, strength: float, hypernetwork: Attachable | No
     stack.layers[:] = [
         (attached, strength if hypernetwork in (None, attached) else old) for attached, old in stack.layers
     ]
+
+
+@contextlib.contextmanager
+def switched_off(unet: nn.Module) -> Iterator[None]:
+    """A context in which all attached hypernetworks have strength 0; afterwards, they have strength 1.
+
+    Raises:
+        ValueError: if nothing is attached to `unet`.
+    """
+    set_strength(unet, 0.0)
+    try:
+        yield
+    finally:
+        set_strength(unet, 1.0)
 
 
 def detach(unet: nn.Module, hypernetwork: Attachable | None = None) -> None:

@@ -30,8 +30,9 @@ def build_previewer(
         seed: added to the seed of the options.
         config: the options; default: the run's.
     """
-    config = dataclasses.replace(config or run.config, validation_prompt=[""], validation_prompts_file=None)
-    config = dataclasses.replace(config, num_validation_images=1)
+    config = dataclasses.replace(
+        config or run.config, validation_prompt=[""], validation_prompts_file=None, num_validation_images=1
+    )
     first = preview_prompts(config)[0].with_seed(config.seed)
     seeds = [(first.seed + seed + i) % SEEDS for i in range(len(texts))]
     prompts = [dataclasses.replace(first, prompt=text, seed=each) for text, each in zip(texts, seeds)]

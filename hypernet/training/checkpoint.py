@@ -40,8 +40,8 @@ class Checkpointer:
     (`hypernet.utils.hashing.derive_seed`).
 
     Attributes:
-        losses: one tensor per step since the last logging.
-        grad_norms: likewise.
+        losses: one tensor per batch since the last logging.
+        grad_norms: one per step.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Checkpointer:
             self.folder.export(self.hypernetwork)
 
     def load(self, checkpoint: Path) -> None:
-        """Restore everything from a checkpoint. If its best state is damaged, use another copy, or restart the search for it."""
+        """Restore everything from a checkpoint; if its best state is damaged, from another copy, or search anew."""
         scaler = self.accelerator.scaler
         if not (checkpoint / SCALER).is_file():
             self.accelerator.scaler = None  # the checkpoint is of another precision, so the scaler starts from scratch

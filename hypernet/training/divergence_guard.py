@@ -1,8 +1,8 @@
 """The divergence guard: which state is best so far, when a run has diverged, and what happens then.
 
 Pure arithmetic on floats, no tensors. The remedy is what guides to the WebUI's trainer recommend: roll back to the last
-good state and continue at a tenth of the learning rate. The first time that subjects are lost, it is a third: the
-learning rate is then often only a little too high, and a tenth would learn next to nothing of the style.
+good state and continue at a tenth of the learning rate. If the first rollback is because of lost subjects, it is a
+third: the learning rate is then often only a little too high, and a tenth would learn next to nothing of the style.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ CLEARLY_WORSE = 1.05  # times the best validation loss; with fixed noise the los
 PATIENCE = 3  # evaluations in a row
 LOW_PATIENCE = 2  # likewise, with too low a prompt fidelity; one evaluation is enough at less than half of it
 MAX_ROLLBACKS = 3
-LEARNING_RATE_FACTOR, FIRST_FACTOR = 0.1, 1 / 3  # the latter when subjects are lost for the first time
+LEARNING_RATE_FACTOR, FIRST_FACTOR = 0.1, 1 / 3  # the latter if the first rollback is for lost subjects
 MAX_PERTURBATION = 50  # relative to the contexts; healthy hypernetworks range from 0.01 to 20
 
 # Field -> its key in checkpoints
@@ -31,6 +31,7 @@ class DivergenceGuard:
     min_fidelity: float = 0.0  # of a state that may be the best
     learning_rate_factor: float = 1.0
     rollbacks: int = 0
+    has_ended: bool = False  # the run, after too many rollbacks
     best_loss: float = math.inf
     best_step: int | None = None  # of the state to roll back to
     worse: int = 0  # evaluations in a row that were clearly worse
@@ -98,6 +99,7 @@ class DivergenceGuard:
         has_lost_subjects = self.watches_loss and self.low >= LOW_PATIENCE
         self.worse, self.low = 0, 0
         if self.rollbacks == MAX_ROLLBACKS:
+            self.has_ended = True
             return False
         is_gentle = has_lost_subjects and not self.rollbacks
         self.rollbacks += 1
@@ -116,8 +118,8 @@ class DivergenceGuard:
         return self.watches_loss and worse
 
     def reset(self) -> None:
-        """Restore the full learning rate and all rollbacks."""
-        self.learning_rate_factor, self.rollbacks, self.worse, self.low = 1.0, 0, 0, 0
+        """Restore the full learning rate and all rollbacks, and reopen a run that has ended."""
+        self.learning_rate_factor, self.rollbacks, self.worse, self.low, self.has_ended = 1.0, 0, 0, 0, False
 
     def state_dict(self) -> dict:
         """Return all fields by their keys in checkpoints."""

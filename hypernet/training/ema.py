@@ -15,7 +15,7 @@ class EMA:
     """
 
     def __init__(self, hypernetwork: Hypernetwork, decay: float):
-        self.parameters = list(hypernetwork.parameters())
+        self.hypernetwork, self.parameters = hypernetwork, list(hypernetwork.parameters())
         self.average = EMAModel(self.parameters, decay=decay) if decay else None
 
     def step(self) -> None:
@@ -25,16 +25,17 @@ class EMA:
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """A context in which the hypernetwork has the averaged weights."""
-        if self.average is None:
-            yield
-            return
-        self.average.store(self.parameters)
-        self.average.copy_to(self.parameters)
+        """A context in which the hypernetwork has the averaged weights and does not drop out anything. Do not nest it."""
+        self.hypernetwork.eval()
+        if self.average is not None:
+            self.average.store(self.parameters)
+            self.average.copy_to(self.parameters)
         try:
             yield
         finally:
-            self.average.restore(self.parameters)
+            self.hypernetwork.train()
+            if self.average is not None:
+                self.average.restore(self.parameters)
 
     def state_dict(self) -> dict:
         """Return the average and its counters; empty without a decay."""

@@ -3,8 +3,9 @@
 import math
 
 from hypernet.training.accelerator import print_main
-from hypernet.training.preview_scores import PreviewScores
+from hypernet.training.preview_scores import OWN_FIDELITY, PreviewScores
 from hypernet.training.run import Run
+from hypernet.training.run_folder import RunFolder
 
 UNRECOGNIZED = 1 / 3  # of the limit: images of a lower prompt fidelity do not tell the style from lost subjects
 
@@ -22,22 +23,32 @@ def fidelity_limit(wanted: float, own: float | None) -> float:
     """
     if own is None or not UNRECOGNIZED * wanted <= own < wanted:
         return wanted
-    return math.floor(100 * own) / 100  # exact on resume even if another device measures it slightly differently
+    return math.floor(100 * own) / 100
+
+
+def recall_own_fidelity(folder: RunFolder, starts_over: bool) -> None:
+    """Keep what the run in the folder has measured, so that a resumed run has the same limit."""
+    own = None if starts_over else folder.identity.record.get(OWN_FIDELITY)
+    if isinstance(own, float) and math.isfinite(own):
+        folder.extras[OWN_FIDELITY] = own
 
 
 def settle_fidelity_limit(run: Run, scores: PreviewScores | None) -> tuple[float, list[str]]:
     """Return the limit, and the lines printed if the style's own images are below `--min_prompt_fidelity`."""
     wanted, own = run.config.min_prompt_fidelity, None if scores is None else scores.own_fidelity
     limit = fidelity_limit(wanted, own)
-    if own is None or own >= wanted:
+    if own is None:
+        return limit, []
+    run.folder.extras[OWN_FIDELITY] = own
+    if own >= wanted:
         return limit, []
     line = f"your own images have a prompt fidelity of {own:.2f}"
     if limit < wanted:
         line += f", so {limit:g} is enough in this run, instead of --min_prompt_fidelity {wanted:g}"
     else:
+        line += ": either their captions do not describe them, or the base model recognizes nothing in this style and "
         line += (
-            ": either their captions do not describe them, or the base model recognizes nothing in this style, and the "
+            "the guard takes the style for lost subjects. If it rolls back good previews, use --min_prompt_fidelity 0"
         )
-        line += "guard takes the style for lost subjects. If it rolls back good previews, use --min_prompt_fidelity 0"
     print_main(run.accelerator, f"note: {line}")
     return limit, [line]

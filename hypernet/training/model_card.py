@@ -3,7 +3,6 @@
 import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from huggingface_hub import HfApi, ModelCard, ModelCardData, get_token
@@ -72,18 +71,17 @@ def write_card(
     base: BaseModel,
     hypernetwork: Hypernetwork,
     source: str,
-    prompt: str | None = None,
-    scores: Mapping[str, float] = MappingProxyType({}),
+    prompt: str,
+    scores: Mapping[str, float],
 ) -> None:
     """Write README.md: what the hypernetwork is, what it does, how to load it from `source`, how it was trained.
 
     Args:
-        prompt: an example prompt to generate with. Default: the first of --validation_prompt.
+        prompt: an example prompt to generate with.
         scores: see `PreviewScores`.
     """
     trained, model, name = hypernetwork.config, base.source.path, str(config.name)
     is_hub_id = not Path(model).exists()
-    prompt = prompt or (config.validation_prompt or ["a painting"])[0]
 
     def shown_path(path: str) -> str:  # what is pushed must not reveal the folders of this machine
         return Path(path).name if config.push_to_hub and Path(path).exists() else path
@@ -146,8 +144,8 @@ def push_to_hub(
     config: TrainingConfig,
     base: BaseModel,
     hypernetwork: Hypernetwork,
-    prompt: str | None = None,
-    scores: Mapping[str, float] = MappingProxyType({}),
+    prompt: str,
+    scores: Mapping[str, float],
 ) -> str:
     """Write the card and upload everything but checkpoints and logs.
 

@@ -67,9 +67,12 @@ class Monitor:
         Raises:
             UserError: if the model's output is not finite.
         """
-        if {"learning_rate", "lr_scheduler"} & set(changed):
+        if {"learning_rate", "lr_scheduler", "guard", "min_prompt_fidelity"} & set(changed):
             self.guard.reset()
-        if self.guard.learning_rate_factor != 1:
+        if self.guard.has_ended:
+            line = "the divergence guard has ended this run; to go on, change --learning_rate or --min_prompt_fidelity, or "
+            print_main(self.accelerator, line + "turn off --guard")
+        elif self.guard.learning_rate_factor != 1:
             line = f"  the divergence guard still multiplies the learning rate by {self.guard.learning_rate_factor:g}"
             print_main(self.accelerator, line)
         if self.validation is not None:
@@ -77,7 +80,7 @@ class Monitor:
         if not self.checkpointer.has_good_state:
             self.checkpointer.remember(step)
         if self.validation is None or not self.guard.validation_due:
-            return False
+            return self.guard.has_ended
         gives_up = self.settle(step, self.evaluate(step), last, saves=True)  # interrupted by a signal in the last run
         self.checkpointer.save(step)
         return gives_up
@@ -214,12 +217,8 @@ class Monitor:
             return {}
         if self._scored == self.state(step) or (self._scored[0] == step and not exported):
             return self.scores.values
-        self.checkpointer.hypernetwork.eval()
-        try:
-            with self.checkpointer.ema.applied():
-                values = self.scores.measure(state or self.state(step), self.signals.check)
-        finally:
-            self.checkpointer.hypernetwork.train()
+        with self.checkpointer.ema.applied():
+            values = self.scores.measure(state or self.state(step), self.signals.check)
         self._scored = self.state(step)
         rows = self.folder.scores.rows() if self.accelerator.is_main_process else []
         if values and not any(int(row["step"]) == step for row in rows):  # the resumed run may have been here

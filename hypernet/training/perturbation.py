@@ -5,7 +5,7 @@ from diffusers import UNet2DConditionModel
 
 from hypernet.data.batch_sampler import Batch
 from hypernet.data.dataset import TrainingDataset
-from hypernet.modeling.attachment import attention_layers, set_strength
+from hypernet.modeling.attachment import attention_layers, switched_off
 from hypernet.modeling.hypernetwork import Hypernetwork
 from hypernet.stable_diffusion.conditioning import cast_conditions
 from hypernet.stable_diffusion.model import StableDiffusion
@@ -35,11 +35,10 @@ class Perturbation:
             recorded.setdefault(contexts.shape[-1], []).append(contexts[spread.to(contexts.device)].float())
 
         hooks = [layer.to_k.register_forward_pre_hook(record) for layer in attention_layers(unet).values()]
-        set_strength(unet, 0.0)
         try:
-            unet(latents, timesteps, **conditions)
+            with switched_off(unet):
+                unet(latents, timesteps, **conditions)
         finally:
-            set_strength(unet, 1.0)
             for hook in hooks:
                 hook.remove()
         contexts = {width: torch.cat(parts)[None] for width, parts in sorted(recorded.items())}

@@ -13,7 +13,7 @@ import torch
 from hypernet.data.dataset import TrainingDataset
 from hypernet.data.prompts import with_template_words
 from hypernet.generation.preview_prompts import PreviewPrompt
-from hypernet.modeling.attachment import set_strength
+from hypernet.modeling.attachment import switched_off
 from hypernet.stable_diffusion.conditioning import build_conditions, cast_conditions, time_ids
 from hypernet.stable_diffusion.model import StableDiffusion
 from hypernet.stable_diffusion.text_encoding import Embeds
@@ -34,6 +34,8 @@ STYLE_SEED = 10_000  # other noise than that of previews, which would otherwise 
 POOL = 1000  # captions to choose alternatives from
 LEAST_MARGIN = 1e-4  # mean of the base model's margins; below, its prompts cannot be told apart, and noise decides
 FAILED = "previews could not be scored"
+
+OWN_FIDELITY = "own_prompt_fidelity"  # in run.json, so that a resumed run has the same limit
 
 Scores = dict[str, float]
 
@@ -67,6 +69,7 @@ class PreviewScores:
         style_prompts: their captions.
         sample_style: returns the latents of an image for each of `style_prompts`, generated without a hypernetwork.
         validation: the validation images, if there are any.
+        own_fidelity: see below; if it is known, it is not measured.
 
     Attributes:
         values: "prompt_fidelity", "style_distance" and "score" of the last state measured; none if that has failed.
@@ -86,13 +89,14 @@ class PreviewScores:
         style_prompts: Sequence[PreviewPrompt],
         sample_style: Callable[[], Sequence[torch.Tensor]],
         validation: TrainingDataset | None,
+        own_fidelity: float | None = None,
     ) -> None:
         self.models, self.previewer, self.accelerator = models, previewer, previewer.accelerator
         self.values: Scores = {}
-        self.own_fidelity: float | None = None
+        self.own_fidelity = own_fidelity
         pool = list(dict.fromkeys([*texts, *pool]))
-        has_limit = validation is not None and previewer.config.min_prompt_fidelity > 0
-        captions = [prompt.prompt for prompt in style_prompts] if has_limit else []
+        wants_own = validation is not None and previewer.config.min_prompt_fidelity > 0 and own_fidelity is None
+        captions = [prompt.prompt for prompt in style_prompts] if wants_own else []
         choices = [[text, *choose_alternatives(text, pool)] for text in [*texts, *captions]]
         encoded = previewer.sampler.encode(["", *(text for choice in choices for text in choice)])
         embeds = [[encoded[text] for text in choice] for choice in choices]
@@ -113,13 +117,14 @@ class PreviewScores:
             raise
         except Exception as error:  # such as out of memory
             shares, problem = [], reason(error)
-        self._base = {} if problem else _merge(shares)
+        self._base = {} if problem else _merge([judged for judged, _ in shares])
+        if not problem and self._style_embeds:
+            self.own_fidelity = shares[0][1]  # the same in all processes
         if problem:
-            self.own_fidelity = None
             self.previewer.failures.report(f"{FAILED} ({problem}); the run continues without")
 
-    def _start(self, generated: Sequence[torch.Tensor]) -> dict[tuple[int, int], Judged]:
-        """Find the style's axes, and judge this process's images without the hypernetwork.
+    def _start(self, generated: Sequence[torch.Tensor]) -> tuple[dict[tuple[int, int], Judged], float | None]:
+        """Find the style's axes. Return what this process's images show without the hypernetwork, and `own_fidelity`.
 
         Args:
             generated: the latents of an image of each style prompt.
@@ -135,11 +140,10 @@ class PreviewScores:
         count = 0 if self._validation is None else min(VALIDATION_IMAGES, len(self._validation))
         more = [self._features_of(self._validation, index) for index in range(count)] if self._validation else []
         self._axes = fit_axes(images, plain, more)
-        self.own_fidelity = self._measure_own(generated)
         judged = self._judge(self.previewer.sample(state=BASE), lambda: None)
         if not all(each.is_finite for each in judged.values()):
             raise ValueError("the base model gives NaN")
-        return judged
+        return judged, self._measure_own(generated)
 
     def measure(self, state: object, check: Callable[[], None] = lambda: None) -> Scores:
         """Measure and return `values` of the hypernetwork that is attached.
@@ -154,11 +158,8 @@ class PreviewScores:
 
         def work() -> dict[tuple[int, int], Judged]:
             latents = self.previewer.sample(check, state)
-            set_strength(self.models.unet, 0.0)
-            try:
+            with switched_off(self.models.unet):
                 return self._judge(latents, check)
-            finally:
-                set_strength(self.models.unet, 1.0)
 
         if not self._base:
             return {}
@@ -258,12 +259,13 @@ def prepare_scores(
     It encodes prompts, so the text encoders must still be there. None if there is nothing to score.
     """
     config, prompts = run.config, dataset.prompts
-    captions = [next(iter(captions), "") for captions in prompts.captions]
+    captions = prompts.first_captions
     if previewer is not None:
         texts = [prompt.prompt for prompt in previewer.prompts]
     elif validation is not None:
-        own = [next(iter(captions), "") for captions in validation.prompts.captions]
-        texts = spread(list(dict.fromkeys(filter(None, [*own, *captions]))), CAPTION_PROMPTS)
+        texts = spread(
+            list(dict.fromkeys(filter(None, [*validation.prompts.first_captions, *captions]))), CAPTION_PROMPTS
+        )
         words = [with_template_words(prompts.templates, text, str(config.name)) for text in texts]
         previewer = build_previewer(run, models, words) if texts else None
     if previewer is None:
@@ -275,4 +277,7 @@ def prepare_scores(
         return sample_base(run, models, shown, "Generating images to compare the style with")
 
     pool = spread(captions, POOL)
-    return PreviewScores(models, previewer, texts, pool, dataset, style_images, shown.prompts, sample_style, validation)
+    own = run.folder.extras.get(OWN_FIDELITY)
+    return PreviewScores(
+        models, previewer, texts, pool, dataset, style_images, shown.prompts, sample_style, validation, own
+    )

@@ -13,7 +13,7 @@ from diffusers import DDPMScheduler
 from hypernet.config import TrainingConfig
 from hypernet.data.dataset import sample_noise_and_timestep
 from hypernet.data.prompts import PromptSampler, read_prior_prompts, without_template_words
-from hypernet.modeling.attachment import HypernetworkUNet, set_strength
+from hypernet.modeling.attachment import HypernetworkUNet, switched_off
 from hypernet.stable_diffusion.conditioning import build_conditions, cast_conditions, time_ids
 from hypernet.stable_diffusion.model import StableDiffusion
 from hypernet.stable_diffusion.text_encoding import Embeds
@@ -105,12 +105,8 @@ class Prior:
         conditions = build_conditions([self.embeds[image] for image in images], sizes)
         conditions = cast_conditions(conditions, device, dtype)
         noisy = scheduler.add_noise(latents, noise, timesteps).to(dtype)
-        set_strength(bare_model.unet, 0.0)
-        try:
-            with torch.no_grad(), self.run.accelerator.autocast():
-                target = bare_model.unet(noisy, timesteps, **conditions).sample
-        finally:
-            set_strength(bare_model.unet, 1.0)
+        with switched_off(bare_model.unet), torch.no_grad(), self.run.accelerator.autocast():
+            target = bare_model.unet(noisy, timesteps, **conditions).sample
         weights = torch.full((len(images), 1, 1, 1), 1 / len(images), device=device)
         if snr_table is not None:
             weights = weights * snr_table[timesteps].view(-1, 1, 1, 1)
@@ -141,9 +137,9 @@ def prepare_prior(run: Run, models: StableDiffusion, prompts: PromptSampler) -> 
     texts = kept["prompts"]
     count = max(len(texts), min(len(prompts.ids), MOST_PROMPTS))
     texts = [texts[number % len(texts)] for number in range(count)]
-    config = dataclasses.replace(run.config, **{name: kept[name] for name in SETTINGS})
-    for name in ("validation_seed", "validation_resolution", "validation_negative_prompt"):
-        setattr(config, name, getattr(TrainingConfig, name))
+    defaults = ("validation_seed", "validation_resolution", "validation_negative_prompt")
+    plain = {name: getattr(TrainingConfig, name) for name in defaults}
+    config = dataclasses.replace(run.config, **plain, **{name: kept[name] for name in SETTINGS})
     what = f"{counted(count, 'image')} of the base model, from {counted(len(kept['prompts']), 'prompt')}"
     print_main(run.accelerator, f"Prior preservation: {what}")
     previewer = build_previewer(run, models, texts, SEED, config)
@@ -157,6 +153,5 @@ def prior_prompts(config: TrainingConfig, prompts: PromptSampler, previews: Sequ
     """Return the prompts of `--prior_prompts`, else the captions and preview prompts without the template's words."""
     if config.prior_prompts:
         return read_prior_prompts(config.prior_prompts)
-    captions = [next(iter(captions), "") for captions in prompts.captions]
     plain = [without_template_words(prompts.templates, preview, str(config.name)) for preview in previews]
-    return spread(list(dict.fromkeys([*plain, *captions])), MOST_PROMPTS)
+    return spread(list(dict.fromkeys([*plain, *prompts.first_captions])), MOST_PROMPTS)

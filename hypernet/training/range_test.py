@@ -54,22 +54,19 @@ class RangeTest:
         """The learning rate one measurement before the largest fall of the loss; None if the loss does not fall.
 
         It is lower if more than half of the total fall has happened by then: on images near to what the base model
-        draws, the loss may fall fastest at the end of its fall. Learning rates after the first clear rise do not count: there, the loss may fall
-        only because it rose before.
+        draws, the loss may fall fastest at the end of its fall. Learning rates after the first clear rise do not count:
+        there, the loss may fall only because it rose before.
         """
-        whole_fall = 1 - min(filter(math.isfinite, self.losses), default=1.0)
-        if whole_fall < LEAST_FALL:
-            return None
-        clear_rise = max(RISE * whole_fall, LEAST_FALL)
+        clear_rise = max(RISE * (1 - min(filter(math.isfinite, self.losses), default=1.0)), LEAST_FALL)
         falls = []
         for before, after in itertools.pairwise([1.0, *self.losses]):
             if not after < before + clear_rise:
                 break
             falls.append(before - after)
-        fastest = max(range(len(falls)), key=falls.__getitem__, default=0)
-        if not any(fall > 0 for fall in falls):
-            return None
         fallen = list(itertools.accumulate(falls))
+        if max(fallen, default=0.0) < LEAST_FALL:
+            return None
+        fastest = max(range(len(falls)), key=falls.__getitem__)
         early = list(itertools.takewhile(lambda fall: fall <= MOST_FALLEN * max(fallen), fallen))
         return self.learning_rates[max(min(fastest, len(early)) - 1, 0)]
 

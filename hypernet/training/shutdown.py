@@ -24,8 +24,8 @@ class Interrupted(Exception):
 class ShutdownSignals:
     """A context in which the first signal is recorded and a second SIGINT raises KeyboardInterrupt.
 
-    `accelerate launch` does not pass signals on to a single process, so the launcher's death counts as SIGTERM.
-    Signals reach only the main thread; in other threads nothing is recorded.
+    Create it before anything slow: `accelerate launch` does not pass signals on to a single process, so the
+    launcher's death counts as SIGTERM. Signals reach only the main thread; in other threads nothing is recorded.
     """
 
     def __init__(self, accelerator: Accelerator):

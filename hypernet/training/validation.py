@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from diffusers import UNet2DConditionModel
 
 from hypernet.data.dataset import TrainingDataset
-from hypernet.modeling.attachment import HypernetworkUNet, set_strength
+from hypernet.modeling.attachment import HypernetworkUNet, switched_off
 from hypernet.stable_diffusion.conditioning import cast_conditions, take_first
 from hypernet.stable_diffusion.model import StableDiffusion
 from hypernet.training.loss import diffusion_loss, prediction_target
@@ -67,11 +67,8 @@ class ValidationLoss:
 
     def measure_base(self, model: HypernetworkUNet) -> float:
         """Return the loss without the hypernetwork."""
-        set_strength(model.unet, 0.0)
-        try:
+        with switched_off(model.unet):
             return self.measure(model)["val_loss"]
-        finally:
-            set_strength(model.unet, 1.0)
 
     def _losses(self, unet: UNet2DConditionModel, index: int, check: Callable[[], None]) -> torch.Tensor:
         """Return the losses of an image at all timesteps, (TIMESTEPS,)."""

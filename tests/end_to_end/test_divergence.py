@@ -52,13 +52,18 @@ def sensitive(models_dir, tmp_path_factory):
 def test_a_run_that_cannot_learn_ends_with_its_best_state(models_dir, images_dir, tmp_path):
     """Even a thousandth of this learning rate is too high: three rollbacks, then the run gives up."""
     flags = ["--learning_rate=1e4", "--max_grad_norm=0", "--validation_split=0.3", "--validation_loss_steps=1"]
-    flags += ["--max_train_steps=60", "--checkpointing_steps=1000", "--name=x"]
+    flags += ["--max_train_steps=8", "--checkpointing_steps=1000", "--name=x"]
     train_here(models_dir, images_dir, tmp_path / "run", *flags)
     events = read_csv(tmp_path / "run" / "guard.csv")
     assert [event["learning_rate_factor"] for event in events] == ["0.1", "0.01", "0.001", "0.001"]
     assert all(event["event"].startswith("effect/") for event in events)  # the perturbation gave it away
     assert step_of(tmp_path / "run" / "best") == 0
     assert same_weights(tmp_path / "run", tmp_path / "run" / "best")
+    result = read_result(tmp_path / "run")
+    train_here(models_dir, images_dir, tmp_path / "run", *flags)  # it stays ended
+    assert read_csv(tmp_path / "run" / "guard.csv") == events and read_result(tmp_path / "run") == result
+    train_here(models_dir, images_dir, tmp_path / "run", *flags, "--learning_rate=1e-4")
+    assert read_result(tmp_path / "run")["step"] == 8
 
 
 @pytest.mark.usefixtures("judged_by_loss")
@@ -147,13 +152,17 @@ def test_a_style_with_little_prompt_fidelity_need_not_have_more(
     models_dir, images_dir, tmp_path, give_fidelities, monkeypatch
 ):
     monkeypatch.setattr(PreviewScores, "measure_base", lambda scores: setattr(scores, "own_fidelity", 0.509))
-    give_fidelities(dict.fromkeys(range(9), 0.5))
+    give_fidelities(dict.fromkeys(range(11), 0.5))
     flags = [*SCORED, "--max_train_steps=8", "--validation_prompt=a cat"]
     said = train_here(models_dir, images_dir, tmp_path, *flags)
     assert not (tmp_path / "guard.csv").exists() and (tmp_path / "best").exists()
     assert read_result(tmp_path)["min_prompt_fidelity"] == 0.5
     (note,) = [line for line in said.splitlines() if "--min_prompt_fidelity" in line]
     assert "0.51" in note and note.removeprefix("note: ") in (tmp_path / "run.html").read_text()
+    # a resumed run keeps it, and measures nothing
+    monkeypatch.setattr(PreviewScores, "measure_base", lambda scores: None)
+    train_here(models_dir, images_dir, tmp_path, *flags, "--max_train_steps=10")
+    assert read_result(tmp_path)["min_prompt_fidelity"] == 0.5 and not (tmp_path / "guard.csv").exists()
 
 
 def test_without_a_state_that_shows_the_prompts_there_is_no_best(models_dir, images_dir, tmp_path, give_fidelities):

@@ -4,15 +4,18 @@ import json
 import math
 import os
 import random
+from pathlib import Path
 
 import pytest
 import torch
 
 from examples.benchmarks import (
+    checkpoint_cost,
     damaged_files,
     inference,
     kill_and_resume,
     presets,
+    scoring_cost,
     short_runs,
     step,
     training_run,
@@ -20,10 +23,11 @@ from examples.benchmarks import (
 )
 from examples.benchmarks.damage.kinds import KINDS, Kind
 from examples.benchmarks.damage.samples import make_samples
+from hypernet.cli.script import ScriptParser
 from hypernet.cli.training_options import parse_config
 from hypernet.training.memory_peaks import memory_peaks
 from hypernet.utils.errors import UserError
-from tests.helpers.scripts import one_line_error
+from tests.helpers.scripts import REPO, one_line_error
 from tests.helpers.tiny_models import tiny_unet
 
 
@@ -134,6 +138,32 @@ def test_whole_runs_are_timed(images_dir):
     lora_seconds, _ = training_run.time_run(training_run.train_lora, args)
     our_seconds, overhead = training_run.time_run(training_run.train_ours, args)
     assert min(lora_seconds, our_seconds) > 0 and 0 < overhead < 1
+
+
+@pytest.mark.usefixtures("scored")
+def test_scores_cost_13_images_beside_those_that_a_preview_costs(models_dir, images_dir, monkeypatch):
+    monkeypatch.chdir(REPO)
+    flags = [f"--pretrained_model_name_or_path={models_dir / 'epsilon'}", f"--train_data_dir={images_dir}"]
+    flags += ["--resolution=64", "--validation_split=0.3", "--validation_inference_steps=3"]
+    meter = scoring_cost.measure(flags)
+    counts = {part: images / meter.results[part] for part, images in meter.images.items()}
+    assert counts == {"sampling": 2 * 3, "scoring": 13}  # with guidance; 4 prompts at 3 noise levels, and the style
+
+
+def test_the_share_of_checkpoints_is_measured(models_dir, images_dir, monkeypatch):
+    monkeypatch.setattr(checkpoint_cost, "STEPS", 2)
+    monkeypatch.setattr(checkpoint_cost, "CHECKPOINTING_STEPS", 1)
+    flags = [f"--pretrained_model_name_or_path={models_dir / 'epsilon'}", f"--train_data_dir={images_dir}"]
+    assert 0 < checkpoint_cost.measure_share([*flags, "--resolution=64"]) < 1
+
+
+def test_a_further_style_has_a_name_and_a_folder():
+    parser = ScriptParser("")
+    short_runs.add_style_options(parser, ["openmoji"])
+    assert parser.parse_args(["--style_dir", "ink=my/ink"]).style_dir == [("ink", Path("my/ink"))]
+    for incomplete in ("ink", "ink=", "=my/ink"):
+        with pytest.raises(UserError, match="--style_dir"):
+            parser.parse_args(["--style_dir", incomplete])
 
 
 def test_prints_a_line_per_round_and_two_medians(monkeypatch, capsys):

@@ -40,6 +40,7 @@ def made_test(losses, perturbations=None):
         ([1.0001, 0.9999, 0.95, 0.91], 1),  # no clear rise either
         ([1.0, 1.0, 1.01, 1.2], None),
         ([0.99995, 1.0], None),
+        ([0.99999, 1.0, 1.2, 0.9], None),  # what the loss falls by after it has risen does not count
         ([1.2, 0.9], None),
         ([math.nan], None),
     ],

@@ -23,10 +23,10 @@ from hypernet.training.fidelity_limit import settle_fidelity_limit
     ],
 )
 def test_no_more_is_asked_for_than_the_style_itself_has(own, wanted, limit, is_said):
-    run = types.SimpleNamespace(config=TrainingConfig(min_prompt_fidelity=wanted), accelerator=Accelerator(cpu=True))
-    scores = types.SimpleNamespace(own_fidelity=own)
-    assert settle_fidelity_limit(run, scores)[0] == pytest.approx(limit)
-    assert bool(settle_fidelity_limit(run, scores)[1]) == is_said
+    config, folder = TrainingConfig(min_prompt_fidelity=wanted), types.SimpleNamespace(extras={})
+    run = types.SimpleNamespace(config=config, accelerator=Accelerator(cpu=True), folder=folder)
+    found, lines = settle_fidelity_limit(run, types.SimpleNamespace(own_fidelity=own))
+    assert found == pytest.approx(limit) and bool(lines) == is_said
 
 
 def test_without_scores_the_option_counts():

@@ -10,6 +10,7 @@ import hypernet
 from hypernet.config import TrainingConfig
 from hypernet.data.dataset import encode_dataset
 from hypernet.data.processes import ALONE
+from hypernet.data.prompts import PromptSampler
 from hypernet.data.validation_split import encode_validation, open_validation_folder, split_validation
 from hypernet.modeling.attachment import set_strength
 from hypernet.stable_diffusion.conditioning import build_conditions, time_ids
@@ -40,7 +41,7 @@ def made_run(config, models):
         failures=Failures(accelerator),
         processes=ALONE,
         dtype=torch.float32,
-        folder=types.SimpleNamespace(identity=identity),
+        folder=types.SimpleNamespace(identity=identity, extras={}),
     )
 
 
@@ -197,7 +198,8 @@ class Captioned:
     """Images of which only the captions are known."""
 
     def __init__(self, *captions, templates=("[filewords]",)):
-        self.prompts = types.SimpleNamespace(captions=[(caption,) for caption in captions], templates=list(templates))
+        named = [(caption,) for caption in captions]
+        self.prompts = PromptSampler(list(captions), named, list(templates), name="ink", seed=0)
 
     def __len__(self):
         return len(self.prompts.captions)

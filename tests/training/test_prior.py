@@ -7,7 +7,7 @@ import torch
 
 import hypernet
 from hypernet.config import TrainingConfig
-from hypernet.data.prompts import read_prior_prompts, without_template_words
+from hypernet.data.prompts import PromptSampler, read_prior_prompts, without_template_words
 from hypernet.modeling.attachment import HypernetworkUNet
 from hypernet.stable_diffusion.conditioning import build_conditions, time_ids
 from hypernet.training.base_samples import build_previewer
@@ -84,14 +84,13 @@ def test_template_words_are_taken_out(templates, prompt, plain):
 
 
 def test_prompts_come_from_a_file_or_from_captions_and_previews(tmp_path):
-    class Prompts:
-        captions, templates = [("a cat", "cats"), ("a dog",), ("a cat",)], ["[filewords], by [name]"]
-
+    captions = [("a cat", "cats"), ("a dog",), ("a cat",)]
+    prompts = PromptSampler(["1", "2", "3"], captions, ["[filewords], by [name]"], name="ink", seed=0)
     config = TrainingConfig(name="ink")
-    assert prior_prompts(config, Prompts, ["a fish, by ink", "a dog"]) == ["a fish", "a dog", "a cat"]
+    assert prior_prompts(config, prompts, ["a fish, by ink", "a dog"]) == ["a fish", "a dog", "a cat"]
     config.prior_prompts = str(tmp_path / "prompts.txt")
     (tmp_path / "prompts.txt").write_text("a house\n\n  a tree \na house\n")
-    assert prior_prompts(config, Prompts, ["a fish"]) == ["a house", "a tree"]
+    assert prior_prompts(config, prompts, ["a fish"]) == ["a house", "a tree"]
     (tmp_path / "prompts.txt").write_text("\n")
     with pytest.raises(UserError, match="--prior_prompts"):
         read_prior_prompts(config.prior_prompts)

@@ -8,10 +8,10 @@
     python examples/benchmarks/settings_study/agreement.py         # do the measures agree with the classifier?
 
 The style is an artist's hand that the model has not seen; its emoji are fetched at first, which needs npm and
-resvg-py. Every setting has three seeds, the baseline six; settings.csv has two so far. Each run gives what it measures itself (validation loss,
-style distance, prompt fidelity, score), and what the quickstart's classifier sees in samples: how many are in the style,
-and how many show the subject of the prompt. Runs in settings.csv are not repeated, so the command can be stopped and run
-again.
+resvg-py. Every setting has three seeds, the baseline six; settings.csv has two so far. Each run gives what it measures
+itself (validation loss, style distance, prompt fidelity, score), and what the quickstart's classifier sees in samples:
+how many are in the style, and how many show the subject of the prompt. Runs in settings.csv are not repeated, so the
+command can be stopped and run again.
 """
 
 import argparse
