@@ -37,7 +37,6 @@ from hypernet.training.accelerator import print_main, report_dead_processes
 from hypernet.training.auto_learning_rate import CHOSEN, settle_learning_rate
 from hypernet.training.checkpoint import Checkpointer
 from hypernet.training.divergence_guard import DivergenceGuard
-from hypernet.training.fidelity_limit import settle_fidelity_limit
 from hypernet.training.lr_schedule import learning_rate_function, learning_rate_schedule
 from hypernet.training.model_card import push_to_hub, write_card
 from hypernet.training.monitor import Monitor
@@ -66,12 +65,11 @@ def main(config: TrainingConfig) -> None:
     dataset, validation = setup.encode_data(run, images, models)
     setup.create_folder(run, images)
     previewer, scores, prior = setup.place_models(run, models, dataset, validation)
+    notes += [scores.note] if scores is not None and scores.note else []
     trainee = setup.build_trainee(run, models)
     hypernetwork, ema, batches = trainee.hypernetwork, trainee.ema, images.batches
     updater = Updater(run, models, dataset, batches, trainee, prior)
-    min_fidelity, lines = settle_fidelity_limit(run, scores)
-    notes += lines
-    guard = DivergenceGuard(config.guard, min_fidelity)
+    guard = DivergenceGuard(config.guard, config.min_prompt_fidelity)
     checkpointer = Checkpointer(
         accelerator, folder, hypernetwork, trainee.optimizer, ema, batches, guard, config.checkpoints_total_limit
     )

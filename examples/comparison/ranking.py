@@ -7,7 +7,6 @@ Which of these is best is for the user's eyes to decide.
 
 import dataclasses
 import math
-from collections.abc import Sequence
 
 from examples.comparison.groups import Group, Standing, group_runs
 from examples.comparison.results import Result
@@ -24,6 +23,7 @@ class Ranking:
 
     groups: list[Group]
     sets: list[ValidationSet]
+    min_fidelity: float  # of runs on the front
 
     @property
     def results(self) -> list[Result]:
@@ -39,7 +39,7 @@ class Ranking:
         """Return the lines below the title: how the order arises, and what cannot be compared."""
         scored = [result for group in self.groups for result in group.results if result.has_scores]
         unmeasured = sum(len(group.results) for group in self.groups if group.standing == Standing.UNMEASURED)
-        lines = _describe_order([each.min_fidelity for each in self.sets]) if scored else []
+        lines = _describe_order(self.min_fidelity) if scored else []
         if unmeasured and scored:
             lines.append(f"{counted(unmeasured, 'run')} without these figures: after the others, in the order given.")
         elif unmeasured:
@@ -64,23 +64,25 @@ def rank(results: list[Result]) -> Ranking:
     """
     sets = find_validation_sets(results)
     groups = group_runs(results)
+    # one limit for all runs: the strictest
+    limits = [result.options.get("min_prompt_fidelity") or 0.0 for result in results if result.has_scores]
+    min_fidelity = max(limits, default=0.0)
     for group in groups:
-        group.standing = _standing(group)
+        group.standing = _standing(group, min_fidelity)
     for group in groups:
         if group.standing == Standing.BEHIND and _clamp(group.mean("style_distance")) < 1:
             if not any(_dominates(other, group) for other in groups):
                 group.standing = Standing.FRONT
-    return Ranking(sorted(groups, key=_sort_key), sets)
+    return Ranking(sorted(groups, key=_sort_key), sets, min_fidelity)
 
 
-def _standing(group: Group) -> Standing:
+def _standing(group: Group, min_fidelity: float) -> Standing:
     """Return where a group stands, except for the front."""
     if group.problem:
         return Standing.FAILED
-    if not group.has_scores or group.validation_set is None:
+    if not group.has_scores:
         return Standing.UNMEASURED
-    is_below = group.mean("prompt_fidelity") < group.validation_set.min_fidelity
-    return Standing.BELOW_LIMIT if is_below else Standing.BEHIND
+    return Standing.BELOW_LIMIT if group.mean("prompt_fidelity") < min_fidelity else Standing.BEHIND
 
 
 def _dominates(other: Group, group: Group) -> bool:
@@ -108,11 +110,9 @@ def _sort_key(group: Group) -> tuple[int, int, int, float]:
     return 0, group.validation_set.number, group.standing, -score if math.isfinite(score) else math.inf
 
 
-def _describe_order(limits: Sequence[float]) -> list[str]:
-    """Describe the order, given the lowest prompt fidelity of each validation set."""
-    lowest = " to ".join(dict.fromkeys(f"{limit:g}" for limit in (min(limits), max(limits))))
-    limit = f"a prompt fidelity of at least {lowest} and " if max(limits) else ""
-    below = " Runs below that fidelity come after the others." if max(limits) else ""
+def _describe_order(min_fidelity: float) -> list[str]:
+    limit = f"a prompt fidelity of at least {min_fidelity:g} and " if min_fidelity else ""
+    below = " Runs below that fidelity come after the others." if min_fidelity else ""
     return [
         "First come the runs on the front: every other run has a lower prompt fidelity (above 1 counts as 1) or a higher "
         f"style distance. Only runs with {limit}a style distance below 1 can be on it.{below}",

@@ -37,7 +37,6 @@ class Result:
     Attributes:
         validation_images: SHA-256 of the validation images; empty without any.
         validation_set: what the run was measured on, once `find_validation_sets` has found it.
-        min_prompt_fidelity: the limit that the run has settled on; None if only its options are known.
     """
 
     run: Run
@@ -47,7 +46,6 @@ class Result:
     val_losses: list[tuple[int, float]]
     validation_images: frozenset[str] = frozenset()
     validation_set: ValidationSet | None = None
-    min_prompt_fidelity: float | None = None
     step: int | None = None
     prompt_fidelity: float | None = None  # of the exported hypernetwork, like the next three
     style_distance: float | None = None
@@ -67,12 +65,6 @@ class Result:
         """The mean of the last tenth of the logged training losses."""
         last = [loss for _, loss in self.losses[-max(1, len(self.losses) // 10) :]]
         return statistics.fmean(last) if last else None
-
-    @property
-    def min_fidelity(self) -> float:
-        """The prompt fidelity that the run asked for."""
-        known = self.min_prompt_fidelity
-        return float(self.options.get("min_prompt_fidelity") or 0) if known is None else known
 
     @property
     def has_scores(self) -> bool:

@@ -41,7 +41,7 @@ def draw_scatter(ranking: Ranking) -> Figure:
     axes = list(figure.subplots(rows, min(COLUMNS, len(panels)), squeeze=False).flat)
     for panel, (title, members) in zip(axes, panels.items()):
         panel.set_title(title)
-        _draw_panel(panel, members, has_front=not ranking.is_alone(members[0][1]))
+        _draw_panel(panel, members, ranking.min_fidelity, has_front=not ranking.is_alone(members[0][1]))
     for panel in axes[len(panels) :]:
         panel.remove()
     named = shown[:MAX_LABELS]
@@ -58,9 +58,8 @@ def draw_scatter(ranking: Ranking) -> Figure:
     return figure
 
 
-def _draw_panel(panel: Axes, members: Sequence[Numbered], has_front: bool) -> None:
+def _draw_panel(panel: Axes, members: Sequence[Numbered], min_fidelity: float, has_front: bool) -> None:
     """Plot groups, the front of those that were measured on the same images, and the base model for orientation."""
-    min_fidelity = max(group.validation_set.min_fidelity for _, group in members if group.validation_set)
     places = [_place(group) for _, group in members]
     lefts, bottoms = zip(*places)
     panel.set_xlim(min(0.85, *lefts) - 0.08, max(1.12, *lefts) + 0.03)

@@ -55,8 +55,7 @@ def build_table(ranking: Ranking) -> tuple[list[str], list[list[str]]]:
 def _format_standing(group: Group, ranking: Ranking) -> str:
     """Return whether the group is on the front, and if it cannot be, why."""
     alone = "alone in its set" if ranking.is_alone(group) else "yes"
-    limit = group.validation_set.min_fidelity if group.validation_set else 0
-    standings = {Standing.FRONT: alone, Standing.BEHIND: "no", Standing.BELOW_LIMIT: f"below {limit:g}"}
+    standings = {Standing.FRONT: alone, Standing.BEHIND: "no", Standing.BELOW_LIMIT: f"below {ranking.min_fidelity:g}"}
     return standings.get(group.standing, "")
 
 

@@ -22,13 +22,10 @@ class ValidationSet:
     Args:
         number: counts from 1 in the order of the runs.
         first: its first run.
-
-    Attributes:
-        min_fidelity: the prompt fidelity that runs on the front need: the highest that one of the runs asked for.
     """
 
     def __init__(self, number: int, first: "Result"):
-        self.number, self.first, self.min_fidelity = number, first, 0.0
+        self.number, self.first = number, first
 
     @property
     def base_loss(self) -> float | None:
@@ -67,5 +64,4 @@ def find_validation_sets(results: list["Result"]) -> list[ValidationSet]:
                 found = ValidationSet(len(sets) + 1, result)
                 sets.append(found)
             result.validation_set = found
-            found.min_fidelity = max(found.min_fidelity, result.min_fidelity if result.has_scores else 0.0)
     return sets

@@ -56,7 +56,6 @@ class Outcome:
             losses = {"val_loss": guard.last_loss, "val_loss_base": monitor.base_loss, "best_val_loss": guard.best_loss}
             found |= {name: loss if math.isfinite(loss) else None for name, loss in losses.items()}
             found["best_step"] = guard.best_step
-            found["min_prompt_fidelity"] = guard.min_fidelity
         found |= self.scores
         if CHOSEN in self.folder.extras:
             found["learning_rate"] = float(learning_rate_schedule(monitor.config).at(0))

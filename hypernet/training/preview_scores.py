@@ -35,7 +35,7 @@ POOL = 1000  # captions to choose alternatives from
 LEAST_MARGIN = 1e-4  # mean of the base model's margins; below, its prompts cannot be told apart, and noise decides
 FAILED = "previews could not be scored"
 
-OWN_FIDELITY = "own_prompt_fidelity"  # in run.json, so that a resumed run has the same limit
+UNRECOGNIZED = 0.1  # a style's own images with their captions have 0.25 to 0.45, with other captions about 0
 
 Scores = dict[str, float]
 
@@ -69,13 +69,12 @@ class PreviewScores:
         style_prompts: their captions.
         sample_style: returns the latents of an image for each of `style_prompts`, generated without a hypernetwork.
         validation: the validation images, if there are any.
-        own_fidelity: see below; if it is known, it is not measured.
+        judges_captions: measure `own_fidelity`, too.
 
     Attributes:
         values: "prompt_fidelity", "style_distance" and "score" of the last state measured; none if that has failed.
-        own_fidelity: the prompt fidelity of the images that define the style, given their captions: what a hypernetwork
-            can reach that matches the style fully. None without validation images or `--min_prompt_fidelity`, for which
-            it is measured, or if the base model cannot tell the captions apart.
+        own_fidelity: the prompt fidelity of the images that define the style, given their captions. None if it is not
+            measured, or the base model cannot tell the captions apart.
     """
 
     def __init__(
@@ -89,14 +88,13 @@ class PreviewScores:
         style_prompts: Sequence[PreviewPrompt],
         sample_style: Callable[[], Sequence[torch.Tensor]],
         validation: TrainingDataset | None,
-        own_fidelity: float | None = None,
+        judges_captions: bool = False,
     ) -> None:
         self.models, self.previewer, self.accelerator = models, previewer, previewer.accelerator
         self.values: Scores = {}
-        self.own_fidelity = own_fidelity
+        self.own_fidelity: float | None = None
         pool = list(dict.fromkeys([*texts, *pool]))
-        wants_own = validation is not None and previewer.config.min_prompt_fidelity > 0 and own_fidelity is None
-        captions = [prompt.prompt for prompt in style_prompts] if wants_own else []
+        captions = [prompt.prompt for prompt in style_prompts] if judges_captions else []
         choices = [[text, *choose_alternatives(text, pool)] for text in [*texts, *captions]]
         encoded = previewer.sampler.encode(["", *(text for choice in choices for text in choice)])
         embeds = [[encoded[text] for text in choice] for choice in choices]
@@ -118,8 +116,7 @@ class PreviewScores:
         except Exception as error:  # such as out of memory
             shares, problem = [], reason(error)
         self._base = {} if problem else _merge([judged for judged, _ in shares])
-        if not problem and self._style_embeds:
-            self.own_fidelity = shares[0][1]  # the same in all processes
+        self.own_fidelity = None if problem else shares[0][1]  # the same in all processes
         if problem:
             self.previewer.failures.report(f"{FAILED} ({problem}); the run continues without")
 
@@ -144,6 +141,17 @@ class PreviewScores:
         if not all(each.is_finite for each in judged.values()):
             raise ValueError("the base model gives NaN")
         return judged, self._measure_own(generated)
+
+    @property
+    def note(self) -> str | None:
+        """A note if the base model does not recognize the training images by their captions, else None."""
+        if self.own_fidelity is None or self.own_fidelity >= UNRECOGNIZED:
+            return None
+        return (
+            f"the base model does not recognize your images by their captions (their prompt fidelity is "
+            f"{self.own_fidelity:.2f}): either the captions describe something else, or the style is far from anything "
+            "it knows; then the guard may take the style for lost subjects, and --min_prompt_fidelity 0 prevents that"
+        )
 
     def measure(self, state: object, check: Callable[[], None] = lambda: None) -> Scores:
         """Measure and return `values` of the hypernetwork that is attached.
@@ -277,7 +285,7 @@ def prepare_scores(
         return sample_base(run, models, shown, "Generating images to compare the style with")
 
     pool = spread(captions, POOL)
-    own = run.folder.extras.get(OWN_FIDELITY)
+    judges = validation is not None and config.min_prompt_fidelity > 0 and run.checkpoint is None
     return PreviewScores(
-        models, previewer, texts, pool, dataset, style_images, shown.prompts, sample_style, validation, own
+        models, previewer, texts, pool, dataset, style_images, shown.prompts, sample_style, validation, judges
     )

@@ -38,7 +38,6 @@ from hypernet.training.compilation import check_compiler, check_shapes, compile_
 from hypernet.training.disk_forecast import check_disk
 from hypernet.training.ema import EMA
 from hypernet.training.failures import Failures
-from hypernet.training.fidelity_limit import recall_own_fidelity
 from hypernet.training.init_from import load_init_from
 from hypernet.training.launch_settings import check_launch_settings
 from hypernet.training.memory_forecast import memory_lines
@@ -85,7 +84,6 @@ def start_run(config: TrainingConfig) -> Run:
     folder.check(orders.overwrite)
     recall_choice(folder, orders.starts_over)
     recall_prior(folder, orders.starts_over)
-    recall_own_fidelity(folder, orders.starts_over)
     checkpoint, notes = folder.find_checkpoint(orders.checkpoint)
     trackers = choose_trackers(config)
     check_hub_login(config)
@@ -237,6 +235,7 @@ def place_models(
     if scores is not None:
         run.accelerator.print("Measuring how well the base model shows the prompts, and its distance from the style")
         scores.measure_base()
+        print_main(run.accelerator, *([f"note: {scores.note}"] if scores.note else []))
     if prior is not None:
         prior.generate()
     return previewer, scores, prior

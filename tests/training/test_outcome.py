@@ -51,7 +51,7 @@ def test_a_run_without_a_best_state_names_the_option_that_asks_for_more():
 
 def test_result_holds_numbers_or_null():
     values = {"prompt_fidelity": 0.9, "style_distance": 0.5, "score": 0.45}
-    known = {"step": 9, "guard_returns": 1, "val_loss_base": 2.0, "min_prompt_fidelity": 0.6}
+    known = {"step": 9, "guard_returns": 1, "val_loss_base": 2.0}
     found = outcome(0.5, 2.0, 0.5, rollbacks=1, scores=values).result()
     assert found == {**known, "val_loss": 0.5, "best_val_loss": 0.5, "best_step": 9, **values}
     found = outcome(0.5, 2.0, math.inf, rollbacks=1, scores={}).result()

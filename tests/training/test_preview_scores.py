@@ -41,7 +41,8 @@ def made_run(config, models):
         failures=Failures(accelerator),
         processes=ALONE,
         dtype=torch.float32,
-        folder=types.SimpleNamespace(identity=identity, extras={}),
+        folder=types.SimpleNamespace(identity=identity),
+        checkpoint=None,
     )
 
 
