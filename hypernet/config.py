@@ -167,8 +167,8 @@ class TrainingConfig:
     validation_split: float = option(0.0, "Fraction of the images set aside as validation images, never trained on.")
     validation_data_dir: str | None = option(None, "Instead of a fraction: a folder of validation images.")
     validation_loss_steps: int | None = option(None, "Measure the validation loss every N steps. Default: --validation_steps.")
-    min_prompt_fidelity: float = option(0.5, "Only states whose prompt fidelity is at least this count as the best: how well the images still show their prompts, where 1 is as well as without the hypernetwork. 0 leaves it to the validation loss.")
-    guard: bool = option(True, "Divergence guard: when the validation loss has clearly risen, or the prompt fidelity has stayed below --min_prompt_fidelity, roll back to the best state and continue at a tenth of the learning rate (a third if it is the first time, and subjects are lost), up to three times. With --no_guard only non-finite values trigger it.")
+    min_prompt_fidelity: float = option(0.5, "Only states with at least this prompt fidelity count as the best. Prompt fidelity is how well the images still show their prompts; 1 is as well as without the hypernetwork. With 0, only the validation loss decides.")
+    guard: bool = option(True, "Divergence guard: when the validation loss has clearly risen, or the prompt fidelity has stayed below --min_prompt_fidelity, roll back to the best state and continue at a tenth of the learning rate (a third if it is the first rollback and the reason is a low prompt fidelity), up to three times. With --no_guard only non-finite values trigger it.")
 
     # Checkpoints and previews
     checkpointing_steps: int = option(500, "Save a checkpoint every N steps.")

@@ -69,7 +69,7 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """The validation losses and shares of right subjects of both, and the loss of the base model."""
+    """The validation losses and shares of correct subjects of both, and the loss of the base model."""
 
     chosen: float
     auto_loss: float

@@ -23,7 +23,7 @@ STEPS, CHECKPOINTING_STEPS, LIMIT = 400, 10, 0.05
 
 
 def measure_share(more_flags: Sequence[str] = ()) -> float:
-    """Train the quickstart, with these options besides; return the time of its checkpoints as a share of the time of its training loop."""
+    """Train the quickstart with these extra options; return its checkpoints' share of the training loop's time."""
     import train_hypernetwork  # after --help, since it loads torch
     from examples.benchmarks.clock import Clock
     from hypernet.training.checkpoint import Checkpointer

@@ -6,7 +6,7 @@
     python examples/benchmarks/rate_robustness.py -- --train_data_dir my_images --template "[filewords]"
 
 Prints what the file that each run exports comes to: the validation loss, the scores, and in how many of 24 samples the
-quickstart's classifier sees the subject of the prompt and, if --name is a hand that it knows, that hand; beside them,
+quickstart's classifier sees the subject of the prompt and, if --name is a style that it knows, that style; also
 the subjects of the run's best state.
 """
 
@@ -85,7 +85,7 @@ def main() -> None:
                 figures = {name: run.get(name) for name in ("style", *COLUMNS)}
                 rows.append({"learning_rate": learning_rate, "guard": guard, **figures})
     for guard, count in ruined.items():
-        ending = "fewer than half as many right subjects as its best state has"
+        ending = "fewer than half as many correct subjects as their best state has"
         print(f"\n{count} of {len(GRID)} runs {'with' if guard else 'without'} the guard end with {ending}", end="")
     print()
     if args.csv:

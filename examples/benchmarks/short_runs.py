@@ -37,7 +37,7 @@ def add_style_options(parser: argparse.ArgumentParser, default: list[str]) -> No
         action="append",
         default=[],
         metavar="NAME=FOLDER",
-        help="a further style: images, each with its caption in a .txt file",
+        help="another style: a folder of images, each with its caption in a .txt file",
     )
 
 
@@ -71,7 +71,7 @@ def run_options(root: Path, style: str, folder: Path, options: Mapping[str, Any]
 
 
 def train(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Train in this process, without output; nothing is trained if it is finished. Return the figures of result.json."""
+    """Train in this process, without output; a finished run is not repeated. Return the figures of result.json."""
     return train_quietly(options_to_flags(dict(options)))
 
 

@@ -105,7 +105,7 @@ class Checkpointer:
             self.folder.export(self.hypernetwork)
 
     def load(self, checkpoint: Path) -> None:
-        """Restore everything from a checkpoint; if its best state is damaged, from another copy, or search anew."""
+        """Restore everything from a checkpoint; if its best state is damaged, use another copy or restart the search."""
         scaler = self.accelerator.scaler
         if not (checkpoint / SCALER).is_file():
             self.accelerator.scaler = None  # the checkpoint is of another precision, so the scaler starts from scratch

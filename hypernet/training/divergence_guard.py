@@ -75,8 +75,8 @@ class DivergenceGuard:
             best = f"best, {self.best_loss:.4g} at step {self.best_step},"
             return f"val_loss {val_loss:.4g} has been clearly above its {best} for {PATIENCE} evaluations"
         if self.watches_loss and self.low >= LOW_PATIENCE and self.best_step is not None:
-            low = f"prompt_fidelity {fidelity:.2f} is too far below {self.min_fidelity:g}, or has been for too long"
-            return f"{low} (if the previews do show their prompts, lower --min_prompt_fidelity)"
+            low = f"prompt_fidelity {fidelity:.2f} is below {self.min_fidelity:g} for the second time in a row, or below half"
+            return f"{low} of it (if the previews show their prompts, lower --min_prompt_fidelity)"
         return None
 
     @property
@@ -118,7 +118,7 @@ class DivergenceGuard:
         return self.watches_loss and worse
 
     def reset(self) -> None:
-        """Restore the full learning rate and all rollbacks, and reopen a run that has ended."""
+        """Restore the full learning rate, count rollbacks from zero, and let a run that has ended continue."""
         self.learning_rate_factor, self.rollbacks, self.worse, self.low, self.has_ended = 1.0, 0, 0, 0, False
 
     def state_dict(self) -> dict:

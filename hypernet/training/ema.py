@@ -25,7 +25,7 @@ class EMA:
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """A context in which the hypernetwork has the averaged weights and does not drop out anything. Do not nest it."""
+        """A context in which the hypernetwork has the averaged weights and no dropout. Do not nest it."""
         self.hypernetwork.eval()
         if self.average is not None:
             self.average.store(self.parameters)

@@ -70,8 +70,8 @@ class Monitor:
         if {"learning_rate", "lr_scheduler", "guard", "min_prompt_fidelity"} & set(changed):
             self.guard.reset()
         if self.guard.has_ended:
-            line = "the divergence guard has ended this run; to go on, change --learning_rate or --min_prompt_fidelity, or "
-            print_main(self.accelerator, line + "turn off --guard")
+            line = "the divergence guard has ended this run; to continue, change --learning_rate or --min_prompt_fidelity, "
+            print_main(self.accelerator, line + "or use --no_guard")
         elif self.guard.learning_rate_factor != 1:
             line = f"  the divergence guard still multiplies the learning rate by {self.guard.learning_rate_factor:g}"
             print_main(self.accelerator, line)

@@ -144,13 +144,13 @@ class PreviewScores:
 
     @property
     def note(self) -> str | None:
-        """A note if the base model does not recognize the training images by their captions, else None."""
+        """A note if the base model cannot match the training images to their captions, else None."""
         if self.own_fidelity is None or self.own_fidelity >= UNRECOGNIZED:
             return None
         return (
-            f"the base model does not recognize your images by their captions (their prompt fidelity is "
-            f"{self.own_fidelity:.2f}): either the captions describe something else, or the style is far from anything "
-            "it knows; then the guard may take the style for lost subjects, and --min_prompt_fidelity 0 prevents that"
+            f"the base model can hardly match your images to their captions (prompt fidelity {self.own_fidelity:.2f}): "
+            "either the captions describe something else, or the style is far from anything that the base model knows. In "
+            "the second case, the guard may take the style for lost subjects; --min_prompt_fidelity 0 prevents that"
         )
 
     def measure(self, state: object, check: Callable[[], None] = lambda: None) -> Scores:
