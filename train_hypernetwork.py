@@ -121,7 +121,10 @@ def main(config: TrainingConfig) -> None:
             problem = monitor.measure(step, place, learning_rate, step_started, last)
             stops = signals.stop_wanted()
             saves = last or stops or step % config.checkpointing_steps == 0
+            state = monitor.state(step)
             gives_up = monitor.settle(step, problem, last, saves)
+            if previewer is not None and monitor.state(step) != state and previewer.holds(state):
+                preview(monitor, previewer, step, state=state, file_name=f"step-{step:06d}-discarded.png")
             bar.set_postfix(monitor.progress, refresh=False)
             ends = last or stops or gives_up
             if saves or gives_up:
@@ -173,26 +176,36 @@ def save(monitor: Monitor, step: int, ends: bool) -> None:
 
 
 def preview(
-    monitor: Monitor, previewer: Previewer | None, step: int, label: str = "", file_name: str = "", again: bool = False
+    monitor: Monitor,
+    previewer: Previewer | None,
+    step: int,
+    label: str = "",
+    file_name: str = "",
+    again: bool = False,
+    state: object = None,
 ) -> bool:
     """Generate previews with the current weights; save, score and log them beside those without the hypernetwork.
 
     Args:
         previewer: None if there are no previews; other images may still be scored.
+        state: that of weights which the guard has discarded, and whose previews `previewer` still holds.
         again: whether the last run may have generated and logged the same previews; existing ones are not logged again.
 
     Returns:
         False if a signal has interrupted the previews.
     """
     checkpointer, folder, signals = monitor.checkpointer, monitor.folder, monitor.signals
-    state = (label, step) if label else monitor.state(step)
+    is_discarded = state is not None
+    column = label or f"step {step}" + ", discarded" * is_discarded
+    state = state or ((label, step) if label else monitor.state(step))
     images = grid = None
     try:
         with monitor.stopwatch.timing("previews"):
             if previewer is not None:
                 with checkpointer.ema.applied():
-                    images, grid = previewer.compare(label or f"step {step}", signals.check, state)
-            monitor.score(step, state, exported=bool(label))
+                    images, grid = previewer.compare(column, signals.check, state)
+            if not is_discarded:
+                monitor.score(step, state, exported=bool(label))
     except Interrupted:
         return not signals.stop_wanted()
     if previewer is not None and grid is not None:
@@ -200,7 +213,7 @@ def preview(
         is_known = again and path.exists()
         with monitor.failures.tolerate(f"{path.parent} could not be written to"):
             save_png(grid, path)
-        if not is_known:
+        if not is_known and not is_discarded:
             monitor.trackers.log_previews(images, previewer.labels, step)
     return True
 
@@ -232,14 +245,18 @@ def report(run: Run, outcome: Outcome, prompt: str, seconds: float, steps: int) 
         run.trackers.log_artifact(config, folder)
     with run.failures.tolerate(f"{folder.card} could not be written"):
         if config.push_to_hub:
-            lines.append(push_to_hub(folder, config, run.base, hypernetwork, prompt, outcome.scores))
+            lines.append(push_to_hub(folder, config, run.base, hypernetwork, prompt, outcome.scores, outcome.guarded))
         else:
-            write_card(folder, config, run.base, hypernetwork, str(folder.root), prompt, outcome.scores)
+            write_card(
+                folder, config, run.base, hypernetwork, str(folder.root), prompt, outcome.scores, outcome.guarded
+            )
     for note in folder.finish_tables():
         run.failures.report(note)
     with run.failures.tolerate(f"{folder.result} could not be written"):
         folder.write_result(outcome.result())
-    look_first = "Look at the previews first. Then generate your own images:"
+    look_first = (
+        "Look at the previews first (if they are not what you want, see examples/docs/fried.md). Then generate:"
+    )
     lines.append(look_first if folder.before_after.is_file() else "Generate images with it:")
     flags = ["--hypernetwork", str(folder.root), "--prompt", prompt, *(run.previews[0].flags() if run.previews else [])]
     lines.append(f"  python examples/generate.py {shlex.join(flags)}")

@@ -7,12 +7,14 @@ third: the learning rate is then often only a little too high, and a tenth would
 
 import dataclasses
 import math
+from collections.abc import Collection
 
 CLEARLY_WORSE = 1.05  # times the best validation loss; with fixed noise the loss hardly varies
 PATIENCE = 3  # evaluations in a row
 LOW_PATIENCE = 2  # likewise, with too low a prompt fidelity; one evaluation is enough at less than half of it
 MAX_ROLLBACKS = 3
 LEARNING_RATE_FACTOR, FIRST_FACTOR = 0.1, 1 / 3  # the latter if the first rollback is for lost subjects
+TRUSTED = {"learning_rate", "lr_scheduler", "guard", "min_prompt_fidelity"}  # options; the guard starts over for them
 MAX_PERTURBATION = 50  # relative to the contexts; healthy hypernetworks range from 0.01 to 20
 
 # Field -> its key in checkpoints
@@ -75,8 +77,10 @@ class DivergenceGuard:
             best = f"best, {self.best_loss:.4g} at step {self.best_step},"
             return f"val_loss {val_loss:.4g} has been clearly above its {best} for {PATIENCE} evaluations"
         if self.watches_loss and self.low >= LOW_PATIENCE and self.best_step is not None:
-            low = f"prompt_fidelity {fidelity:.2f} is below {self.min_fidelity:g} for the second time in a row, or below half"
-            return f"{low} of it (if the previews show their prompts, lower --min_prompt_fidelity)"
+            low = f"prompt_fidelity {fidelity:.2f} is less than half of {self.min_fidelity:g}"
+            if fidelity is not None and fidelity >= self.min_fidelity / 2:
+                low = f"prompt_fidelity {fidelity:.2f} is below {self.min_fidelity:g}, as at the measurement before"
+            return f"{low} (if its previews show their prompts, lower --min_prompt_fidelity)"
         return None
 
     @property
@@ -116,6 +120,19 @@ class DivergenceGuard:
             or self.last_loss > max(base_loss, self.best_loss)
         )
         return self.watches_loss and worse
+
+    def begin(self, changed: Collection[str]) -> str | None:
+        """Reset if one of the `TRUSTED` options has changed since the last run. Return a line on what applies, or None."""
+        if TRUSTED & set(changed):
+            has_acted = self.rollbacks > 0
+            self.reset()
+            return "the divergence guard starts over: the learning rate applies in full" if has_acted else None
+        if self.has_ended:
+            options = "--learning_rate or --min_prompt_fidelity, or use --no_guard"
+            return f"the divergence guard has ended this run; to continue, change {options}"
+        if self.learning_rate_factor != 1:
+            return f"the divergence guard still multiplies the learning rate by {self.learning_rate_factor:g}"
+        return None
 
     def reset(self) -> None:
         """Restore the full learning rate, count rollbacks from zero, and let a run that has ended continue."""

@@ -56,7 +56,9 @@ In diffusers, with the `hypernet` package (from the trainer's repository: `pip i
 | --- | --- |
 {% for key, value in options.items() %}| {{ key }} | {{ value }} |
 {% endfor %}
-{% if scores %}Measured at its end: {{ scores }}. (Prompt fidelity: 1 if the images show their prompts as well as without the
+{% if guarded %}The divergence guard has intervened: {{ guarded }}.
+
+{% endif %}{% if scores %}Measured at its end: {{ scores }}. (Prompt fidelity: 1 if the images show their prompts as well as without the
 hypernetwork, 0 if nothing is left of them. Style distance: 0 if they are like the training images, 1 if they are like
 the base model's.)
 
@@ -73,12 +75,14 @@ def write_card(
     source: str,
     prompt: str,
     scores: Mapping[str, float],
+    guarded: str = "",
 ) -> None:
     """Write README.md: what the hypernetwork is, what it does, how to load it from `source`, how it was trained.
 
     Args:
         prompt: an example prompt to generate with.
         scores: see `PreviewScores`.
+        guarded: see `Outcome`.
     """
     trained, model, name = hypernetwork.config, base.source.path, str(config.name)
     is_hub_id = not Path(model).exists()
@@ -107,6 +111,7 @@ def write_card(
         notes=usage_notes(base, source, prompt),
         recipe=diffusers_recipe(base, source, prompt, shown_path),
         options=_listed_options(config, is_hub_id),
+        guarded=guarded,
         scores=", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in scores.items() if name != "score"),
     )
     card.save(folder.card)
@@ -146,6 +151,7 @@ def push_to_hub(
     hypernetwork: Hypernetwork,
     prompt: str,
     scores: Mapping[str, float],
+    guarded: str = "",
 ) -> str:
     """Write the card and upload everything but checkpoints and logs.
 
@@ -153,10 +159,12 @@ def push_to_hub(
         A line to print: the address of the page, or why the upload failed. A failure does not end the finished run.
     """
     api, name = HfApi(), str(config.hub_model_id or config.name)
-    write_card(folder, config, base, hypernetwork, name, prompt, scores)  # remains if the Hub cannot be reached
+    write_card(
+        folder, config, base, hypernetwork, name, prompt, scores, guarded
+    )  # remains if the Hub cannot be reached
     try:
         repo_id = api.create_repo(name, exist_ok=True).repo_id
-        write_card(folder, config, base, hypernetwork, repo_id, prompt, scores)
+        write_card(folder, config, base, hypernetwork, repo_id, prompt, scores, guarded)
         api.upload_folder(
             repo_id=repo_id,
             folder_path=folder.root,

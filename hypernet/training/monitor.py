@@ -67,14 +67,8 @@ class Monitor:
         Raises:
             UserError: if the model's output is not finite.
         """
-        if {"learning_rate", "lr_scheduler", "guard", "min_prompt_fidelity"} & set(changed):
-            self.guard.reset()
-        if self.guard.has_ended:
-            line = "the divergence guard has ended this run; to continue, change --learning_rate or --min_prompt_fidelity, "
-            print_main(self.accelerator, line + "or use --no_guard")
-        elif self.guard.learning_rate_factor != 1:
-            line = f"  the divergence guard still multiplies the learning rate by {self.guard.learning_rate_factor:g}"
-            print_main(self.accelerator, line)
+        if line := self.guard.begin(changed):
+            print_main(self.accelerator, f"  {line}")
         if self.validation is not None:
             self._begin_validation(step, self.validation)
         if not self.checkpointer.has_good_state:

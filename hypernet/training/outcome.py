@@ -9,6 +9,7 @@ from hypernet.training.learning_notes import learning_note
 from hypernet.training.lr_schedule import learning_rate_schedule
 from hypernet.training.monitor import Monitor
 from hypernet.training.preview_scores import Scores
+from hypernet.utils.errors import counted
 from hypernet.utils.image_grid import save_png
 
 PLOT_SECONDS = 60  # between two updates of loss.png; more if they would take more than PLOT_SHARE of the time
@@ -44,13 +45,28 @@ class Outcome:
         """The scores of the exported hypernetwork; empty if nothing was scored."""
         return {} if self.monitor.scores is None else self.monitor.scores.values
 
+    @property
+    def guarded(self) -> str:
+        """What the divergence guard has done to the exported hypernetwork; empty if nothing."""
+        guard, parts = self.guard, []
+        if guard.rollbacks:
+            parts.append(counted(guard.rollbacks, "rollback"))
+        if guard.last_loss == guard.best_loss and guard.best_step not in (None, self.step):
+            parts.append(f"the weights are those of step {guard.best_step}, the best")
+        return "; ".join(parts)
+
+    @property
+    def step(self) -> int:
+        """The number of steps that the run has taken."""
+        return int(self.monitor.checkpointer.hypernetwork.config.step)
+
     def result(self) -> dict[str, Any]:
         """Return what result.json says: the step, the exported hypernetwork's losses and scores, and what has failed.
 
         A loss is None if there is none: no state may have been good enough to be the best.
         """
         monitor, guard = self.monitor, self.guard
-        found: dict[str, Any] = {"step": monitor.checkpointer.hypernetwork.config.step}
+        found: dict[str, Any] = {"step": self.step}
         found["guard_returns"] = guard.rollbacks
         if monitor.validation is not None:
             losses = {"val_loss": guard.last_loss, "val_loss_base": monitor.base_loss, "best_val_loss": guard.best_loss}
@@ -79,6 +95,8 @@ class Outcome:
                 best = f"no state has shown the prompts well enough to be the best ({limit})"
             last = f"{guard.last_loss:.4g} with the exported one"
             lines.append(f"  validation loss {monitor.base_loss:.4g} without the hypernetwork, {last}; {best}")
+        if self.guarded:
+            lines.append(f"  guard           {self.guarded} ({self.folder.guard_log.path})")
         if monitor.change is None:
             monitor.measure_change()
         change = None if guard.rollbacks else monitor.change  # the state that the guard restores has hardly changed

@@ -132,6 +132,10 @@ class Previewer:
             self._sampled = state, {number: self.sample_prompt(self.prompts[number], check) for number in share}
         return self._sampled[1]
 
+    def holds(self, state: object) -> bool:
+        """Whether the previews of this state were the last that have been sampled."""
+        return self._sampled[0] == state
+
     def _generate_share(self, check: Callable[[], None], state: object) -> dict[int, list[Image.Image]]:
         """Return the previews of this process's prompts, by their number."""
         latents = self.sample(check, state)

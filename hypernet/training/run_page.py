@@ -8,6 +8,7 @@ import collections
 import contextlib
 import json
 import math
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from hypernet.utils.errors import reason
 from hypernet.utils.image_grid import CELLS
 
 TEMPLATE = Path(__file__).with_name("run_page.html")
+GRID = re.compile(r"step-(\d+)(-discarded)?\.png")
 PLACE = "RUN_DATA"  # in the template
 SHARE = 0.01  # of the run's time may go into writing the page; a page that takes longer is written less often
 PACES = 30  # writes over which the pace is measured, to estimate the time left
@@ -110,9 +112,13 @@ class RunPage:
 
     def _list_previews(self, step: int, has_ended: bool) -> list[dict[str, Any]]:
         """Return the run's preview grids up to a step, oldest first, and the final one if the run has ended."""
-        names = {path: path.stem.removeprefix("step-") for path in self.folder.previews.glob("step-*.png")}
-        steps = sorted((int(name), path) for path, name in names.items() if name.isdecimal() and int(name) <= step)
-        found = [(number, f"step {number:,}", path) for number, path in steps]
+        names = {path: GRID.fullmatch(path.name) for path in self.folder.previews.glob("step-*.png")}
+        steps = sorted((int(name[1]), not name[2], path) for path, name in names.items() if name)
+        found = [
+            (number, f"step {number:,}" + ("" if is_kept else ", discarded by the guard"), path)
+            for number, is_kept, path in steps
+            if number <= step
+        ]
         if has_ended and self.folder.before_after.is_file():
             found.append((step, f"step {step:,}, the result", self.folder.before_after))
         previews = []

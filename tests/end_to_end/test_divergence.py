@@ -22,13 +22,17 @@ def judged_by_loss(monkeypatch):
 def give_fidelities(monkeypatch):
     """A function that determines the prompt fidelity after each step; of the exported hypernetwork it is 0.9."""
 
-    def measure(fidelities, scores, state):
+    def measure(fidelities, scores, state, check):
+        if scores.previewer.base_previews is not None:  # with --validation_prompt
+            scores.previewer.sample(check, state)
         fidelity = 0.9 if state[0] == "with" else fidelities[state[0]]
         scores.values = {"prompt_fidelity": fidelity, "style_distance": 0.5, "score": fidelity / 2}
         return scores.values
 
     def give(fidelities):
-        monkeypatch.setattr(PreviewScores, "measure", lambda scores, state, check: measure(fidelities, scores, state))
+        monkeypatch.setattr(
+            PreviewScores, "measure", lambda scores, state, check: measure(fidelities, scores, state, check)
+        )
 
     return give
 
@@ -159,6 +163,21 @@ def test_says_if_the_base_model_does_not_recognize_the_images(
     assert len(notes) == is_said
     if is_said:
         assert f"{fidelity:.2f}" in notes[0] and notes[0].removeprefix("note: ") in (tmp_path / "run.html").read_text()
+
+
+def test_what_the_guard_discards_can_be_seen(models_dir, images_dir, tmp_path, give_fidelities):
+    give_fidelities({0: 1.0, 2: 0.9, 4: 0.2, 6: 0.9, 8: 0.2})
+    flags = [*SCORED, "--max_train_steps=8", "--validation_prompt=a cat", "--validation_inference_steps=2"]
+    said = train_here(models_dir, images_dir, tmp_path, *flags, "--validation_steps=4", "--learning_rate=0.1")
+    names = {path.name for path in (tmp_path / "previews").iterdir()}
+    assert {"step-000004-discarded.png", "step-000004.png", "step-000008-discarded.png"} <= names
+    discarded, restored = (tmp_path / "previews" / f"step-000004{end}.png" for end in ("-discarded", ""))
+    assert discarded.read_bytes() != restored.read_bytes()  # the latter shows the state of step 2
+    assert "step 4, discarded" in (tmp_path / "run.html").read_text()
+    best = read_result(tmp_path)["best_step"]
+    assert best in (2, 6) and f"step {best}" in (tmp_path / "README.md").read_text()
+    (line,) = [line for line in said.splitlines() if str(tmp_path / "guard.csv") in line]
+    assert "2 rollbacks" in line and f"step {best}" in line
 
 
 def test_without_a_state_that_shows_the_prompts_there_is_no_best(models_dir, images_dir, tmp_path, give_fidelities):
