@@ -20,6 +20,7 @@ if __name__ == "__main__":
     quiet_libraries()
     CONFIG = run_script(parse_config)  # answer --help and mistakes before importing torch, which takes seconds
 
+import contextlib
 import shlex
 import time
 
@@ -124,7 +125,7 @@ def main(config: TrainingConfig) -> None:
             state = monitor.state(step)
             gives_up = monitor.settle(step, problem, last, saves)
             if previewer is not None and monitor.state(step) != state and previewer.holds(state):
-                preview(monitor, previewer, step, state=state, file_name=f"step-{step:06d}-discarded.png")
+                save_discarded(monitor, previewer, step, state)
             bar.set_postfix(monitor.progress, refresh=False)
             ends = last or stops or gives_up
             if saves or gives_up:
@@ -176,36 +177,26 @@ def save(monitor: Monitor, step: int, ends: bool) -> None:
 
 
 def preview(
-    monitor: Monitor,
-    previewer: Previewer | None,
-    step: int,
-    label: str = "",
-    file_name: str = "",
-    again: bool = False,
-    state: object = None,
+    monitor: Monitor, previewer: Previewer | None, step: int, label: str = "", file_name: str = "", again: bool = False
 ) -> bool:
     """Generate previews with the current weights; save, score and log them beside those without the hypernetwork.
 
     Args:
         previewer: None if there are no previews; other images may still be scored.
-        state: that of weights which the guard has discarded, and whose previews `previewer` still holds.
         again: whether the last run may have generated and logged the same previews; existing ones are not logged again.
 
     Returns:
         False if a signal has interrupted the previews.
     """
     checkpointer, folder, signals = monitor.checkpointer, monitor.folder, monitor.signals
-    is_discarded = state is not None
-    column = label or f"step {step}" + ", discarded" * is_discarded
-    state = state or ((label, step) if label else monitor.state(step))
+    state = (label, step) if label else monitor.state(step)
     images = grid = None
     try:
         with monitor.stopwatch.timing("previews"):
             if previewer is not None:
                 with checkpointer.ema.applied():
-                    images, grid = previewer.compare(column, signals.check, state)
-            if not is_discarded:
-                monitor.score(step, state, exported=bool(label))
+                    images, grid = previewer.compare(label or f"step {step}", signals.check, state)
+            monitor.score(step, state, exported=bool(label))
     except Interrupted:
         return not signals.stop_wanted()
     if previewer is not None and grid is not None:
@@ -213,9 +204,19 @@ def preview(
         is_known = again and path.exists()
         with monitor.failures.tolerate(f"{path.parent} could not be written to"):
             save_png(grid, path)
-        if not is_known and not is_discarded:
+        if not is_known:
             monitor.trackers.log_previews(images, previewer.labels, step)
     return True
+
+
+def save_discarded(monitor: Monitor, previewer: Previewer, step: int, state: object) -> None:
+    """Save the previews that `previewer` still holds of a state that the guard has discarded."""
+    path = monitor.folder.previews / f"step-{step:06d}-discarded.png"
+    with contextlib.suppress(Interrupted):  # the run stops at its next step
+        _, grid = previewer.compare(f"step {step}, discarded", monitor.signals.check, state)
+        if grid is not None:
+            with monitor.failures.tolerate(f"{path.parent} could not be written to"):
+                save_png(grid, path)
 
 
 def report(run: Run, outcome: Outcome, prompt: str, seconds: float, steps: int) -> None:
