@@ -261,6 +261,21 @@ def test_rank_correlation_of_known_cases():
     assert np.isnan(agreement.spearman(values, [2.0] * 5))
 
 
+def test_ruined_and_good_runs_below_a_limit_are_counted():
+    shares = {0.45: 0.4, 0.55: 0.49, 0.65: 0.9, 0.95: 0.7, 0.3: 0.6}  # by prompt fidelity; the last is neither
+    found = [
+        make_row(BASELINE, seed, 1.0, prompt_fidelity=fidelity, subject_share=share)
+        for seed, (fidelity, share) in enumerate(shares.items())
+    ]
+    lines = [line.strip("| ").split(" | ") for line in agreement.build_limit_table(found).splitlines()[2:]]
+    assert lines == [
+        ["0.4", "0 of 2", "0 of 2"],
+        ["0.5", "1 of 2", "0 of 2"],
+        ["0.6", "2 of 2", "0 of 2"],
+        ["0.7", "2 of 2", "1 of 2"],
+    ]
+
+
 def test_agreement_is_counted_over_runs_with_both_figures():
     found = [
         make_row(BASELINE, seed, seed / 10, prompt_fidelity=seed / 12, subject_share=seed**2 / 144)

@@ -7,7 +7,8 @@
 Prints Spearman's rank correlations: of prompt fidelity with the share of samples that show their subject, and of style
 distance (its sign reversed) with the share in the style; measured on the same 36 samples, and by the run itself on its
 12 previews; and for comparison those of the validation loss (reversed, too). Over all runs, and within each style and
-each section of the study with at least ten runs. CSV files of rate_robustness.py, if named, count as more runs.
+each section of the study with at least ten runs. Then, for limits of prompt fidelity, how many ruined and good runs a
+limit refuses. CSV files of rate_robustness.py, if named, count as more runs.
 """
 
 import csv
@@ -25,6 +26,8 @@ from hypernet.cli.script import ScriptParser, run_script
 from hypernet.utils.errors import UserError, reason
 
 MIN_RUNS = 10
+LIMITS = (0.4, 0.5, 0.6, 0.7)  # of prompt fidelity
+RUINED, GOOD = 1 / 2, 2 / 3  # share of correct subjects below which, or from which on, a run counts as that
 PAIRS = {  # heading -> a figure, its sign, and the one that it should agree with
     "prompt fidelity, correct subject": ("sample_prompt_fidelity", 1, "subject_share"),
     "the run's own": ("prompt_fidelity", 1, "subject_share"),
@@ -96,8 +99,21 @@ def build_agreement_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def build_limit_table(rows: Sequence[Row]) -> str:
+    """Return a Markdown table of how many ruined and good runs have a prompt fidelity below each limit."""
+    names = ("prompt_fidelity", "subject_share")
+    pairs = [tuple(row.figures[name] for name in names) for row in rows if set(names) <= row.figures.keys()]
+    ruined = [fidelity for fidelity, share in pairs if share < RUINED]
+    good = [fidelity for fidelity, share in pairs if share >= GOOD]
+    lines = ["| limit | fewer than half of the subjects | at least two thirds |", "| --- | --- | --- |"]
+    for limit in LIMITS:
+        below = [f"{sum(fidelity < limit for fidelity in group)} of {len(group)}" for group in (ruined, good)]
+        lines.append(f"| {limit:g} | {' | '.join(below)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     parser = ScriptParser(__doc__)
     help = "CSV files that examples/benchmarks/rate_robustness.py wrote"
     parser.add_argument("rates", nargs="*", type=Path, help=help)
@@ -108,6 +124,8 @@ def main() -> None:
         raise UserError(f"{TABLE}: it has {len(rows)} runs; train at least {MIN_RUNS} with run.py beside it")
     print("Spearman's correlation, and in parentheses the number of runs:\n")
     print(build_agreement_table(rows))
+    print("\nRuns below a limit of their own prompt fidelity:\n")
+    print(build_limit_table(rows))
 
 
 if __name__ == "__main__":
