@@ -20,10 +20,10 @@ if __name__ == "__main__":
     quiet_libraries()
     CONFIG = run_script(parse_config)  # answer --help and mistakes before importing torch, which takes seconds
 
-import contextlib
 import shlex
 import time
 
+from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from hypernet.config import TrainingConfig
@@ -85,8 +85,10 @@ def main(config: TrainingConfig) -> None:
     run.trackers.start(config, folder, run_label(config), batches.fingerprint)
     monitor = Monitor(run, checkpointer, validation, trainee.bare_model, perturbation, signals, scores)
     outcome = Outcome(monitor)
+    state = monitor.state(first_step)
     if monitor.begin(first_step, first_step >= last_step, folder.identity.changed):
         last_step = first_step
+    save_discarded(monitor, previewer, first_step, state)
     page = RunPage(folder, run.failures, describe_run(run, images, notes), first_step, last_step)
     print_main(accelerator, f"To watch it train, open {folder.page} in a browser")
 
@@ -124,8 +126,7 @@ def main(config: TrainingConfig) -> None:
             saves = last or stops or step % config.checkpointing_steps == 0
             state = monitor.state(step)
             gives_up = monitor.settle(step, problem, last, saves)
-            if previewer is not None and monitor.state(step) != state and previewer.holds(state):
-                save_discarded(monitor, previewer, step, state)
+            save_discarded(monitor, previewer, step, state)
             bar.set_postfix(monitor.progress, refresh=False)
             ends = last or stops or gives_up
             if saves or gives_up:
@@ -209,14 +210,19 @@ def preview(
     return True
 
 
-def save_discarded(monitor: Monitor, previewer: Previewer, step: int, state: object) -> None:
-    """Save the previews that `previewer` still holds of a state that the guard has discarded."""
-    path = monitor.folder.previews / f"step-{step:06d}-discarded.png"
-    with contextlib.suppress(Interrupted):  # the run stops at its next step
-        _, grid = previewer.compare(f"step {step}, discarded", monitor.signals.check, state)
-        if grid is not None:
-            with monitor.failures.tolerate(f"{path.parent} could not be written to"):
-                save_png(grid, path)
+def save_discarded(monitor: Monitor, previewer: Previewer | None, step: int, state: object) -> None:
+    """Save the previews of a state that the guard has discarded, if it was scored by them.
+
+    Args:
+        state: of the weights before the guard could act, see `Monitor.state`.
+    """
+    if previewer is None or monitor.state(step) == state or not all(gather_object([previewer.holds(state)])):
+        return
+    _, grid = previewer.compare(f"step {step}, discarded", state=state)
+    if grid is not None:
+        path = monitor.folder.discarded(step)
+        with monitor.failures.tolerate(f"{path.parent} could not be written to"):
+            save_png(grid, path)
 
 
 def report(run: Run, outcome: Outcome, prompt: str, seconds: float, steps: int) -> None:
@@ -229,6 +235,7 @@ def report(run: Run, outcome: Outcome, prompt: str, seconds: float, steps: int) 
     hypernetwork = outcome.monitor.checkpointer.hypernetwork
     elsewhere = "  (and ComfyUI)" if comfyui_reads(hypernetwork) else ""
     elsewhere = f"  (with {EXTENSION})" if hypernetwork.config.skip_connection else elsewhere
+    has_plot = CHOSEN in folder.extras and folder.learning_rate_plot.is_file()
     lines = [
         f"\n{counted(steps, 'step')} in {seconds:.0f} s; {config.name} has been trained for "
         f"{counted(hypernetwork.config.step, 'step')}.",
@@ -237,7 +244,7 @@ def report(run: Run, outcome: Outcome, prompt: str, seconds: float, steps: int) 
         f"  before / after  {folder.before_after}" if folder.before_after.is_file() else "",
         f"  the whole run   {folder.page}",
         f"  loss            {folder.loss_plot} and {folder.losses.path}",
-        f"  learning rate   {folder.learning_rate_plot}" if CHOSEN in folder.extras else "",
+        f"  learning rate   {folder.learning_rate_plot}" if has_plot else "",
         *outcome.summary(),
         f"  model card      {folder.card}",
         run.trackers.sync_line() or "",

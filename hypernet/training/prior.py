@@ -134,11 +134,11 @@ def prepare_prior(run: Run, models: StableDiffusion, prompts: PromptSampler) -> 
     if run.config.prior_prompts and kept["prompts"] != texts:
         note = f"note: {run.config.prior_prompts} has changed; the run keeps the prompts it started with"
         print_main(run.accelerator, note)
+    texts = kept["prompts"]
     styled = [text for text in texts if without_template_words(prompts.templates, text, str(run.config.name)) != text]
     if run.config.prior_prompts and styled:
         note = f'{len(styled)} of them have the words of --template, such as "{styled[0]}", and so unlearn the style'
         print_main(run.accelerator, f"note: {run.config.prior_prompts}: {note}")
-    texts = kept["prompts"]
     count = max(len(texts), min(len(prompts.ids), MOST_PROMPTS))
     texts = [texts[number % len(texts)] for number in range(count)]
     defaults = ("validation_seed", "validation_resolution", "validation_negative_prompt")

@@ -233,9 +233,17 @@ class RunFolder:
             renamed = next(other for other in map(path.with_name, names) if not other.exists())
             path.rename(renamed)
             lines.append(f"{path.name} is now {renamed.name}")
+        for path in self.previews.glob("step-*-discarded.png"):  # other previews are overwritten
+            digits = path.name.split("-")[1]
+            if digits.isdecimal() and int(digits) > step:
+                path.unlink(missing_ok=True)
         if later or step == 0:
             remove(self.wandb_id)  # W&B accepts no rows for steps that a run has passed
         return lines
+
+    def discarded(self, step: int) -> Path:
+        """Return the path of the previews of a state that the divergence guard has discarded after `step` steps."""
+        return self.previews / f"step-{step:06d}-discarded.png"
 
     def prune(self, limit: int | None) -> None:
         """Keep only the newest `limit` checkpoints, and as many of the abandoned ones; delete the rest."""

@@ -26,7 +26,7 @@ UNREPORTED = {"output_dir", "overwrite", "resume_from_checkpoint", "cache_dir", 
 UNREPORTED |= {"enable_tiling", "use_8bit_adam", "init_from", *PLACE_OPTIONS}  # --optimizer names the 8-bit optimizer
 # Options that a resumed run may change, although a new run with them would learn something else
 LEARNING = {"learning_rate", "lr_scheduler", "lr_warmup_steps", "lr_num_cycles", "lr_power", "guard"}
-LEARNING |= {"clip_grad_mode", "max_grad_norm", "max_grad_value"}
+LEARNING |= {"min_prompt_fidelity", "clip_grad_mode", "max_grad_norm", "max_grad_value"}
 NO_END = 10**9  # stands for the end of the training
 SCHEDULES = ("learning_rate", "max_grad_norm", "max_grad_value")
 # How to parse options that have several equivalent spellings

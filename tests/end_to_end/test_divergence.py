@@ -178,6 +178,9 @@ def test_what_the_guard_discards_can_be_seen(models_dir, images_dir, tmp_path, g
     assert best in (2, 6) and f"step {best}" in (tmp_path / "README.md").read_text()
     (line,) = [line for line in said.splitlines() if str(tmp_path / "guard.csv") in line]
     assert "2 rollbacks" in line and f"step {best}" in line
+    give_fidelities(dict.fromkeys(range(9), 0.9))
+    train_here(models_dir, images_dir, tmp_path, *flags, "--resume_from_checkpoint=step-000003")
+    assert not list((tmp_path / "previews").glob("*-discarded.png"))  # nothing of what the run has taken back
 
 
 def test_without_a_state_that_shows_the_prompts_there_is_no_best(models_dir, images_dir, tmp_path, give_fidelities):
