@@ -75,7 +75,7 @@ def write_card(
     source: str,
     prompt: str,
     scores: Mapping[str, float],
-    guarded: str = "",
+    guarded: str,
 ) -> None:
     """Write README.md: what the hypernetwork is, what it does, how to load it from `source`, how it was trained.
 
@@ -151,7 +151,7 @@ def push_to_hub(
     hypernetwork: Hypernetwork,
     prompt: str,
     scores: Mapping[str, float],
-    guarded: str = "",
+    guarded: str,
 ) -> str:
     """Write the card and upload everything but checkpoints and logs.
 
@@ -159,9 +159,8 @@ def push_to_hub(
         A line to print: the address of the page, or why the upload failed. A failure does not end the finished run.
     """
     api, name = HfApi(), str(config.hub_model_id or config.name)
-    write_card(
-        folder, config, base, hypernetwork, name, prompt, scores, guarded
-    )  # remains if the Hub cannot be reached
+    # remains if the Hub cannot be reached
+    write_card(folder, config, base, hypernetwork, name, prompt, scores, guarded)
     try:
         repo_id = api.create_repo(name, exist_ok=True).repo_id
         write_card(folder, config, base, hypernetwork, repo_id, prompt, scores, guarded)

@@ -148,10 +148,10 @@ class PreviewScores:
         if self.own_fidelity is None or self.own_fidelity >= UNRECOGNIZED:
             return None
         return (
-            f"the base model can hardly match your images to their captions (prompt fidelity {self.own_fidelity:.2f}, of its own "
-            "images 1): "
-            "either the captions describe something else, or the style is far from anything that the base model knows. In "
-            "the second case, the guard may take the style for lost subjects; --min_prompt_fidelity 0 prevents that"
+            f"the base model can hardly match your images to their captions (prompt fidelity {self.own_fidelity:.2f}, of "
+            "its own images 1): either the captions describe something else, or the style is far from anything that the "
+            "base model knows. In the second case, the guard may take the style for lost subjects; "
+            "--min_prompt_fidelity 0 prevents that"
         )
 
     def measure(self, state: object, check: Callable[[], None] = lambda: None) -> Scores:

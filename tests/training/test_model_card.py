@@ -30,7 +30,7 @@ def configure(base: BaseModel, tmp_path, **options) -> tuple[RunFolder, Training
 def test_special_characters_are_escaped(base, tmp_path):
     prompt, source = 'a "red" \\(cat\\) | dog', "C:\\new\\ink"
     folder, config = configure(base, tmp_path, name="my: style", filename_word_regex="a|b")
-    write_card(folder, config, base, Hypernetwork([12, 32], activation="relu"), source, prompt, {})
+    write_card(folder, config, base, Hypernetwork([12, 32], activation="relu"), source, prompt, {}, "")
     card = ModelCard.load(folder.card)
     assert card.data.library_name == "diffusers" and "hypernetwork" in card.data.tags
     assert card.data.base_model is None  # it is a folder here
@@ -43,7 +43,7 @@ def test_special_characters_are_escaped(base, tmp_path):
 def test_private_options_are_left_out(base, tmp_path):
     options = {"train_data_dir": "/home/me/images", "cache_dir": "/home/me/cache", "push_to_hub": True, "seed": 7}
     folder, config = configure(base, tmp_path, **options)
-    write_card(folder, config, base, Hypernetwork([12, 32]), "me/ink", "a cat", {})
+    write_card(folder, config, base, Hypernetwork([12, 32]), "me/ink", "a cat", {}, "")
     text = folder.card.read_text()
     assert "/home/me" not in text and str(tmp_path) not in text and base.source.path not in text
     assert "| seed | 7 |" in text
@@ -55,5 +55,5 @@ def test_failed_upload_leaves_a_card(base, tmp_path, monkeypatch):
 
     monkeypatch.setattr(HfApi, "create_repo", fail)
     folder, config = configure(base, tmp_path, push_to_hub=True)
-    line = push_to_hub(folder, config, base, Hypernetwork([12, 32]), "a cat", {})
+    line = push_to_hub(folder, config, base, Hypernetwork([12, 32]), "a cat", {}, "")
     assert "no connection" in line and str(folder.root) in line and folder.card.is_file()
