@@ -66,7 +66,9 @@ def main(config: TrainingConfig) -> None:
     dataset, validation = setup.encode_data(run, images, models)
     setup.create_folder(run, images)
     previewer, scores, prior = setup.place_models(run, models, dataset, validation)
-    notes += [scores.note] if scores is not None and scores.note else []
+    if scores is not None and scores.note:
+        notes.append(scores.note)
+        print_main(accelerator, f"note: {scores.note}")
     trainee = setup.build_trainee(run, models)
     hypernetwork, ema, batches = trainee.hypernetwork, trainee.ema, images.batches
     updater = Updater(run, models, dataset, batches, trainee, prior)

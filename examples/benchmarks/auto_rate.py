@@ -29,17 +29,9 @@ from hypernet.cli.script import ScriptParser, quiet_libraries, run_script
 if __name__ in ("__main__", "__mp_main__"):
     quiet_libraries()  # before diffusers is imported
 
+from examples.benchmarks import short_runs
 from examples.benchmarks.judging import judge_samples, pipeline_with
 from examples.benchmarks.settings_study.settings import STYLES
-from examples.benchmarks.short_runs import (
-    STEPS,
-    add_style_options,
-    find_best,
-    loss_of,
-    run_options,
-    train,
-    write_styles,
-)
 
 ACTIVATIONS, STRUCTURES, OPTIMIZERS = ("linear", "relu", "swish"), ("1,2,1", "1,2,2,1"), ("AdamW", "AdamW8bit")
 NEAR, SAMPLES = 1.05, 24
@@ -64,7 +56,9 @@ class Setting:
         words = (self.activation, self.structure, self.optimizer, str(self.batch_size), learning_rate)
         options = {"activation": self.activation, "layer_structure": self.structure, "optimizer": self.optimizer}
         options |= {"train_batch_size": str(self.batch_size), "learning_rate": learning_rate}
-        return run_options(self.root, self.style, self.root / self.style / "_".join(words).replace(":", "x"), options)
+        return short_runs.run_options(
+            self.root, self.style, self.root / self.style / "_".join(words).replace(":", "x"), options
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,12 +77,14 @@ class Result:
 def measure(setting: Setting, factor: str) -> Result:
     """Train with `--learning_rate auto`, and at constant learning rates until the best one is found."""
     auto = setting.options("auto" + factor)
-    result = train(auto)
+    result = short_runs.train(auto)
     chosen = float(result["learning_rate"])
-    best, best_loss = find_best(lambda rate: loss_of(train(setting.options(f"{rate:.3g}"))), chosen)
+    best, best_loss = short_runs.find_best(
+        lambda rate: short_runs.loss_of(short_runs.train(setting.options(f"{rate:.3g}"))), chosen
+    )
     folders = [Path(str(each["output_dir"])) for each in (auto, setting.options(f"{best:.3g}"))]
     subjects = [judge_samples(pipeline_with(folder), setting.style, SAMPLES).subject for folder in folders]
-    return Result(chosen, loss_of(result), best, best_loss, result["val_loss_base"], *subjects)
+    return Result(chosen, short_runs.loss_of(result), best, best_loss, result["val_loss_base"], *subjects)
 
 
 def list_settings(root: Path, styles: list[str], batch_size: int, everything: bool) -> list[Setting]:
@@ -104,7 +100,7 @@ def list_settings(root: Path, styles: list[str], batch_size: int, everything: bo
 
 def parse_arguments() -> argparse.Namespace:
     parser = ScriptParser(__doc__)
-    add_style_options(parser, list(STYLES[:2]))
+    short_runs.add_style_options(parser, list(STYLES[:2]))
     parser.add_argument("--all", action="store_true", help="all combinations")
     parser.add_argument("--train_batch_size", type=parse_count, default=4, help="default: %(default)s")
     parser.add_argument("--factor", default="", help='of "auto", such as ":0.5"')
@@ -117,11 +113,11 @@ def main() -> None:
     args = parse_arguments()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     root = args.output_dir.resolve()
-    styles = write_styles(root, args.styles, args.style_dir)
+    styles = short_runs.write_styles(root, args.styles, args.style_dir)
     settings = list_settings(root, styles, args.train_batch_size, args.all)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.jobs)))  # of the new processes
     columns = "chosen | loss | best constant | loss | ratio | correct subject | of the best | without a hypernetwork"
-    print(f"{STEPS} steps at batch size {args.train_batch_size}; loss: validation loss\n")
+    print(f"{short_runs.STEPS} steps at batch size {args.train_batch_size}; loss: validation loss\n")
     print(f"| style | activation | structure | optimizer | {columns} |\n|{' --- |' * 12}", flush=True)
     near = subjects = better = 0
     with concurrent.futures.ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:

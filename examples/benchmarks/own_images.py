@@ -1,13 +1,14 @@
 #!/usr/bin/env python
-"""Score a style's own images as if they were samples: prompt fidelity, and share of correct subjects.
+"""Score a style's own images as if they were samples: prompt fidelity, also with wrong captions, and correct subjects.
 
     python examples/benchmarks/own_images.py                                # four styles
     python examples/benchmarks/own_images.py --style_dir ink=my_drawings    # with a fifth style
 
 If the base model can hardly match a style's own images to their captions, a hypernetwork that learns the style will
-also have a low prompt fidelity. It is measured on 16 images and their captions, compared with what the base model
-generates from the same captions. The subjects are those that the quickstart's classifier recognizes in the images whose
-captions name one.
+also have a low prompt fidelity. As at the start of a run, it is measured on 16 images and their captions, compared with
+what the base model generates from the same captions; and, to see what wrong captions do, with each image under the
+caption of the next one. The subjects are those that the quickstart's classifier recognizes in the images whose captions
+name one.
 """
 
 import argparse
@@ -39,10 +40,16 @@ from hypernet.utils.sequences import spread
 IMAGES = 16
 
 
-def own_fidelity(pipeline: StableDiffusionPipeline, images: Sequence[Image.Image], captions: Sequence[str]) -> float:
-    """Return the prompt fidelity of images with these captions."""
+def own_fidelities(
+    pipeline: StableDiffusionPipeline, images: Sequence[Image.Image], captions: Sequence[str], pool: Sequence[str]
+) -> tuple[float, float]:
+    """Return the prompt fidelity of images with their captions, and with those of the next image.
+
+    Args:
+        pool: captions to choose alternatives from.
+    """
     scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
-    choices = [[caption, *choose_alternatives(caption, captions)] for caption in captions]
+    choices = [[caption, *choose_alternatives(caption, pool)] for caption in captions]
     embeds = [[encode_prompt(pipeline, text) for text in choice] for choice in choices]
 
     def margins(shown: Sequence[Image.Image]) -> float:
@@ -52,7 +59,8 @@ def own_fidelity(pipeline: StableDiffusionPipeline, images: Sequence[Image.Image
             for seed, (each, texts) in enumerate(zip(latents, embeds, strict=True))
         )
 
-    return margins(images) / margins(sample(pipeline, captions, steps=SAMPLING_STEPS))
+    possible = margins(sample(pipeline, captions, steps=SAMPLING_STEPS))
+    return margins(images) / possible, margins([*images[-1:], *images[:-1]]) / possible
 
 
 def main() -> None:
@@ -60,17 +68,19 @@ def main() -> None:
     add_style_options(parser, list(STYLES))
     args: argparse.Namespace = parser.parse_args()
     pipeline, classifier = load_pipeline(MODEL), load_classifier()
-    print("| style | prompt fidelity | correct subject |\n| --- | --- | --- |", flush=True)
+    print("| style | prompt fidelity | with wrong captions | correct subject |\n|" + " --- |" * 4, flush=True)
     with tempfile.TemporaryDirectory() as root:
         for style in write_styles(Path(root), args.styles, args.style_dir):
             paths = sorted(path for path in Path(root, "data", style, "images").iterdir() if path.suffix != ".txt")
             captions = [path.with_suffix(".txt").read_text(encoding="utf-8").strip() for path in paths]
             images = [Image.open(path).convert("RGB").resize((128, 128)) for path in paths]
-            fidelity = own_fidelity(pipeline, spread(images, IMAGES), spread(captions, IMAGES))
+            chosen = spread(images, IMAGES), spread(captions, IMAGES)
+            fidelities = own_fidelities(pipeline, *chosen, pool=captions)
             named = [[subject for subject in SUBJECTS if subject in caption] for caption in captions]
             known = [(image, max(names, key=len)) for image, names in zip(images, named) if names]
             seen = judge(classifier, [image for image, _ in known])["subject"]
-            print(f"| {style} | {fidelity:.2f} | {share_right(seen, [name for _, name in known]):.0%} |", flush=True)
+            share = share_right(seen, [name for _, name in known])
+            print(f"| {style} | {fidelities[0]:.2f} | {fidelities[1]:.2f} | {share:.0%} |", flush=True)
 
 
 if __name__ == "__main__":

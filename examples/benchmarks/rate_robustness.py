@@ -52,11 +52,11 @@ def train(work: Path, learning_rate: float, guard: bool, steps: int, flags: list
     return {"style": style, **outcome, **seen, "best_subject_share": best["subject_share"]}
 
 
-def judge_state(folder: Path, hand: str) -> dict[str, float | None]:
-    """Return the shares of samples that show the subject of the prompt, and that are in the hand, if it is known."""
+def judge_state(folder: Path, style: str) -> dict[str, float | None]:
+    """Return the shares of samples that show the subject of the prompt, and that are in the style, if it is known."""
     from examples.benchmarks.judging import judge_samples, pipeline_with
 
-    judged = judge_samples(pipeline_with(folder), hand, SAMPLES)
+    judged = judge_samples(pipeline_with(folder), style, SAMPLES)
     return {"subject_share": judged.subject, "style_share": judged.style}
 
 

@@ -31,19 +31,11 @@ if __name__ == "__main__":
 
 from PIL import Image
 
+from examples.benchmarks import short_runs
 from examples.benchmarks.judging import SAMPLING_STEPS, judge_samples, pipeline_with
 from examples.benchmarks.lora_of_same_size import train_lora
 from examples.benchmarks.settings_study.measure import SAMPLES, load_scores
 from examples.benchmarks.settings_study.settings import STYLES
-from examples.benchmarks.short_runs import (
-    STEPS,
-    add_style_options,
-    find_best,
-    loss_of,
-    run_options,
-    train,
-    write_styles,
-)
 from examples.quickstart.tools.measure import MODEL, load_pipeline, prompt_scenes, sample
 from examples.quickstart.tools.scenes import caption
 from hypernet.utils.image_grid import labeled_grid
@@ -70,16 +62,18 @@ def judge_run(folder: Path, style: str, data: Path) -> tuple[dict[str, float | N
 
 def measure(root: Path, style: str, kind: str, seeds: range, learning_rate: str) -> tuple[list[str], list[Image.Image]]:
     """Train one of the kinds with each seed. Return its row of the table, and samples of the first seed."""
-    run: Run = train_lora if kind == "LoRA" else train
+    run: Run = train_lora if kind == "LoRA" else short_runs.train
 
     def options(seed: int, **changed: Any) -> dict[str, Any]:
         own = RECIPE if kind == "recipe" else {}
         words = "_".join([kind, str(seed), *map(str, changed.values())]).replace(" ", "_").replace(":", "x")
-        return run_options(root, style, root / style / words, {**own, "seed": seed, **changed})
+        return short_runs.run_options(root, style, root / style / words, {**own, "seed": seed, **changed})
 
     changed: dict[str, Any] = {"learning_rate": learning_rate}
     if kind != "recipe":
-        best, _ = find_best(lambda rate: loss_of(run(options(seeds[0], learning_rate=f"{rate:.3g}"))), START)
+        best, _ = short_runs.find_best(
+            lambda rate: short_runs.loss_of(run(options(seeds[0], learning_rate=f"{rate:.3g}"))), START
+        )
         changed["learning_rate"] = f"{best:.3g}"
     losses, judged, shown, rates = [], [], [], set()
     for seed in seeds:
@@ -87,7 +81,7 @@ def measure(root: Path, style: str, kind: str, seeds: range, learning_rate: str)
         seen, images = judge_run(folder, style, root / "data" / style)
         judged.append(seen)
         shown = shown or images
-        losses.append(loss_of(result) / result["val_loss_base"])
+        losses.append(short_runs.loss_of(result) / result["val_loss_base"])
         rates.add(float(result.get("learning_rate", changed["learning_rate"])))  # what auto has chosen
     deviation = f" ± {statistics.stdev(losses):.3f}" if len(losses) > 1 else ""
     row = [
@@ -124,7 +118,7 @@ def save_sheet(root: Path, samples: dict[str, list[list[Image.Image]]], path: Pa
 
 def parse_arguments() -> argparse.Namespace:
     parser = ScriptParser(__doc__)
-    add_style_options(parser, list(STYLES))
+    short_runs.add_style_options(parser, list(STYLES))
     parser.add_argument("--seeds", type=parse_count, default=5, help="default: %(default)s")
     parser.add_argument("--output_dir", type=Path, default=Path("output/recipe"), help="default: %(default)s")
     parser.add_argument("--learning_rate", default="auto", help="of the recipe; default: %(default)s")
@@ -136,11 +130,11 @@ def main() -> None:
     args = parse_arguments()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     root = args.output_dir.resolve()
-    print(f"{STEPS} steps at batch size 4, {args.seeds} seeds; loss relative to the base model's\n")
+    print(f"{short_runs.STEPS} steps at batch size 4, {args.seeds} seeds; loss relative to the base model's\n")
     columns = "learning rate | validation loss | correct subject | style distance | in the style"
     print(f"| style | | {columns} |\n|{' --- |' * 7}", flush=True)
     samples: dict[str, list[list[Image.Image]]] = {}
-    for style in write_styles(root, args.styles, args.style_dir):
+    for style in short_runs.write_styles(root, args.styles, args.style_dir):
         for kind in KINDS:
             row, images = measure(root, style, kind, range(args.seeds), args.learning_rate)
             samples.setdefault(style, []).append(images)

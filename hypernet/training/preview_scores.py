@@ -33,9 +33,8 @@ VALIDATION_IMAGES = 16  # at most, to set the zero of the style distance
 STYLE_SEED = 10_000  # other noise than that of previews, which would otherwise seem to belong to the base model's style
 POOL = 1000  # captions to choose alternatives from
 LEAST_MARGIN = 1e-4  # mean of the base model's margins; below, its prompts cannot be told apart, and noise decides
+UNRECOGNIZED = 0.1  # prompt fidelity of training images below which a note is due
 FAILED = "previews could not be scored"
-
-UNRECOGNIZED = 0.1  # a style's own images with their captions have 0.25 to 0.45, with other captions about 0
 
 Scores = dict[str, float]
 
@@ -88,7 +87,7 @@ class PreviewScores:
         style_prompts: Sequence[PreviewPrompt],
         sample_style: Callable[[], Sequence[torch.Tensor]],
         validation: TrainingDataset | None,
-        judges_captions: bool = False,
+        judges_captions: bool,
     ) -> None:
         self.models, self.previewer, self.accelerator = models, previewer, previewer.accelerator
         self.values: Scores = {}

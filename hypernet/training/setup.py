@@ -235,7 +235,6 @@ def place_models(
     if scores is not None:
         run.accelerator.print("Measuring how well the base model shows the prompts, and its distance from the style")
         scores.measure_base()
-        print_main(run.accelerator, *([f"note: {scores.note}"] if scores.note else []))
     if prior is not None:
         prior.generate()
     return previewer, scores, prior
