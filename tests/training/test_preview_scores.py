@@ -5,6 +5,7 @@ import types
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 import hypernet
 from hypernet.config import TrainingConfig
@@ -33,6 +34,7 @@ WIDTHS = {"epsilon": [12, 16, 32], "xl": [16, 32, 36]}
 
 def made_run(config, models):
     """Return what scoring needs of a run."""
+    AcceleratorState._reset_state(True)  # an earlier test may have trained in another precision
     accelerator = Accelerator(cpu=True)
     identity = types.SimpleNamespace(contents={"UNet": models.hash})
     return types.SimpleNamespace(
